@@ -1,0 +1,1 @@
+"""The MoE layer: routing, experts, losses. Knows torch, and no ViT."""

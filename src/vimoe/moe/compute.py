@@ -1,0 +1,84 @@
+"""Four ways to compute Σ_i gate_i · E_i(x), equal in value and in every gradient.
+
+- `reference`: one token and one expert at a time; slow and obvious, the oracle for the others.
+- `loop`: sort by expert, one GEMM an expert, un-sort; any device and dtype.
+- `grouped`: the same with one grouped product for all experts; the host never waits for the device.
+- `dense`: every expert for every input, no shape that depends on data; for export and for counting.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from vimoe.moe.dispatch import combine, dispatch, sort_by_expert
+from vimoe.moe.rows import GroupedRows, LoopRows, Rows, RowsOfOne
+
+# S selections, k experts chosen for each, n rows a selection, E experts, D width, R rows in all.
+
+Backend = Literal["auto", "reference", "loop", "grouped", "dense"]
+FeedForward = Callable[[Tensor, Rows], Tensor]
+
+
+def compute_experts(
+    feed_forward: FeedForward, num_experts: int, backend: Backend, x: Tensor, expert_ids: Tensor, gates: Tensor
+) -> Tensor:
+    """Send every input to its experts and add up what they answer.
+
+    Args:
+        feed_forward: `[R, D]` rows and their experts to `[R, D]`.
+        num_experts: Number of experts E.
+        backend: One of the four above; `auto` takes `grouped` on CUDA in bf16 and fp16, else `loop`,
+            and `dense` while exporting and on the meta device.
+        x: `[S, n, D]`: S selections of n rows each.
+        expert_ids: `[S, k]` int64.
+        gates: `[S, k]`.
+
+    Returns:
+        `[S, n, D]`.
+    """
+    if backend == "auto":
+        backend = _pick_backend(x)
+    if backend == "reference":
+        return _reference(feed_forward, x, expert_ids, gates)
+    if backend == "dense":
+        return _dense(feed_forward, num_experts, x, expert_ids, gates)
+    order = sort_by_expert(expert_ids, num_experts)
+    y = dispatch(x, order, expert_ids.shape[1])
+    rows: Rows
+    if backend == "loop":
+        rows = LoopRows([count * x.shape[1] for count in order.counts.tolist()])
+    else:
+        ends = order.counts.cumsum(0) * x.shape[1]
+        rows = GroupedRows(ends.to(torch.int32), y.shape[0] * y.shape[1])
+    out = feed_forward(y.flatten(0, 1), rows)
+    return combine(out.view(y.shape[0], y.shape[1], out.shape[-1]), order, gates)
+
+
+def _pick_backend(x: Tensor) -> Backend:
+    if torch.compiler.is_exporting() or x.is_meta:
+        return "dense"
+    dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
+    grouped = x.is_cuda and dtype in (torch.bfloat16, torch.float16) and x.shape[-1] % 8 == 0
+    return "grouped" if grouped else "loop"
+
+
+def _reference(feed_forward: FeedForward, x: Tensor, expert_ids: Tensor, gates: Tensor) -> Tensor:
+    outputs = []
+    for selection, ids, weights in zip(x, expert_ids.tolist(), gates, strict=True):
+        for row in selection:
+            answers = [feed_forward(row[None], RowsOfOne(e))[0] for e in ids]
+            outputs.append(sum(w.to(y.dtype) * y for w, y in zip(weights, answers, strict=True)))
+    return torch.stack(outputs).view(x.shape) if outputs else x * gates.sum().to(x.dtype)
+
+
+def _dense(feed_forward: FeedForward, num_experts: int, x: Tensor, expert_ids: Tensor, gates: Tensor) -> Tensor:
+    weights = gates.new_zeros(gates.shape[0], num_experts).scatter(1, expert_ids, gates)
+    outputs = []
+    for e in range(num_experts):
+        y = feed_forward(x.flatten(0, 1), RowsOfOne(e)).unflatten(0, (x.shape[0], x.shape[1]))
+        outputs.append(y * weights[:, e, None, None].to(y.dtype))
+    return torch.stack(outputs).sum(0)

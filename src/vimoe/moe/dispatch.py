@@ -1,0 +1,99 @@
+"""Bringing inputs to their experts and back: a permutation and its inverse, nothing dropped."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+# S selections of k experts each; n rows belong to one selection (all T tokens of an image, or one token).
+
+
+class Order(NamedTuple):
+    """The S·k assignments sorted by expert.
+
+    Attributes:
+        forward: `[S·k]` int64, which assignment stands at each sorted place.
+        inverse: `[S·k]` int64, at which sorted place each assignment stands.
+        counts: `[E]` int64, assignments of each expert.
+    """
+
+    forward: Tensor
+    inverse: Tensor
+    counts: Tensor
+
+
+def sort_by_expert(expert_ids: Tensor, num_experts: int) -> Order:
+    """Stable order of the assignments by expert.
+
+    Args:
+        expert_ids: `[S, k]` int64.
+        num_experts: Number of experts E.
+    """
+    flat = expert_ids.flatten()
+    sorted_ids, forward = flat.sort(stable=True)
+    places = torch.arange(flat.numel(), device=flat.device)
+    inverse = torch.empty_like(forward).scatter_(0, forward, places)
+    ends = torch.searchsorted(sorted_ids, torch.arange(num_experts, device=flat.device), right=True)
+    return Order(forward, inverse, ends.diff(prepend=ends.new_zeros(1)))
+
+
+def dispatch(x: Tensor, order: Order, top_k: int) -> Tensor:
+    """Copy every input to its k experts: `[S, n, D]` to `[S·k, n, D]`, sorted by expert."""
+    return _Dispatch.apply(x, order.forward, order.inverse, top_k)
+
+
+def combine(y: Tensor, order: Order, gates: Tensor) -> Tensor:
+    """Weighted sum of the experts' outputs: `[S·k, n, D]`, sorted by expert, to `[S, n, D]`.
+
+    Args:
+        y: The experts' outputs.
+        order: What `sort_by_expert` gave.
+        gates: `[S, k]`.
+    """
+    return _Combine.apply(y, order.forward, order.inverse, gates)
+
+
+class _Dispatch(torch.autograd.Function):
+    """Gather forward, gather backward: neither slow nor nondeterministic as index_add would be."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, forward: Tensor, inverse: Tensor, top_k: int) -> Tensor:
+        ctx.save_for_backward(inverse)
+        ctx.top_k = top_k
+        return x.index_select(0, forward if top_k == 1 else forward // top_k)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (inverse,) = ctx.saved_tensors
+        grad = grad.index_select(0, inverse)
+        if ctx.top_k > 1:
+            grad = grad.unflatten(0, (-1, ctx.top_k)).sum(1)
+        return grad, None, None, None
+
+
+class _Combine(torch.autograd.Function):
+    """Un-sort, weigh and sum in one step, so that the backward reads each output once."""
+
+    @staticmethod
+    def forward(ctx: Any, y: Tensor, forward: Tensor, inverse: Tensor, gates: Tensor) -> Tensor:
+        gates = gates.to(y.dtype)
+        y = y.index_select(0, inverse).unflatten(0, gates.shape)
+        ctx.save_for_backward(y, forward, gates)
+        if gates.shape[1] == 1:
+            return y[:, 0] * gates[:, :, None]
+        return (y * gates[:, :, None, None]).sum(1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        y, forward, gates = ctx.saved_tensors
+        grad_gates = torch.einsum("sknd,snd->sk", y, grad) if ctx.needs_input_grad[3] else None
+        grad_y = None
+        if ctx.needs_input_grad[0]:
+            weighted = grad[:, None] * gates[:, :, None, None]
+            grad_y = weighted.flatten(0, 1).index_select(0, forward)
+        return grad_y, None, None, grad_gates
