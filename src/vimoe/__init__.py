@@ -1,0 +1,50 @@
+"""ViMoE: sparse Mixture-of-Experts Vision Transformers from pretrained dense ones."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from vimoe.errors import UserError
+
+if TYPE_CHECKING:
+    from vimoe.moe.config import MoEConfig
+    from vimoe.moe.losses import balance_loss
+    from vimoe.vit.checkpoint import load, save
+    from vimoe.vit.cost import cost
+    from vimoe.vit.plan import Plan
+    from vimoe.vit.prune import prune
+    from vimoe.vit.recording import record_routing
+    from vimoe.vit.upcycle import upcycle
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "MoEConfig",
+    "Plan",
+    "UserError",
+    "balance_loss",
+    "cost",
+    "load",
+    "prune",
+    "record_routing",
+    "save",
+    "upcycle",
+]
+
+# Imported on first use, so that `vimoe --help` answers without torch.
+_HOMES = {
+    "MoEConfig": "vimoe.moe.config",
+    "Plan": "vimoe.vit.plan",
+    "balance_loss": "vimoe.moe.losses",
+    "cost": "vimoe.vit.cost",
+    "load": "vimoe.vit.checkpoint",
+    "prune": "vimoe.vit.prune",
+    "record_routing": "vimoe.vit.recording",
+    "save": "vimoe.vit.checkpoint",
+    "upcycle": "vimoe.vit.upcycle",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'vimoe' has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

@@ -31,6 +31,9 @@ class Stacked(nn.Module):
         num_experts: Number of copies E.
     """
 
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+
     def __init__(self, module: nn.Linear | nn.LayerNorm, num_experts: int) -> None:
         super().__init__()
         for name in ("weight", "bias"):
@@ -78,6 +81,13 @@ class Experts(nn.Module):
         UserError: The FFN or the backend is not one we know.
     """
 
+    fc1: Stacked
+    fc1_g: Stacked
+    fc1_x: Stacked
+    act: nn.Module
+    norm: Stacked
+    fc2: Stacked
+
     def __init__(self, ffn: nn.Module, num_experts: int, scale: float = 1.0, backend: Backend = "auto") -> None:
         super().__init__()
         check_ffn(ffn)
@@ -86,15 +96,17 @@ class Experts(nn.Module):
         self.num_experts = num_experts
         self.backend: Backend = backend
         for name, child in ffn.named_children():
-            stackable = isinstance(child, nn.Linear | nn.LayerNorm)
-            self.add_module(name, Stacked(child, num_experts) if stackable else copy.deepcopy(child))
+            if isinstance(child, nn.Linear | nn.LayerNorm):
+                self.add_module(name, Stacked(child, num_experts))
+            else:
+                self.add_module(name, copy.deepcopy(child))
         with torch.no_grad():
             for parameter in self.fc2.parameters():
                 parameter.mul_(scale)
-        self.norm_eps = getattr(getattr(ffn, "norm", None), "eps", None)
+        self.norm_eps: float | None = getattr(getattr(ffn, "norm", None), "eps", None)
         self.unpacked = hasattr(ffn, "fc1_g")
-        self.packed = not self.unpacked and ffn.fc1.out_features != ffn.fc2.in_features
-        self.gate_last = getattr(ffn, "gate_last", False)
+        self.packed = not self.unpacked and self.fc1.weight.shape[1] != self.fc2.weight.shape[2]
+        self.gate_last: bool = getattr(ffn, "gate_last", False)
         # A tuple hides the weightless skeleton from torch: it is the form to give an expert back in, not a submodule.
         self._skeleton = (_without_storage(ffn),)
 
@@ -131,14 +143,17 @@ class Experts(nn.Module):
                 hidden = first * self.act(second) if self.gate_last else self.act(first) * second
             else:
                 hidden = self.act(hidden)
-        if "drop1" in self._modules:
-            hidden = self.drop1(hidden)
+        hidden = self._drop("drop1", hidden)
         if self.norm_eps is not None:
             hidden = F.layer_norm(hidden, hidden.shape[-1:], eps=self.norm_eps)
             hidden = hidden if self.norm.weight is None else hidden * rows.expand(self.norm.weight)
             hidden = hidden if self.norm.bias is None else hidden + rows.expand(self.norm.bias)
         out = rows.linear(hidden, self.fc2.weight, self.fc2.bias)
-        return self.drop2(out) if "drop2" in self._modules else out
+        return self._drop("drop2", out)
+
+    def _drop(self, name: str, x: Tensor) -> Tensor:
+        dropout = self._modules.get(name)
+        return x if dropout is None else dropout(x)
 
     def keep(self, experts: Sequence[int]) -> None:
         """Remove all experts but these, in place; the kept ones take the given order."""

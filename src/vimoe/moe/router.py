@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import torch
@@ -79,7 +80,7 @@ class Router(nn.Module):
 
     def forward(self, x: Tensor) -> Selection:
         """Route `x` of shape `[S, D]`, any float dtype."""
-        with torch.autocast(x.device.type, enabled=False):
+        with nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False):
             dtype = torch.promote_types(x.dtype, torch.float32)
             logits = F.linear(x.to(dtype), self.weight.to(dtype))
             noise = torch.randn_like(logits) / logits.shape[-1] if self.noise and self.training else None

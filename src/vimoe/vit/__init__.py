@@ -1,0 +1,1 @@
+"""Surgery on timm ViTs: find FFNs, upcycle, prune, cost, save and load."""

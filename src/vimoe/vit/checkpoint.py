@@ -1,0 +1,120 @@
+"""Model folders: `model.safetensors` and `config.json`, in timm's own form plus the MoE settings.
+
+A dense model's folder is a plain timm folder; nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from timm.models import save_for_hf
+from torch import nn
+
+from vimoe.errors import UserError
+from vimoe.moe.config import MoEConfig
+from vimoe.vit.upcycle import get_config, install
+
+WEIGHTS, CONFIG, MOE_KEY = "model.safetensors", "config.json", "vimoe"
+
+
+def save(
+    model: nn.Module,
+    folder: str | Path,
+    *,
+    model_args: dict[str, Any] | None = None,
+    extra: dict[str, Any] | None = None,
+) -> None:
+    """Write a model folder that `load`, and for a dense model timm itself, can read.
+
+    Each file is written under another name and then renamed: a reader sees the old one or the new one, whole.
+
+    Args:
+        model: A model made by `timm.create_model`, dense or upcycled.
+        folder: Where to write; made if it does not exist, other files in it stay.
+        model_args: Arguments of `timm.create_model` that timm could not note down itself.
+        extra: More entries for `config.json`, such as `label_names`.
+
+    Raises:
+        UserError: The model was not made by `timm.create_model`, or the folder cannot be written.
+    """
+    folder = Path(folder)
+    if not getattr(model, "pretrained_cfg", {}).get("architecture"):
+        raise UserError("only models made by timm.create_model can be saved: this one does not know its own name")
+    config = get_config(model)
+    entries = {**(extra or {}), **({MOE_KEY: config.to_dict()} if config else {})}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as scratch:
+            save_for_hf(model, scratch, model_config=entries, model_args=model_args, safe_serialization=True)
+            for name in (WEIGHTS, CONFIG):
+                os.replace(Path(scratch) / name, folder / name)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"cannot write the model to {folder}: {error}") from error
+    except ValueError as error:
+        raise UserError(f"cannot describe this model: {error} (model_args= of vimoe.save does)") from error
+
+
+def load(folder: str | Path, device: str | torch.device = "cpu") -> nn.Module:
+    """Read a model folder, dense or upcycled, pruned or not; in eval mode.
+
+    Args:
+        folder: What `save` wrote.
+        device: Where to put the weights.
+
+    Raises:
+        UserError: The folder is missing, foreign, damaged, or the weights do not fit its configuration.
+    """
+    folder = Path(folder)
+    entries = read_config(folder)
+    args = {"num_classes": entries.get("num_classes"), **entries.get("model_args", {})}
+    overlay = {**entries["pretrained_cfg"], **{k: entries[k] for k in ("num_classes", "label_names") if k in entries}}
+    try:
+        model = timm.create_model(entries["architecture"], pretrained_cfg_overlay=overlay, **args)
+    except (RuntimeError, TypeError, ValueError) as error:
+        raise UserError(f"{folder / CONFIG}: timm cannot make this model: {error}") from error
+    if MOE_KEY in entries:
+        install(model, MoEConfig.from_dict(entries[MOE_KEY]))
+    _load_weights(model, folder / WEIGHTS)
+    return model.to(device).eval()
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """The entries of a model folder's `config.json`.
+
+    Raises:
+        UserError: It is missing, no JSON, or not a model's.
+    """
+    path = folder / CONFIG
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"{folder} is not a model folder: it holds no {CONFIG}") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {path}: {error}") from error
+    if not isinstance(entries, dict) or not {"architecture", "pretrained_cfg"} <= set(entries):
+        raise UserError(f"{path} does not describe a timm model: it names no architecture")
+    return entries
+
+
+def _load_weights(model: nn.Module, path: Path) -> None:
+    try:
+        state = load_file(path)
+    except FileNotFoundError as error:
+        raise UserError(f"{path.parent} is not a model folder: it holds no {WEIGHTS}") from error
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"{path} is damaged or no safetensors file: {error}") from error
+    expected = model.state_dict()
+    wrong = sorted(set(expected) ^ set(state))
+    wrong += sorted(name for name in set(expected) & set(state) if expected[name].shape != state[name].shape)
+    if wrong:
+        raise UserError(f"{path} does not fit {CONFIG}: {len(wrong)} weights differ, the first is {wrong[0]}")
+    model.to(next(iter(state.values())).dtype if state else torch.float32)
+    model.load_state_dict(state)

@@ -1,0 +1,72 @@
+"""What a model costs, counted on the model itself: parameters and multiply-adds for one image."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from vimoe.errors import UserError
+from vimoe.moe.layer import MoELayer
+from vimoe.vit.blocks import find_backbone, moe_layers
+from vimoe.vit.meta import input_shape, meta_clone
+
+
+class Cost(NamedTuple):
+    """The cost of a model for one image.
+
+    Attributes:
+        stored_params: All parameters.
+        activated_params: Parameters that take part for one image (or token): k of the N experts of each layer.
+        macs: Multiply-adds of the matrix products of one forward, k of the N experts counted.
+    """
+
+    stored_params: int
+    activated_params: int
+    macs: int
+
+
+def cost(model: nn.Module, image_size: int | tuple[int, int] | None = None) -> Cost:
+    """Count parameters and multiply-adds, without running the model for real.
+
+    The papers of the field call multiply-adds "FLOPs"; a FLOP counter gives twice this number.
+
+    Args:
+        model: A timm ViT, dense or upcycled, or a module that holds one.
+        image_size: Height and width in pixels; by default what the model was made for.
+
+    Raises:
+        UserError: The model cannot take pictures of this size.
+    """
+    stored = sum(parameter.numel() for parameter in model.parameters())
+    idle = 0
+    for layer in moe_layers(model).values():
+        per_expert = sum(parameter.numel() for parameter in layer.experts.parameters()) // layer.experts.num_experts
+        idle += (layer.experts.num_experts - layer.router.top_k) * per_expert
+    return Cost(stored, stored - idle, _count_macs(model, image_size))
+
+
+def _count_macs(model: nn.Module, image_size: int | tuple[int, int] | None) -> int:
+    clone = meta_clone(model)
+    vit: Any = find_backbone(clone).vit
+    channels, *size = input_shape(vit)
+    if image_size is not None:
+        size = [image_size, image_size] if isinstance(image_size, int) else list(image_size)
+    try:
+        if tuple(size) != input_shape(vit)[1:] and not getattr(vit, "dynamic_img_size", False):
+            vit.set_input_size(img_size=tuple(size))
+        with torch.no_grad(), FlopCounterMode(display=False) as counter:
+            clone(torch.empty(1, channels, *size, device="meta"))
+    except (RuntimeError, TypeError, ValueError, AssertionError, AttributeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"cannot count a picture of {size[0]}x{size[1]} pixels in this model: {reason}") from error
+    flops, by_module = counter.get_total_flops(), counter.get_flop_counts()
+    for name, module in clone.named_modules():
+        if isinstance(module, MoELayer):
+            # Without data there is no choice to follow: the meta device computes every expert, of which k count.
+            experts = module.experts
+            for_all = sum(by_module[f"{type(clone).__name__}.{name}.experts"].values())
+            flops -= for_all // experts.num_experts * (experts.num_experts - module.router.top_k)
+    return flops // 2

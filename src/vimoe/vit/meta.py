@@ -1,0 +1,75 @@
+"""Running a model without its weights: what shapes flow through it, at no cost in memory or arithmetic."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from timm.models import get_model_input_config
+from torch import Tensor, nn
+
+from vimoe.errors import UserError
+from vimoe.vit.blocks import Backbone
+
+
+class TokenLayout(NamedTuple):
+    """What the FFNs of a ViT see.
+
+    Attributes:
+        num_prefix_tokens: Tokens before the patches (class token, registers).
+        has_class_token: Whether the first of them is a class token.
+        per_image: Whether the batch axis holds images (rather than windows of images).
+    """
+
+    num_prefix_tokens: int
+    has_class_token: bool
+    per_image: bool
+
+
+def meta_clone(model: nn.Module) -> nn.Module:
+    """A copy of `model` on the meta device, in eval mode, that never copies the weights."""
+    memo: dict[int, Any] = {}
+    for parameter in model.parameters():
+        memo[id(parameter)] = nn.Parameter(parameter.detach().to("meta"), requires_grad=False)
+    for buffer in model.buffers():
+        memo[id(buffer)] = buffer.detach().to("meta")
+    return copy.deepcopy(model, memo).to("meta").eval()
+
+
+def input_shape(vit: nn.Module) -> tuple[int, int, int]:
+    """Channels, height and width that a timm ViT was made for."""
+    channels, height, width = get_model_input_config(vit)["input_size"]
+    return channels, height, width
+
+
+def read_token_layout(backbone: Backbone, layers: Sequence[int]) -> TokenLayout:
+    """Send two weightless pictures through the ViT and look at what reaches the FFNs of `layers`.
+
+    Raises:
+        UserError: The FFNs do not see `[batch, tokens, width]`, or the model does not take a picture alone.
+    """
+    vit = backbone.vit
+    seen: dict[int, Sequence[int]] = {}
+    clone = meta_clone(vit)
+    for layer in layers:
+        ffn = clone.get_submodule(f"blocks.{layer}.mlp")
+        ffn.register_forward_pre_hook(lambda _, inputs, layer=layer: seen.__setitem__(layer, inputs[0].shape))
+    forward = getattr(clone, "forward_features", clone)
+    try:
+        with torch.no_grad():
+            forward(torch.empty(2, *input_shape(vit), device="meta"))
+    except (RuntimeError, TypeError, ValueError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"{type(vit).__name__} cannot be traced with one picture: {reason}") from error
+    shape = seen.get(layers[0], ())
+    if any(len(seen.get(layer, ())) != 3 for layer in layers):
+        raise UserError(
+            f"the FFNs of {type(vit).__name__} see {list(shape)}, an MoE layer takes [batch, tokens, width]"
+        )
+    prefix = int(getattr(vit, "num_prefix_tokens", 0) or 0)
+    if shape[1] == getattr(vit.patch_embed, "num_patches", None):
+        prefix = 0  # the class token joins after these blocks (CaiT, XCiT)
+    has_class_token = prefix > 0 and isinstance(getattr(vit, "cls_token", None), Tensor)
+    return TokenLayout(prefix, has_class_token, all(shape[0] == 2 for shape in seen.values()))

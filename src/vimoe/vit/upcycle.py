@@ -1,0 +1,176 @@
+"""Dense to MoE: replace the FFNs of some blocks, in place, without changing what the model computes."""
+
+from __future__ import annotations
+
+import types
+from collections.abc import Sequence
+from typing import Literal, TypeVar
+
+from torch import nn
+
+from vimoe.errors import UserError
+from vimoe.moe.compute import Backend
+from vimoe.moe.config import Gate, GateInput, Init, MoEConfig, Routing
+from vimoe.moe.experts import check_ffn
+from vimoe.moe.layer import MoELayer
+from vimoe.vit.blocks import Backbone, find_backbone, moe_layers
+from vimoe.vit.meta import TokenLayout, read_token_layout
+
+Model = TypeVar("Model", bound=nn.Module)
+Preset = Literal["preserve", "paper"]
+
+# Ours keeps the function; the paper's likely has raw softmax gates and plain copies (its text is not public).
+PRESETS: dict[str, tuple[Gate, Init]] = {"preserve": ("straight_through", "preserve"), "paper": ("softmax", "copy")}
+
+
+def upcycle(
+    model: Model,
+    last: int | None = None,
+    num_experts: int = 8,
+    top_k: int = 1,
+    shared_expert: bool = True,
+    routing: Routing = "image",
+    *,
+    layers: Sequence[int] | None = None,
+    preset: Preset = "preserve",
+    gate: Gate | None = None,
+    init: Init | None = None,
+    gate_input: GateInput | None = None,
+    router_noise: bool = False,
+    backend: Backend = "auto",
+) -> Model:
+    """Replace the FFN of the last blocks by an MoE layer, in place.
+
+    Every other parameter keeps its name and value. Right after it, with the default preset and without dropout,
+    the model's outputs are those of the dense model within 1e-5 in fp32.
+
+    Args:
+        model: A timm ViT, or a module that holds one.
+        last: How many of the last blocks to change (default 2).
+        num_experts: Routed experts of each layer, 2 to 256.
+        top_k: Experts chosen for each image or token.
+        shared_expert: Whether an always-on expert is added to the chosen ones.
+        routing: `image` makes one choice an image (classification), `token` one a token (segmentation).
+        layers: Block numbers from 0, instead of `last`.
+        preset: `preserve` keeps the function (straight-through gates, copies scaled so that the sum is the FFN);
+            `paper` has raw softmax gates and plain copies.
+        gate: Overrides the preset's gate.
+        init: Overrides the preset's init.
+        gate_input: What feeds the router under `image` routing: `cls` or `mean`; by default the class token
+            where the model has one, else the mean of the patch tokens.
+        router_noise: Add normal noise (σ = 1/E) to the router's logits in training.
+        backend: How the experts are computed, see `vimoe.moe.compute`.
+
+    Returns:
+        `model` itself; its configuration stands in `model.moe_config`.
+
+    Raises:
+        UserError: A setting is out of range or does not fit this model. The model is then unchanged.
+    """
+    if moe_layers(model):
+        raise UserError("this model has MoE layers already: upcycle a dense model, or prune this one first")
+    if preset not in PRESETS:
+        raise UserError(f"preset must be one of {', '.join(PRESETS)}, got {preset!r}")
+    if num_experts < 2:
+        raise UserError(f"num_experts must be at least 2 for a choice between experts, got {num_experts}")
+    backbone = find_backbone(model)
+    chosen = _chosen_layers(len(backbone.blocks), last, layers)
+    layout = read_token_layout(backbone, chosen)
+    config = MoEConfig(
+        layers=chosen,
+        num_experts=(num_experts,) * len(chosen),
+        top_k=top_k,
+        shared_expert=shared_expert,
+        routing=routing,
+        gate=gate or PRESETS[preset][0],
+        init=init or PRESETS[preset][1],
+        gate_input=gate_input or ("cls" if layout.has_class_token else "mean"),
+        router_noise=router_noise,
+    )
+    install(model, config, backend, backbone, layout)
+    return model
+
+
+def install(
+    model: nn.Module,
+    config: MoEConfig,
+    backend: Backend = "auto",
+    backbone: Backbone | None = None,
+    layout: TokenLayout | None = None,
+) -> None:
+    """Put the MoE layers of `config` into a dense model, in place.
+
+    Raises:
+        UserError: The configuration does not fit this model. The model is then unchanged.
+    """
+    backbone = backbone or find_backbone(model)
+    if config.layers[-1] >= len(backbone.blocks):
+        raise UserError(f"block {config.layers[-1]} does not exist: the model has {len(backbone.blocks)} blocks")
+    layout = layout or read_token_layout(backbone, config.layers)
+    if config.routing == "image" and not layout.per_image:
+        raise UserError("routing 'image' needs whole images, and this model's FFNs see windows: use routing 'token'")
+    if config.routing == "image" and config.gate_input == "cls" and not layout.has_class_token:
+        raise UserError("gate_input 'cls' needs a class token at the FFN, and this model has none: use 'mean'")
+    ffns = [backbone.blocks[layer].get_submodule("mlp") for layer in config.layers]
+    for ffn in ffns:
+        check_ffn(ffn)
+    for layer, num_experts, ffn in zip(config.layers, config.num_experts, ffns, strict=True):
+        backbone.blocks[layer].mlp = MoELayer(
+            ffn,
+            num_experts,
+            config.top_k,
+            config.shared_expert,
+            config.routing,
+            config.gate,
+            config.gate_input,
+            layout.num_prefix_tokens,
+            config.init,
+            config.router_noise,
+            backend,
+        ).train(ffn.training)
+    set_config(model, config)
+
+
+def get_config(model: nn.Module) -> MoEConfig | None:
+    """The configuration of an upcycled model, None for a dense one; also inside wrappers such as DDP."""
+    for module in model.modules():
+        if isinstance(config := module.__dict__.get("moe_config"), MoEConfig):
+            return config
+    return None
+
+
+def set_config(model: nn.Module, config: MoEConfig | None) -> None:
+    """Note down what the model's MoE layers are; None makes it a plain dense model again."""
+    vit = find_backbone(model).vit
+    for module in (model, vit):
+        module.__dict__.pop("moe_config", None)
+        module.__dict__.pop("no_weight_decay", None)
+    if config is not None:
+        model.__dict__["moe_config"] = config
+        # Stacked biases and norms are 2-D, which optimisers take for matrices to decay.
+        vit.__dict__["no_weight_decay"] = types.MethodType(_no_weight_decay, vit)
+
+
+def _no_weight_decay(vit: nn.Module) -> set[str]:
+    """What timm's optimisers must not decay: the model's own list, the routers, the experts' biases and norms."""
+    own = getattr(type(vit), "no_weight_decay", None)
+    names = set(own(vit)) if own else set()
+    for path, layer in vit.named_modules():
+        if isinstance(layer, MoELayer):
+            names.add(f"{path}.router.weight")
+            names |= {f"{path}.experts.{name}" for name, p in layer.experts.named_parameters() if p.ndim < 3}
+    return names
+
+
+def _chosen_layers(depth: int, last: int | None, layers: Sequence[int] | None) -> tuple[int, ...]:
+    if last is not None and layers is not None:
+        raise UserError("give either last or layers, not both")
+    if layers is None:
+        last = 2 if last is None else last
+        if not 1 <= last <= depth:
+            raise UserError(f"last must be 1 to {depth}, the number of blocks of this model, got {last}")
+        return tuple(range(depth - last, depth))
+    wrong = [layer for layer in layers if not 0 <= layer < depth]
+    if wrong:
+        raise UserError(f"block {wrong[0]} does not exist: this model's blocks are 0 to {depth - 1}")
+    return tuple(sorted(layers))
