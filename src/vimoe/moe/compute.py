@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from vimoe.moe.dispatch import combine, dispatch, sort_by_expert
-from vimoe.moe.rows import GroupedRows, LoopRows, Rows, RowsOfOne
+from vimoe.moe.rows import GroupedRows, LoopRows, Rows, RowsOfOne, autocast_dtype
 
 # S selections, k experts chosen for each, n rows a selection, E experts, D width, R rows in all.
 
@@ -46,22 +46,15 @@ def compute_experts(
         return _reference(feed_forward, x, expert_ids, gates)
     if backend == "dense":
         return _dense(feed_forward, num_experts, x, expert_ids, gates)
-    order = sort_by_expert(expert_ids, num_experts)
-    y = dispatch(x, order, expert_ids.shape[1])
-    rows: Rows
     if backend == "loop":
-        rows = LoopRows([count * x.shape[1] for count in order.counts.tolist()])
-    else:
-        ends = order.counts.cumsum(0) * x.shape[1]
-        rows = GroupedRows(ends.to(torch.int32), y.shape[0] * y.shape[1])
-    out = feed_forward(y.flatten(0, 1), rows)
-    return combine(out.view(y.shape[0], y.shape[1], out.shape[-1]), order, gates)
+        return _loop(feed_forward, num_experts, x, expert_ids, gates)
+    return _grouped(feed_forward, num_experts, x, expert_ids, gates)
 
 
 def _pick_backend(x: Tensor) -> Backend:
     if torch.compiler.is_exporting() or x.is_meta:
         return "dense"
-    dtype = torch.get_autocast_dtype(x.device.type) if torch.is_autocast_enabled(x.device.type) else x.dtype
+    dtype = autocast_dtype(x) or x.dtype
     grouped = x.is_cuda and dtype in (torch.bfloat16, torch.float16) and x.shape[-1] % 8 == 0
     return "grouped" if grouped else "loop"
 
@@ -73,6 +66,23 @@ def _reference(feed_forward: FeedForward, x: Tensor, expert_ids: Tensor, gates: 
             answers = [feed_forward(row[None], RowsOfOne(e))[0] for e in ids]
             outputs.append(sum(w.to(y.dtype) * y for w, y in zip(weights, answers, strict=True)))
     return torch.stack(outputs).view(x.shape) if outputs else x * gates.sum().to(x.dtype)
+
+
+# Compiled code would be traced anew for every set of counts (torch 2.15 even fails on the second one).
+@torch.compiler.disable  # type: ignore[untyped-decorator]
+def _loop(feed_forward: FeedForward, num_experts: int, x: Tensor, expert_ids: Tensor, gates: Tensor) -> Tensor:
+    order = sort_by_expert(expert_ids, num_experts)
+    y = dispatch(x, order, expert_ids.shape[1])
+    out = feed_forward(y.flatten(0, 1), LoopRows([count * x.shape[1] for count in order.counts.tolist()]))
+    return combine(out.view(y.shape[0], y.shape[1], out.shape[-1]), order, gates)
+
+
+def _grouped(feed_forward: FeedForward, num_experts: int, x: Tensor, expert_ids: Tensor, gates: Tensor) -> Tensor:
+    order = sort_by_expert(expert_ids, num_experts)
+    y = dispatch(x, order, expert_ids.shape[1])
+    ends = order.counts.cumsum(0) * x.shape[1]
+    out = feed_forward(y.flatten(0, 1), GroupedRows(ends.to(torch.int32), y.shape[0] * y.shape[1]))
+    return combine(out.view(y.shape[0], y.shape[1], out.shape[-1]), order, gates)
 
 
 def _dense(feed_forward: FeedForward, num_experts: int, x: Tensor, expert_ids: Tensor, gates: Tensor) -> Tensor:

@@ -83,8 +83,15 @@ class MoEConfig:
         unknown = sorted(set(values) - {field.name for field in fields(cls)})
         if unknown:
             raise UserError(f"unknown MoE setting {unknown[0]!r}: was this written by a newer version?")
+        for field in fields(cls):
+            value, kind = values.get(field.name, field.default), type(field.default)
+            if kind in (int, bool, str) and type(value) is not kind:
+                raise UserError(f"MoE setting {field.name!r} must be of type {kind.__name__}, got {value!r}")
         try:
             layers, experts = tuple(values["layers"]), tuple(values["num_experts"])
+            for name, numbers in (("layers", layers), ("num_experts", experts)):
+                if any(type(number) is not int for number in numbers):
+                    raise UserError(f"MoE setting {name!r} must be a list of whole numbers, got {list(numbers)}")
             return cls(**{**values, "layers": layers, "num_experts": experts})
         except (KeyError, TypeError) as error:
             raise UserError(f"incomplete MoE settings: {error}") from error

@@ -109,6 +109,7 @@ class Experts(nn.Module):
         self.gate_last: bool = getattr(ffn, "gate_last", False)
         # A tuple hides the weightless skeleton from torch: it is the form to give an expert back in, not a submodule.
         self._skeleton = (_without_storage(ffn),)
+        self.train(ffn.training)
 
     def forward(self, x: Tensor, expert_ids: Tensor, gates: Tensor) -> Tensor:
         """Σ_i gate_i · E_i(x).

@@ -69,27 +69,33 @@ class MoELayer(nn.Module):
         self.gate_input: GateInput = gate_input
         self.num_prefix_tokens = num_prefix_tokens
         self.last_selection: Selection | None = None
+        self.train(ffn.training)
 
     def forward(self, x: Tensor) -> Tensor:
         """`[B, T, D]` to `[B, T, D]`.
 
         Raises:
-            UserError: The input has another shape, or holds no patch to route by.
+            UserError: The input has another shape, or holds no token to route by.
         """
         if x.ndim != 3:
             raise UserError(f"an MoE layer takes [batch, tokens, width], got a shape of {tuple(x.shape)}")
         per_token = self.routing == "token"
         selection = self.router(x.flatten(0, 1) if per_token else self._image_features(x))
-        if torch.compiler.is_compiling() or not is_recomputing():
+        if not torch.compiler.is_exporting() and (torch.compiler.is_compiling() or not is_recomputing()):
             self.last_selection = selection
         rows = x.flatten(0, 1)[:, None] if per_token else x
-        y = self.experts(rows, selection.expert_ids, selection.gates).view(*x.shape[:2], -1)
+        y = self.experts(rows, selection.expert_ids, selection.gates).view_as(x)
         return y if self.shared_expert is None else y + self.shared_expert(x)
 
     def _image_features(self, x: Tensor) -> Tensor:
+        first = 0 if self.gate_input == "cls" else self.num_prefix_tokens
+        if x.shape[1] <= first:
+            raise UserError(
+                f"no token to route by: {x.shape[1]} tokens, {self.gate_input!r} routing needs more than {first}"
+            )
         if self.gate_input == "cls":
             return x[:, 0]
-        return x[:, self.num_prefix_tokens :].mean(1, dtype=torch.promote_types(x.dtype, torch.float32))
+        return x[:, first:].mean(1, dtype=torch.promote_types(x.dtype, torch.float32))
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles (EMA makes some) leave the last forward's tensors behind."""

@@ -86,12 +86,19 @@ class GroupedRows:
         return _GroupedExpand.apply(parameter, self.ends, self.num_rows)
 
 
+def autocast_dtype(x: Tensor) -> torch.dtype | None:
+    """What autocast would multiply `x` in; None where it leaves `x` alone, as it does with fp64."""
+    device = x.device.type
+    if x.dtype == torch.float64 or not torch.is_autocast_enabled(device):
+        return None
+    return torch.get_autocast_dtype(device)
+
+
 def _autocast(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
     """What autocast does for `F.linear`; custom autograd functions have to ask for it."""
-    device = x.device.type
-    if not torch.is_autocast_enabled(device):
+    dtype = autocast_dtype(x)
+    if dtype is None:
         return x, weight, bias
-    dtype = torch.get_autocast_dtype(device)
     return x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
 
 

@@ -62,19 +62,20 @@ def save(
         raise UserError(f"cannot describe this model: {error} (model_args= of vimoe.save does)") from error
 
 
-def load(folder: str | Path, device: str | torch.device = "cpu") -> nn.Module:
+def load(folder: str | Path, device: str | torch.device = "cpu", **model_args: Any) -> nn.Module:
     """Read a model folder, dense or upcycled, pruned or not; in eval mode.
 
     Args:
         folder: What `save` wrote.
         device: Where to put the weights.
+        model_args: Arguments of `timm.create_model` that change no weight, such as `drop_path_rate`.
 
     Raises:
         UserError: The folder is missing, foreign, damaged, or the weights do not fit its configuration.
     """
     folder = Path(folder)
     entries = read_config(folder)
-    args = {"num_classes": entries.get("num_classes"), **entries.get("model_args", {})}
+    args = {"num_classes": entries.get("num_classes"), **entries.get("model_args", {}), **model_args}
     overlay = {**entries["pretrained_cfg"], **{k: entries[k] for k in ("num_classes", "label_names") if k in entries}}
     try:
         model = timm.create_model(entries["architecture"], pretrained_cfg_overlay=overlay, **args)

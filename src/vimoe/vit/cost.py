@@ -51,11 +51,12 @@ def cost(model: nn.Module, image_size: int | tuple[int, int] | None = None) -> C
 def _count_macs(model: nn.Module, image_size: int | tuple[int, int] | None) -> int:
     clone = meta_clone(model)
     vit: Any = find_backbone(clone).vit
-    channels, *size = input_shape(vit)
-    if image_size is not None:
-        size = [image_size, image_size] if isinstance(image_size, int) else list(image_size)
+    channels, *made_for = input_shape(vit)
+    size = made_for if image_size is None else _height_and_width(image_size)
+    for layer in moe_layers(clone).values():
+        layer.experts.backend = "dense"  # the others sort by a choice that weightless experts do not make
     try:
-        if tuple(size) != input_shape(vit)[1:] and not getattr(vit, "dynamic_img_size", False):
+        if size != made_for and not getattr(vit, "dynamic_img_size", False):
             vit.set_input_size(img_size=tuple(size))
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             clone(torch.empty(1, channels, *size, device="meta"))
@@ -65,8 +66,15 @@ def _count_macs(model: nn.Module, image_size: int | tuple[int, int] | None) -> i
     flops, by_module = counter.get_total_flops(), counter.get_flop_counts()
     for name, module in clone.named_modules():
         if isinstance(module, MoELayer):
-            # Without data there is no choice to follow: the meta device computes every expert, of which k count.
+            # The dense form computes every expert, of which k count.
             experts = module.experts
             for_all = sum(by_module[f"{type(clone).__name__}.{name}.experts"].values())
             flops -= for_all // experts.num_experts * (experts.num_experts - module.router.top_k)
     return flops // 2
+
+
+def _height_and_width(image_size: Any) -> list[int]:
+    size = list(image_size) if isinstance(image_size, list | tuple) else [image_size, image_size]
+    if len(size) != 2 or any(type(pixels) is not int or pixels < 1 for pixels in size):
+        raise UserError(f"image_size must be one or two positive whole numbers, got {image_size!r}")
+    return size

@@ -29,18 +29,24 @@ class TokenLayout(NamedTuple):
 
 
 def meta_clone(model: nn.Module) -> nn.Module:
-    """A copy of `model` on the meta device, in eval mode, that never copies the weights."""
+    """A copy of `model` on the meta device, in fp32 and eval mode; never copies the weights, never runs its hooks."""
     memo: dict[int, Any] = {}
     for parameter in model.parameters():
         memo[id(parameter)] = nn.Parameter(parameter.detach().to("meta"), requires_grad=False)
     for buffer in model.buffers():
         memo[id(buffer)] = buffer.detach().to("meta")
-    return copy.deepcopy(model, memo).to("meta").eval()
+    clone = copy.deepcopy(model, memo).to("meta", torch.float32).eval()
+    for module in clone.modules():
+        module._forward_pre_hooks.clear()
+        module._forward_hooks.clear()
+    return clone
 
 
 def input_shape(vit: nn.Module) -> tuple[int, int, int]:
     """Channels, height and width that a timm ViT was made for."""
     channels, height, width = get_model_input_config(vit)["input_size"]
+    if not getattr(vit, "pretrained_cfg", None):  # made from timm's class and not by timm.create_model
+        height, width = getattr(vit.patch_embed, "img_size", None) or (height, width)
     return channels, height, width
 
 
@@ -63,11 +69,11 @@ def read_token_layout(backbone: Backbone, layers: Sequence[int]) -> TokenLayout:
     except (RuntimeError, TypeError, ValueError, AssertionError, NotImplementedError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"{type(vit).__name__} cannot be traced with one picture: {reason}") from error
-    shape = seen.get(layers[0], ())
-    if any(len(seen.get(layer, ())) != 3 for layer in layers):
-        raise UserError(
-            f"the FFNs of {type(vit).__name__} see {list(shape)}, an MoE layer takes [batch, tokens, width]"
-        )
+    for layer in layers:
+        if len(shape := seen.get(layer, ())) != 3:
+            what = list(shape) or "no input"
+            raise UserError(f"the FFN of block {layer} sees {what}, an MoE layer takes [batch, tokens, width]")
+    shape = seen[layers[0]]
     prefix = int(getattr(vit, "num_prefix_tokens", 0) or 0)
     if shape[1] == getattr(vit.patch_embed, "num_patches", None):
         prefix = 0  # the class token joins after these blocks (CaiT, XCiT)

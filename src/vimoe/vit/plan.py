@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import isfinite
+from numbers import Integral
 from typing import Any
 
 from vimoe.errors import UserError
@@ -48,14 +50,14 @@ class Plan:
             if part.layer in [other.layer for other in self.layers[:i]]:
                 raise UserError(f"{where}: it appears twice")
             experts = sizes[part.layer]
-            wrong = [e for e in part.experts if not 0 <= e < experts]
+            wrong = [e for e in part.experts if not isinstance(e, Integral) or not 0 <= e < experts]
             if wrong or len(set(part.experts)) != len(part.experts):
                 raise UserError(
                     f"{where}: experts must be distinct numbers from 0 to {experts - 1}, got {list(part.experts)}"
                 )
             if 0 < len(part.experts) < config.top_k:
                 raise UserError(f"{where}: {len(part.experts)} experts are too few for top_k {config.top_k}")
-            if part.load is not None and (len(part.load) != experts or min(part.load) < 0 or sum(part.load) <= 0):
+            if part.load is not None and not _are_shares(part.load, experts):
                 raise UserError(f"{where}: load must be {experts} shares, none negative and not all 0")
 
     def to_dict(self) -> dict[str, Any]:
@@ -88,11 +90,19 @@ class Plan:
             raise UserError(f"not a plan: {type(error).__name__} {error}") from error
 
 
+def _are_shares(load: tuple[float, ...], experts: int) -> bool:
+    return len(load) == experts and all(isfinite(share) and share >= 0 for share in load) and sum(load) > 0
+
+
 def _layer_from_dict(part: dict[str, Any]) -> LayerPlan:
-    layer, action = int(part["layer"]), part["action"]
+    layer, action = part["layer"], part["action"]
+    if type(layer) is not int:
+        raise UserError(f"not a plan: layer must be a whole number, got {layer!r}")
     if action not in ("keep", "prune"):
         raise UserError(f"plan for block {layer}: action must be keep or prune, got {action!r}")
-    experts = tuple(int(e) for e in part.get("experts", ()))
+    experts = tuple(part.get("experts", ()))
+    if any(type(expert) is not int for expert in experts):
+        raise UserError(f"plan for block {layer}: experts must be whole numbers, got {list(experts)}")
     if (action == "prune") != (not experts):
         wanted = "no experts" if action == "prune" else "the experts to keep"
         raise UserError(f"plan for block {layer}: action {action} goes with {wanted}, got {list(experts)}")

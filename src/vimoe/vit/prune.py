@@ -69,7 +69,7 @@ def prune(model: Model, plan: Plan | Mapping[int, Sequence[int]]) -> Model:
         plan: A `Plan`, or block number to the experts to keep (`{10: [], 11: [0, 3]}`). Other layers stay.
 
     Returns:
-        `model` itself, with `model.moe_config` brought up to date (and removed when no MoE layer is left).
+        `model` itself, with its `moe_config` brought up to date (and removed when no MoE layer is left).
 
     Raises:
         UserError: The model is dense, or the plan does not fit it. The model is then unchanged.
@@ -78,7 +78,7 @@ def prune(model: Model, plan: Plan | Mapping[int, Sequence[int]]) -> Model:
     if config is None:
         raise UserError("this model has no MoE layer to prune")
     if not isinstance(plan, Plan):
-        plan = Plan(tuple(LayerPlan(layer, tuple(experts)) for layer, experts in plan.items()))
+        plan = _plan_from_mapping(plan)
     plan.check(config)
     blocks, layers = find_backbone(model).blocks, moe_layers(model)
     sizes = dict(zip(config.layers, config.num_experts, strict=True))
@@ -94,3 +94,11 @@ def prune(model: Model, plan: Plan | Mapping[int, Sequence[int]]) -> Model:
             sizes[part.layer] = len(part.experts)
     set_config(model, replace(config, layers=tuple(sizes), num_experts=tuple(sizes.values())) if sizes else None)
     return model
+
+
+def _plan_from_mapping(experts_of: Mapping[int, Sequence[int]]) -> Plan:
+    try:
+        return Plan(tuple(LayerPlan(layer, tuple(experts)) for layer, experts in experts_of.items()))
+    except (AttributeError, TypeError) as error:
+        what = "a vimoe.Plan or a dictionary of blocks and the experts to keep in each"
+        raise UserError(f"a plan is {what}, got {experts_of!r}") from error

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import types
 from collections.abc import Sequence
+from functools import partial
 from typing import Literal, TypeVar
 
 from torch import nn
@@ -62,7 +62,7 @@ def upcycle(
         backend: How the experts are computed, see `vimoe.moe.compute`.
 
     Returns:
-        `model` itself; its configuration stands in `model.moe_config`.
+        `model` itself; the ViT's configuration stands in its `moe_config` (see `get_config`).
 
     Raises:
         UserError: A setting is out of range or does not fit this model. The model is then unchanged.
@@ -132,7 +132,7 @@ def install(
 
 
 def get_config(model: nn.Module) -> MoEConfig | None:
-    """The configuration of an upcycled model, None for a dense one; also inside wrappers such as DDP."""
+    """The configuration of an upcycled model, None for a dense one; also through modules that hold it, such as DDP."""
     for module in model.modules():
         if isinstance(config := module.__dict__.get("moe_config"), MoEConfig):
             return config
@@ -141,14 +141,14 @@ def get_config(model: nn.Module) -> MoEConfig | None:
 
 def set_config(model: nn.Module, config: MoEConfig | None) -> None:
     """Note down what the model's MoE layers are; None makes it a plain dense model again."""
-    vit = find_backbone(model).vit
-    for module in (model, vit):
-        module.__dict__.pop("moe_config", None)
-        module.__dict__.pop("no_weight_decay", None)
+    vit = find_backbone(model).vit  # and nowhere else, so that those who hold it cannot contradict it
+    for name in ("moe_config", "no_weight_decay"):
+        vit.__dict__.pop(name, None)
     if config is not None:
-        model.__dict__["moe_config"] = config
+        vit.__dict__["moe_config"] = config
         # Stacked biases and norms are 2-D, which optimisers take for matrices to decay.
-        vit.__dict__["no_weight_decay"] = types.MethodType(_no_weight_decay, vit)
+        # (A bound method would lose its name in a pickle.)
+        vit.__dict__["no_weight_decay"] = partial(_no_weight_decay, vit)
 
 
 def _no_weight_decay(vit: nn.Module) -> set[str]:
@@ -170,6 +170,8 @@ def _chosen_layers(depth: int, last: int | None, layers: Sequence[int] | None) -
         if not 1 <= last <= depth:
             raise UserError(f"last must be 1 to {depth}, the number of blocks of this model, got {last}")
         return tuple(range(depth - last, depth))
+    if not layers:
+        raise UserError(f"layers must name at least one block, 0 to {depth - 1}")
     wrong = [layer for layer in layers if not 0 <= layer < depth]
     if wrong:
         raise UserError(f"block {wrong[0]} does not exist: this model's blocks are 0 to {depth - 1}")

@@ -1,0 +1,119 @@
+"""Routing counts: how often each class went to each expert, the one table behind every figure of specialisation."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from vimoe.errors import UserError
+from vimoe.tasks.classification import evaluating
+from vimoe.training.run import write_bytes
+from vimoe.vit.blocks import moe_layers
+from vimoe.vit.recording import record_routing
+
+
+@dataclass(frozen=True)
+class RoutingCounts:
+    """Counts `[layer, class, expert]`.
+
+    Attributes:
+        layers: Block number of each layer, ascending.
+        num_experts: Experts of each layer; columns beyond it are zero.
+        class_names: By class.
+        counts: `[layers, classes, max(num_experts)]` int64: assignments of the class to the expert.
+    """
+
+    layers: tuple[int, ...]
+    num_experts: tuple[int, ...]
+    class_names: tuple[str, ...]
+    counts: NDArray[np.int64]
+
+    def layer(self, number: int) -> NDArray[np.int64]:
+        """`[classes, experts]` of one block."""
+        i = self.layers.index(number)
+        return self.counts[i, :, : self.num_experts[i]]
+
+    def save(self, path: Path) -> None:
+        """Write the table as npz, whole or not at all."""
+        buffer = io.BytesIO()
+        np.savez_compressed(
+            buffer,
+            layers=np.array(self.layers),
+            num_experts=np.array(self.num_experts),
+            class_names=np.array(self.class_names),
+            counts=self.counts,
+        )
+        write_bytes(path, buffer.getvalue())
+
+    @classmethod
+    def load(cls, path: Path) -> RoutingCounts:
+        """Read what `save` wrote.
+
+        Raises:
+            UserError: The file is missing, damaged or something else.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as table:
+                return cls(
+                    tuple(int(n) for n in table["layers"]),
+                    tuple(int(n) for n in table["num_experts"]),
+                    tuple(str(name) for name in table["class_names"]),
+                    table["counts"],
+                )
+        except FileNotFoundError as error:
+            raise UserError(f"there are no routing counts at {path}") from error
+        except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+            raise UserError(f"{path} holds no routing counts: {error}") from error
+
+
+def class_expert_counts(expert_ids: Tensor, labels: Tensor, num_classes: int, num_experts: int) -> Tensor:
+    """How many of the k choices of each class fell on each expert.
+
+    Args:
+        expert_ids: `[S, k]` int64.
+        labels: `[S]` int64, the class of each selection.
+        num_classes: Number of classes.
+        num_experts: Number of experts E.
+
+    Returns:
+        `[num_classes, E]` int64.
+    """
+    cells = labels[:, None] * num_experts + expert_ids
+    return torch.bincount(cells.flatten(), minlength=num_classes * num_experts).view(num_classes, num_experts)
+
+
+def count_routing(
+    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], class_names: tuple[str, ...], device: str = "cpu"
+) -> RoutingCounts:
+    """Send labelled pictures through the model and count where each class goes, batch by batch.
+
+    Under `token` routing every patch counts for its picture's class; prefix tokens are left out.
+
+    Raises:
+        UserError: The model has no MoE layer.
+    """
+    layers = moe_layers(model)
+    sizes = {number: layer.experts.num_experts for number, layer in layers.items()}
+    counts = {number: torch.zeros(len(class_names), size, dtype=torch.int64) for number, size in sizes.items()}
+    with evaluating(model):
+        for pictures, labels in batches:
+            with record_routing(model) as record:
+                model(pictures.to(device))
+            for number, expert_ids in record.expert_ids.items():
+                ids, classes = expert_ids, labels
+                if layers[number].routing == "token":
+                    per_picture = ids.unflatten(0, (len(labels), -1))[:, layers[number].num_prefix_tokens :]
+                    ids, classes = per_picture.flatten(0, 1), labels.repeat_interleave(per_picture.shape[1])
+                counts[number] += class_expert_counts(ids, classes, len(class_names), sizes[number])
+    table = np.zeros((len(sizes), len(class_names), max(sizes.values())), dtype=np.int64)
+    for i, (number, size) in enumerate(sizes.items()):
+        table[i, :, :size] = counts[number].numpy()
+    return RoutingCounts(tuple(sizes), tuple(sizes.values()), class_names, table)

@@ -1,0 +1,55 @@
+"""The command line: one verb a file, imported only when it is called."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from importlib import import_module
+
+from vimoe.errors import UserError
+
+VERBS = {
+    "demo": "the whole story on real pictures in a few minutes: train, upcycle, look, prune, compare",
+    "train": "train a model as a recipe says: dense, or upcycled to a Mixture-of-Experts",
+    "info": "what a model costs, dense and upcycled: parameters, multiply-adds, routing degree",
+}
+
+USAGE = "usage: vimoe [-h] [--version] VERB ...\n\n{about}\n\nverbs:\n{verbs}\n\n`vimoe VERB --help` tells more."
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run `vimoe` with these arguments (those of the process by default).
+
+    Returns:
+        The exit code: 0, or 2 after one line on stderr for what the user can mend.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        verbs = "\n".join(f"  {verb:7} {about}" for verb, about in VERBS.items())
+        print(
+            USAGE.format(about="Sparse Mixture-of-Experts Vision Transformers from pretrained dense ones.", verbs=verbs)
+        )
+        return 0
+    if arguments[0] == "--version":
+        from vimoe import __version__
+
+        print(f"vimoe {__version__}")
+        return 0
+    verb = arguments[0]
+    try:
+        if verb not in VERBS:
+            raise UserError(f"unknown verb {verb!r}: there is {', '.join(VERBS)}")
+        import_module(f"vimoe.cli.{verb}").run(arguments[1:])
+    except UserError as error:
+        return _fail(str(error))
+    except OSError as error:
+        return _fail(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}")
+    except KeyboardInterrupt:
+        print("vimoe: interrupted; the same command goes on from the last finished epoch", file=sys.stderr)
+        return 130
+    return 0
+
+
+def _fail(message: str) -> int:
+    print(f"vimoe: error: {' '.join(message.split())}", file=sys.stderr)
+    return 2

@@ -1,0 +1,15 @@
+"""`vimoe train`: run a recipe; the same command on the same folder goes on where it stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from vimoe.training.recipe import parse_recipe
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Train as the flags and the recipe file say."""
+    recipe = parse_recipe(arguments)
+    from vimoe.training.train import train  # torch is needed from here on, not for a wrong flag
+
+    print(f"the trained model lies in {train(recipe).model}")

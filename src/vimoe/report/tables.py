@@ -1,0 +1,54 @@
+"""Tables in plain text, for the terminal and for notes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from vimoe.vit.inspection import CostComparison
+
+
+def plain_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns aligned: the first to the left, the others to the right."""
+    lines = [list(header), *(list(row) for row in rows)]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
+
+    def join(cells: Sequence[str]) -> str:
+        aligned = [c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True))]
+        return "  ".join(aligned).rstrip()
+
+    return "\n".join([join(lines[0]), "  ".join("-" * w for w in widths), *(join(line) for line in lines[1:])])
+
+
+def millions(count: int) -> str:
+    """A count in millions: three figures, and never less than a hundredth."""
+    value = count / 1e6
+    return f"{value:.1f} M" if value >= 10 else f"{value:.2f} M"
+
+
+def giga_macs(macs: int) -> str:
+    """Multiply-adds in units of 10^9, or 10^6 for small models."""
+    return f"{macs / 1e9:.2f} GMAC" if macs >= 1e8 else f"{macs / 1e6:.1f} MMAC"
+
+
+def cost_table(comparison: CostComparison) -> str:
+    """What `vimoe info` prints: the costs before and after, and what the MoE layers are."""
+    config, dense, moe = comparison.config, comparison.dense, comparison.upcycled
+    experts = config.num_experts[0]
+    rows = [
+        [name, millions(c.stored_params), millions(c.activated_params), giga_macs(c.macs)]
+        for name, c in (("dense", dense), (f"ViMoE N={experts} L={len(config.layers)}", moe))
+    ]
+    shared = "with a shared expert" if config.shared_expert else "without a shared expert"
+    return "\n".join(
+        [
+            comparison.name,
+            "",
+            plain_table(["model", "stored", "activated", "multiply-adds"], rows),
+            "",
+            f"MoE layers      blocks {', '.join(map(str, config.layers))} (from 0), {shared}",
+            f"routing         one choice of {config.top_k} among {experts} experts for each {config.routing}",
+            f"routing degree  C({experts}, {config.top_k})^{len(config.layers)} = {config.routing_degree:,}",
+            f"cost of MoE     {moe.activated_params / dense.activated_params - 1:+.1%} activated parameters, "
+            f"{moe.macs / dense.macs - 1:+.1%} multiply-adds, {moe.stored_params / dense.stored_params:.2f}x stored",
+        ]
+    )

@@ -1,0 +1,138 @@
+"""The product's whole story as four runs: dense, its control, the ViMoE, and the ViMoE pruned to its useful layers."""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+from dataclasses import dataclass, replace
+from importlib.resources import as_file, files
+from pathlib import Path
+
+from vimoe.analysis.counts import RoutingCounts, count_routing
+from vimoe.analysis.planning import choose_layers
+from vimoe.analysis.specialisation import Specialisation, specialisation
+from vimoe.data.registry import open_dataset
+from vimoe.data.splits import batches
+from vimoe.report.page import Arm, DemoReport, write_page
+from vimoe.report.tables import arm_table, conclusion
+from vimoe.tasks.classification import Classification
+from vimoe.training.recipe import Recipe, load_recipe
+from vimoe.training.run import RunFolder, write_text
+from vimoe.training.train import train
+from vimoe.vit.checkpoint import load, save
+from vimoe.vit.cost import cost
+from vimoe.vit.plan import Plan
+from vimoe.vit.prune import prune
+
+FINE_TUNING_EPOCHS = 12
+RECOVERY_EPOCHS = 4
+NUM_EXPERTS = 8
+
+
+@dataclass(frozen=True)
+class Stages:
+    """The recipes of the demo; each one starts from the model that another leaves."""
+
+    dense: Recipe
+    control: Recipe
+    control_recovered: Recipe
+    vimoe: Recipe
+    pruned: Recipe
+
+
+def demo_recipes(folder: Path, seed: int, device: str) -> Stages:
+    """What `vimoe demo` runs.
+
+    The control is the dense model trained on for as many steps as the ViMoE is fine-tuned, and once more for as
+    many as the pruned model recovers: every comparison is at equal steps.
+    """
+    with as_file(files("vimoe.study") / "demo.yaml") as path:
+        dense = replace(load_recipe(path), seed=seed, device=device, output=str(folder / "dense"))
+    tuning = replace(dense, epochs=FINE_TUNING_EPOCHS, initial_checkpoint=str(folder / "dense" / "model"))
+    recovery = replace(dense, epochs=RECOVERY_EPOCHS, lr=dense.lr / 2)
+    return Stages(
+        dense=dense,
+        control=replace(tuning, output=str(folder / "control")),
+        control_recovered=replace(
+            recovery,
+            output=str(folder / "control_recovered"),
+            initial_checkpoint=str(folder / "control" / "model"),
+        ),
+        vimoe=replace(tuning, output=str(folder / "vimoe"), last=12, num_experts=NUM_EXPERTS),
+        pruned=replace(
+            recovery, output=str(folder / "pruned"), initial_checkpoint=str(folder / "vimoe" / "pruned_model")
+        ),
+    )
+
+
+def run_demo(folder: Path, seed: int, device: str) -> Path:
+    """Run all stages, or what is left of them, print the comparison and write the report.
+
+    Returns:
+        The report's path.
+    """
+    stages = demo_recipes(folder, seed, device)
+    _say("1/5  a dense ViT learns digits")
+    dense = train(stages.dense)
+    _say("2/5  its copy becomes a Mixture-of-Experts in all blocks, and is fine-tuned")
+    vimoe = train(stages.vimoe)
+    _say("3/5  the control: the dense model goes on for the same number of steps")
+    control = train(stages.control)
+    _say("4/5  where does each class go? Layers that route by class stay, the others become plain FFNs")
+    counts, measures, plan = look_and_choose(vimoe, stages.vimoe)
+    for part in plan.layers:
+        _say(f"     block {part.layer:2}  {'prune' if part.pruned else 'keep '}  {part.reason}")
+    _prune(vimoe, plan)
+    _say("5/5  the pruned model recovers, and the control keeps step")
+    pruned = train(stages.pruned)
+    control_recovered = train(stages.control_recovered)
+    arms = [
+        _measure("dense", dense, [stages.dense]),
+        _measure("dense, trained on as long as the ViMoE", control, [stages.control]),
+        _measure("ViMoE, all layers", vimoe, [stages.vimoe]),
+        _measure("dense, trained on as long as the pruned", control_recovered, [stages.control, stages.control_recovered]),
+        _measure("ViMoE, pruned and recovered", pruned, [stages.vimoe, stages.pruned]),
+    ]
+    report = DemoReport(
+        arms=arms,
+        conclusion=conclusion(arms[4], arms[3]),
+        counts=counts,
+        measures=measures,
+        plan=plan,
+        runs={"dense": dense, "control": control, "ViMoE": vimoe, "pruned": pruned},
+        command=f"vimoe demo --seed {seed}",
+    )
+    path = write_page(report, folder / "report.html")
+    print(f"\n{arm_table(arms)}\n\n{conclusion(arms[4], arms[3])}\nThe report lies in {path}")
+    return path
+
+
+def look_and_choose(run: RunFolder, recipe: Recipe) -> tuple[RoutingCounts, dict[int, Specialisation], Plan]:
+    """Count the routing of a finished run on its validation split, measure it, choose layers; all three are kept."""
+    splits = open_dataset(recipe.dataset)
+    counts = count_routing(load(run.model), batches(splits.val), splits.class_names)
+    counts.save(run.path / "routing" / "val.npz")
+    measures = {layer: specialisation(counts.layer(layer)) for layer in counts.layers}
+    plan = choose_layers(measures)
+    write_text(run.path / "plan.json", json.dumps(plan.to_dict(), indent=2) + "\n")
+    return counts, measures, plan
+
+
+def _prune(run: RunFolder, plan: Plan) -> None:
+    save(prune(load(run.model), plan), run.path / "pruned_model")
+
+
+def _measure(name: str, run: RunFolder, recipes: list[Recipe]) -> Arm:
+    """Test accuracy and cost of a finished run; its seconds are of all training since the dense model."""
+    model = load(run.model)
+    splits = open_dataset(recipes[-1].dataset)
+    figures = Classification().evaluate(model, batches(splits.test), "cpu")
+    seconds = sum(RunFolder(Path(recipe.output)).read_rows()[-1]["seconds"] for recipe in recipes)
+    share, pictures = figures["top1"] / 100, figures["pictures"]
+    error = 100 * math.sqrt(share * (1 - share) / pictures)
+    return Arm(name, figures["top1"], error, int(pictures), cost(model), seconds)
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

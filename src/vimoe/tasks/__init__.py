@@ -1,0 +1,1 @@
+"""What a model is trained for: its loss and its metric, behind one small interface."""

@@ -1,0 +1,177 @@
+"""The recipe: everything that decides a training run, in one flat, frozen record. Imports no torch."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any, Literal, NoReturn
+
+import yaml
+from jsonargparse import ArgumentParser
+
+from vimoe.errors import UserError
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One training run. The names are timm's where timm has them.
+
+    Args:
+        dataset: Which data: `digits` (embedded, needs no folder).
+        model: Name of a timm model.
+        model_args: More arguments for `timm.create_model`, such as `img_size`.
+        pretrained: Start from timm's pretrained weights.
+        initial_checkpoint: Start from a model folder of ours, dense or upcycled; then `model` and what follows it
+            come from there.
+        last: Turn the FFNs of this many last blocks into MoE layers; 0 trains a dense model.
+        num_experts: Routed experts of each MoE layer.
+        top_k: Experts chosen for each image or token.
+        shared_expert: Add an always-on expert.
+        routing: One choice an `image` or a `token`.
+        preset: `preserve` keeps the dense model's function, `paper` has softmax gates and plain copies.
+        router_noise: Noise on the router's logits in training.
+        balance_weight: Weight of the balance loss.
+        epochs: Passes over the training data.
+        batch_size: Pictures a step.
+        lr: Peak learning rate.
+        weight_decay: For matrices; biases, norms, tokens and routers have none.
+        layer_decay: Factor on the learning rate from each block to the one before it; 1 for none.
+        opt: Name of a timm optimiser.
+        sched: Name of a timm schedule.
+        warmup_epochs: Epochs of linear warm-up.
+        min_lr: Learning rate at the end.
+        clip_grad: Largest norm of the gradient; 0 for no clipping.
+        smoothing: Label smoothing.
+        drop_path: Highest rate of stochastic depth.
+        pos_embed_std: Spread of a new model's position embedding. timm's 0.02 is lost beside patches of unit
+            variance where there are few steps to learn it: 1 trains a tiny model several times faster.
+        augment: Whether the training pictures are varied.
+        seed: Seed of everything random.
+        device: `auto`, or a torch device.
+        output: The run folder.
+    """
+
+    dataset: str = "digits"
+    model: str = "vit_tiny_patch16_224"
+    model_args: dict[str, Any] = field(default_factory=dict)
+    pretrained: bool = False
+    initial_checkpoint: str | None = None
+    last: int = 0
+    num_experts: int = 8
+    top_k: int = 1
+    shared_expert: bool = True
+    routing: Literal["image", "token"] = "image"
+    preset: Literal["preserve", "paper"] = "preserve"
+    router_noise: bool = False
+    balance_weight: float = 0.01
+    epochs: int = 20
+    batch_size: int = 64
+    lr: float = 1e-3
+    weight_decay: float = 0.05
+    layer_decay: float = 1.0
+    opt: str = "adamw"
+    sched: str = "cosine"
+    warmup_epochs: float = 1.0
+    min_lr: float = 0.0
+    clip_grad: float = 1.0
+    smoothing: float = 0.1
+    drop_path: float = 0.0
+    pos_embed_std: float = 0.02
+    augment: bool = True
+    seed: int = 0
+    device: str = "auto"
+    output: str = "runs/train"
+
+    def __post_init__(self) -> None:
+        for name, lowest in _LOWEST.items():
+            if getattr(self, name) < lowest:
+                raise UserError(f"{name} must be at least {lowest}, got {getattr(self, name)}")
+        for name, highest in (("smoothing", 1), ("drop_path", 1), ("layer_decay", 1)):
+            if getattr(self, name) > highest:
+                raise UserError(f"{name} must be at most {highest}, got {getattr(self, name)}")
+
+
+_LOWEST: dict[str, float] = {
+    "last": 0,
+    "num_experts": 1,
+    "top_k": 1,
+    "balance_weight": 0,
+    "epochs": 1,
+    "batch_size": 1,
+    "lr": 0,
+    "weight_decay": 0,
+    "layer_decay": 0,
+    "warmup_epochs": 0,
+    "min_lr": 0,
+    "clip_grad": 0,
+    "smoothing": 0,
+    "drop_path": 0,
+    "pos_embed_std": 0,
+    "seed": 0,
+}
+
+
+class _RecipeParser(ArgumentParser):
+    """Flags in kebab-case, errors in one line."""
+
+    def add_argument(self, *names: Any, **settings: Any) -> Any:
+        return super().add_argument(*(n.replace("_", "-") if n.startswith("--") else n for n in names), **settings)
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        raise UserError(_one_line(message)) from ex
+
+
+def recipe_parser(prog: str = "vimoe train") -> ArgumentParser:
+    """A parser of recipe flags and of `-c recipe.yaml`; it raises a `UserError` for what it does not accept."""
+    parser = _RecipeParser(
+        prog=prog, allow_abbrev=False, description=_one_line((Recipe.__doc__ or "").split("Args:")[0])
+    )
+    parser.add_argument("-c", "--config", action="config", help="A recipe file; flags after it win.")
+    parser.add_class_arguments(Recipe)
+    return parser
+
+
+def parse_recipe(arguments: Sequence[str], prog: str = "vimoe train") -> Recipe:
+    """A recipe from command-line flags, `-c recipe.yaml` among them.
+
+    Raises:
+        UserError: A flag or key is unknown (the nearest right one is named), or a value has the wrong type.
+    """
+    try:
+        values = recipe_parser(prog).parse_args(list(arguments)).as_dict()
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise UserError(f"cannot read the recipe: {_one_line(str(error))}") from error
+    values.pop("config", None)
+    return Recipe(**values)
+
+
+def load_recipe(path: str | Path) -> Recipe:
+    """Read a recipe file.
+
+    Raises:
+        UserError: The file cannot be read, is no YAML, or holds a wrong key or value.
+    """
+    return parse_recipe(["-c", str(path)])
+
+
+def _one_line(message: str) -> str:
+    """The parser's words as one short line, with the nearest right key where one was unknown."""
+    line = re.sub(
+        r"Expected a (?:typing\.|<class ')?([^.>]*?)'?>?\. Got", r"expected \1, got", " ".join(message.split())
+    )
+    line = re.sub(r"Parser key \"(\w+)\":", r"\1:", line)
+    if found := re.search(r"Option '(\w+)' is not accepted|unrecognized arguments: -*([\w-]+)", line):
+        wrong = found[1] or found[2]
+        known = [f.name if found[1] else f.name.replace("_", "-") for f in fields(Recipe)]
+        near = difflib.get_close_matches(wrong, known, n=1)
+        hint = f", did you mean {near[0]!r}?" if near else f"; there is {', '.join(known)}"
+        return f"unknown {'recipe key' if found[1] else 'flag'} {wrong!r}{hint}"
+    return line
+
+
+def dump_recipe(recipe: Recipe) -> str:
+    """The recipe as YAML, the inverse of `load_recipe`."""
+    return yaml.safe_dump(asdict(recipe), sort_keys=False)

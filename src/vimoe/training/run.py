@@ -1,0 +1,134 @@
+"""The run folder: what a run leaves behind, and what the same command continues from.
+
+    recipe.yaml            the resolved recipe
+    metrics.jsonl          one line an epoch
+    summary.csv            the same as a table
+    checkpoints/state.pt   resume state (tensors and numbers alone, never unpickled as code)
+    model/                 the finished model: model.safetensors, config.json
+    routing/*.npz          routing counts
+    plan.json, report.html what analysis and report add
+
+Everything is written under another name and renamed, so that a killed process leaves whole files.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import pickle
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vimoe.errors import UserError
+from vimoe.training.recipe import Recipe, dump_recipe, load_recipe
+
+Row = dict[str, Any]
+
+# A folder may move, and another device computes the same run: neither makes it another recipe.
+_MAY_DIFFER = ("output", "device")
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The paths of one run."""
+
+    path: Path
+
+    @property
+    def model(self) -> Path:
+        """The finished model's folder."""
+        return self.path / "model"
+
+    @property
+    def finished(self) -> bool:
+        """Whether the run has come to its end (the model is written last)."""
+        return (self.model / "config.json").exists()
+
+    def check(self, recipe: Recipe) -> None:
+        """Make sure that the folder, if it holds a run, holds one of this recipe.
+
+        Raises:
+            UserError: It holds the run of another recipe.
+        """
+        recipe_file = self.path / "recipe.yaml"
+        if not recipe_file.exists():
+            return
+        old, new = asdict(load_recipe(recipe_file)), asdict(recipe)
+        for key in new:
+            if old[key] != new[key] and key not in _MAY_DIFFER:
+                raise UserError(
+                    f"{self.path} holds a run of another recipe ({key} was {old[key]!r}, is {new[key]!r}): "
+                    "choose another --output"
+                )
+
+    def write_recipe(self, recipe: Recipe) -> None:
+        """Make the folder and note down whose run it is."""
+        write_text(self.path / "recipe.yaml", dump_recipe(recipe))
+
+    def write_rows(self, rows: Sequence[Row]) -> None:
+        """Write `metrics.jsonl` and `summary.csv` anew."""
+        write_text(self.path / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+        table = io.StringIO()
+        columns = [key for key, value in rows[0].items() if not isinstance(value, dict)]
+        writer = csv.DictWriter(table, columns, extrasaction="ignore", lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        write_text(self.path / "summary.csv", table.getvalue())
+
+    def read_rows(self) -> list[Row]:
+        """The rows of `metrics.jsonl`, none when there is no such file."""
+        path = self.path / "metrics.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    def write_state(self, state: dict[str, Any]) -> None:
+        """Write the resume state."""
+        buffer = io.BytesIO()
+        torch.save(state, buffer)
+        write_bytes(self.path / "checkpoints" / "state.pt", buffer.getvalue())
+
+    def read_state(self) -> dict[str, Any] | None:
+        """The resume state, None where a run has to start from its beginning.
+
+        Raises:
+            UserError: The file is damaged.
+        """
+        path = self.path / "checkpoints" / "state.pt"
+        if not path.exists():
+            return None
+        try:
+            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+            raise UserError(f"{path} is damaged: remove it to start this run anew") from error
+        return state
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all; its folder is made if needed.
+
+    Raises:
+        UserError: It cannot be written.
+    """
+    write_bytes(path, text.encode())
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all; its folder is made if needed.
+
+    Raises:
+        UserError: It cannot be written.
+    """
+    scratch = path.with_name(f".{path.name}.writing")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch.write_bytes(data)
+        os.replace(scratch, path)
+    except OSError as error:
+        if scratch.exists():
+            scratch.unlink()
+        raise UserError(f"cannot write {path}: {error.strerror}") from error

@@ -1,0 +1,86 @@
+"""From a recipe to a trained model: data, model, loop, run folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import nn
+
+from vimoe.data.registry import open_dataset
+from vimoe.data.splits import Splits, generator
+from vimoe.errors import UserError
+from vimoe.tasks.classification import Classification
+from vimoe.training.loop import fit
+from vimoe.training.recipe import Recipe
+from vimoe.training.run import RunFolder
+from vimoe.vit.checkpoint import load
+from vimoe.vit.upcycle import upcycle
+
+
+def train(recipe: Recipe) -> RunFolder:
+    """Run a recipe to its end, or from where its folder stands.
+
+    Raises:
+        UserError: Something in the recipe cannot be done.
+    """
+    run = RunFolder(Path(recipe.output))
+    run.check(recipe)
+    if not run.finished:
+        splits = open_dataset(recipe.dataset)
+        model = build_model(recipe, splits)
+        fit(model, splits, Classification(recipe.smoothing), recipe, run)
+    return run
+
+
+def build_model(recipe: Recipe, splits: Splits) -> nn.Module:
+    """The recipe's model for this data, upcycled where the recipe says so.
+
+    Raises:
+        UserError: timm does not know the model, or it does not fit the data.
+    """
+    model: Any
+    torch.manual_seed(generator("init", recipe.seed).initial_seed())
+    if recipe.initial_checkpoint:
+        model = load(recipe.initial_checkpoint, drop_path_rate=recipe.drop_path)
+        if model.num_classes != len(splits.class_names):
+            model.reset_classifier(len(splits.class_names))
+    else:
+        model = _create(recipe, splits)
+    if recipe.last:
+        upcycle(
+            model,
+            recipe.last,
+            recipe.num_experts,
+            recipe.top_k,
+            recipe.shared_expert,
+            recipe.routing,
+            preset=recipe.preset,
+            router_noise=recipe.router_noise,
+        )
+    return model.train()
+
+
+def _create(recipe: Recipe, splits: Splits) -> nn.Module:
+    channels, height, width = splits.image_shape
+    args = {"img_size": (height, width), "in_chans": channels, **recipe.model_args}
+    try:
+        model: nn.Module = timm.create_model(
+            recipe.model,
+            pretrained=recipe.pretrained,
+            num_classes=len(splits.class_names),
+            drop_path_rate=recipe.drop_path,
+            **args,
+        )
+    except Exception as error:  # timm raises whatever its models raise
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise UserError(f"timm cannot make the model {recipe.model!r} with {args}: {reason}") from error
+    if not recipe.pretrained:
+        for name, parameter in model.named_parameters():
+            if name == "pos_embed":
+                nn.init.trunc_normal_(
+                    parameter, std=recipe.pos_embed_std, a=-2 * recipe.pos_embed_std, b=2 * recipe.pos_embed_std
+                )
+    return model

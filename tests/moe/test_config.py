@@ -1,0 +1,127 @@
+"""The configuration: what it refuses, and that it survives a round trip through JSON."""
+
+import dataclasses
+import json
+
+import pytest
+
+from vimoe.errors import UserError
+from vimoe.moe.config import MAX_EXPERTS, MoEConfig
+
+
+def config(**changes) -> MoEConfig:
+    return MoEConfig(**{"layers": (10, 11), "num_experts": (8, 8), **changes})
+
+
+def test_a_round_trip_through_json_gives_back_the_same_config():
+    written = config(
+        num_experts=(8, 3),
+        top_k=2,
+        shared_expert=False,
+        routing="token",
+        gate="softmax",
+        gate_input="mean",
+        init="copy",
+        router_noise=True,
+    )
+    assert MoEConfig.from_dict(json.loads(json.dumps(written.to_dict()))) == written
+
+
+def test_every_setting_is_written_so_that_a_change_of_a_default_does_not_change_old_files():
+    assert set(config().to_dict()) == {field.name for field in dataclasses.fields(MoEConfig)}
+
+
+def test_settings_left_out_of_a_file_take_their_defaults():
+    assert MoEConfig.from_dict({"layers": [10, 11], "num_experts": [8, 8]}) == config()
+
+
+def test_a_config_cannot_be_changed_after_it_was_checked():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        config().top_k = 9
+
+
+@pytest.mark.parametrize("layers", [(11, 10), (10, 10), (-1, 3), ()])
+def test_layers_must_be_distinct_and_ascending(layers):
+    with pytest.raises(UserError, match="layers must be distinct block numbers in ascending order, got"):
+        config(layers=layers, num_experts=(8,) * len(layers))
+
+
+def test_every_layer_needs_its_number_of_experts():
+    with pytest.raises(UserError, match=r"2 MoE layers need as many num_experts, got \[8\]"):
+        config(num_experts=(8,))
+
+
+@pytest.mark.parametrize("experts", [0, -2, MAX_EXPERTS + 1])
+def test_a_number_of_experts_that_makes_no_sense_is_refused(experts):
+    with pytest.raises(UserError, match=f"num_experts of block 11 must be 1 to {MAX_EXPERTS}, got {experts}"):
+        config(num_experts=(8, experts))
+
+
+@pytest.mark.parametrize("top_k", [0, -1])
+def test_top_k_must_be_positive(top_k):
+    with pytest.raises(UserError, match=f"top_k must be between 1 and the 8 experts of block 10, got {top_k}"):
+        config(top_k=top_k)
+
+
+def test_top_k_must_fit_the_smallest_layer():
+    with pytest.raises(UserError, match="top_k must be between 1 and the 4 experts of block 11, got 5"):
+        config(num_experts=(8, 4), top_k=5)
+
+
+@pytest.mark.parametrize(
+    ("name", "choices"),
+    [
+        ("routing", "image, token"),
+        ("gate", "straight_through, softmax"),
+        ("gate_input", "cls, mean"),
+        ("init", "preserve, copy"),
+    ],
+)
+def test_a_wrong_name_is_answered_with_the_right_ones(name, choices):
+    with pytest.raises(UserError, match=f"{name} must be one of {choices}, got 'patch'"):
+        config(**{name: "patch"})
+
+
+def test_an_unknown_key_in_a_file_is_named():
+    with pytest.raises(UserError, match=r"unknown MoE setting 'capacity': was this written by a newer version\?"):
+        MoEConfig.from_dict({**config().to_dict(), "capacity": 1.25})
+
+
+def test_a_missing_key_in_a_file_is_named():
+    with pytest.raises(UserError, match="incomplete MoE settings: 'num_experts'"):
+        MoEConfig.from_dict({"layers": [11]})
+
+
+def test_a_number_where_a_list_belongs_is_one_line():
+    with pytest.raises(UserError, match="incomplete MoE settings: "):
+        MoEConfig.from_dict({"layers": 11, "num_experts": [8]})
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "wanted"),
+    [
+        ("top_k", 1.5, "of type int, got 1.5"),
+        ("top_k", "2", "of type int, got '2'"),
+        ("top_k", None, "of type int, got None"),
+        ("top_k", True, "of type int, got True"),
+        ("shared_expert", "no", "of type bool, got 'no'"),
+        ("router_noise", 1, "of type bool, got 1"),
+        ("routing", ["image"], r"of type str, got \['image'\]"),
+        ("layers", [10.0, 11], r"a list of whole numbers, got \[10.0, 11\]"),
+        ("num_experts", [8, 2.5], r"a list of whole numbers, got \[8, 2.5\]"),
+        ("num_experts", "88", r"a list of whole numbers, got \['8', '8'\]"),
+    ],
+)
+def test_a_value_of_another_type_in_a_file_is_refused_with_its_name(name, value, wanted):
+    with pytest.raises(UserError, match=f"MoE setting '{name}' must be {wanted}"):
+        MoEConfig.from_dict({**config().to_dict(), name: value})
+
+
+def test_the_routing_degree_multiplies_the_choices_of_the_layers():
+    assert config(num_experts=(8, 8)).routing_degree == 64  # C(8, 1)² = 8²
+    assert config(num_experts=(8, 4), top_k=2).routing_degree == 168  # C(8, 2) · C(4, 2) = 28 · 6
+
+
+def test_the_shared_expert_carries_half_of_a_preserved_output_and_all_of_a_plain_copy():
+    assert config(init="preserve").shared_share == 0.5
+    assert config(init="copy").shared_share == 1.0
