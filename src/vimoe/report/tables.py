@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from vimoe.report.arm import Arm
 from vimoe.vit.inspection import CostComparison
 
 
@@ -52,3 +53,26 @@ def cost_table(comparison: CostComparison) -> str:
             f"{moe.macs / dense.macs - 1:+.1%} multiply-adds, {moe.stored_params / dense.stored_params:.2f}x stored",
         ]
     )
+
+
+ARM_HEADER = ("model", "test top-1 %", "activated", "stored", "multiply-adds", "seconds")
+
+
+def arm_rows(arms: Sequence[Arm]) -> list[list[str]]:
+    """The cells of a comparison, one row an arm, under `ARM_HEADER`."""
+    return [
+        [
+            arm.name,
+            f"{arm.top1:.1f} ± {arm.error:.1f}",
+            millions(arm.cost.activated_params),
+            millions(arm.cost.stored_params),
+            giga_macs(arm.cost.macs),
+            f"{arm.seconds:.0f}",
+        ]
+        for arm in arms
+    ]
+
+
+def arm_table(arms: Sequence[Arm]) -> str:
+    """A comparison in plain text."""
+    return plain_table(ARM_HEADER, arm_rows(arms))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import sys
 from dataclasses import dataclass, replace
 from importlib.resources import as_file, files
@@ -14,10 +13,11 @@ from vimoe.analysis.planning import choose_layers
 from vimoe.analysis.specialisation import Specialisation, specialisation
 from vimoe.data.registry import open_dataset
 from vimoe.data.splits import batches
-from vimoe.report.page import Arm, DemoReport, write_page
-from vimoe.report.tables import arm_table, conclusion
+from vimoe.report.arm import Arm, conclusion, standard_error
+from vimoe.report.page import Report, write_page
+from vimoe.report.tables import arm_table
 from vimoe.tasks.classification import Classification
-from vimoe.training.recipe import Recipe, load_recipe
+from vimoe.training.recipe import Recipe, dump_recipe, load_recipe
 from vimoe.training.run import RunFolder, write_text
 from vimoe.training.train import train
 from vimoe.vit.checkpoint import load, save
@@ -86,25 +86,29 @@ def run_demo(folder: Path, seed: int, device: str) -> Path:
     _prune(vimoe, plan)
     _say("5/5  the pruned model recovers, and the control keeps step")
     pruned = train(stages.pruned)
-    control_recovered = train(stages.control_recovered)
+    recovered = train(stages.control_recovered)
     arms = [
         _measure("dense", dense, [stages.dense]),
-        _measure("dense, trained on as long as the ViMoE", control, [stages.control]),
+        _measure("dense, as many steps as the ViMoE", control, [stages.control]),
         _measure("ViMoE, all layers", vimoe, [stages.vimoe]),
-        _measure("dense, trained on as long as the pruned", control_recovered, [stages.control, stages.control_recovered]),
+        _measure("dense, as many steps as the pruned", recovered, [stages.control, stages.control_recovered]),
         _measure("ViMoE, pruned and recovered", pruned, [stages.vimoe, stages.pruned]),
     ]
-    report = DemoReport(
+    sentence = conclusion(arms[4], arms[3])
+    runs = {"dense": dense, "dense, trained on": control, "ViMoE, all layers": vimoe, "ViMoE, pruned": pruned}
+    report = Report(
+        title="A Mixture-of-Experts from a dense ViT: digits",
+        conclusion=sentence,
         arms=arms,
-        conclusion=conclusion(arms[4], arms[3]),
         counts=counts,
         measures=measures,
         plan=plan,
-        runs={"dense": dense, "control": control, "ViMoE": vimoe, "pruned": pruned},
+        rows={name: run.read_rows() for name, run in runs.items()},
+        recipes={name: dump_recipe(load_recipe(run.path / "recipe.yaml")) for name, run in runs.items()},
         command=f"vimoe demo --seed {seed}",
     )
     path = write_page(report, folder / "report.html")
-    print(f"\n{arm_table(arms)}\n\n{conclusion(arms[4], arms[3])}\nThe report lies in {path}")
+    print(f"\n{arm_table(arms)}\n\n{sentence}\nThe report lies in {path}")
     return path
 
 
@@ -129,9 +133,8 @@ def _measure(name: str, run: RunFolder, recipes: list[Recipe]) -> Arm:
     splits = open_dataset(recipes[-1].dataset)
     figures = Classification().evaluate(model, batches(splits.test), "cpu")
     seconds = sum(RunFolder(Path(recipe.output)).read_rows()[-1]["seconds"] for recipe in recipes)
-    share, pictures = figures["top1"] / 100, figures["pictures"]
-    error = 100 * math.sqrt(share * (1 - share) / pictures)
-    return Arm(name, figures["top1"], error, int(pictures), cost(model), seconds)
+    top1, pictures = figures["top1"], int(figures["pictures"])
+    return Arm(name, top1, standard_error(top1, pictures), pictures, cost(model), seconds)
 
 
 def _say(line: str) -> None:

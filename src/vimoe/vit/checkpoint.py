@@ -8,15 +8,16 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import timm
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
-from timm.models import save_for_hf
-from torch import nn
+from safetensors.torch import load_file, save_file
+from timm.models._hub import save_config_for_hf
+from torch import Tensor, nn
 
 from vimoe.errors import UserError
 from vimoe.moe.config import MoEConfig
@@ -46,6 +47,7 @@ def save(
         UserError: The model was not made by `timm.create_model`, or the folder cannot be written.
     """
     folder = Path(folder)
+    model = getattr(model, "_orig_mod", model)  # of torch.compile
     if not getattr(model, "pretrained_cfg", {}).get("architecture"):
         raise UserError("only models made by timm.create_model can be saved: this one does not know its own name")
     config = get_config(model)
@@ -53,13 +55,19 @@ def save(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as scratch:
-            save_for_hf(model, scratch, model_config=entries, model_args=model_args, safe_serialization=True)
+            _write_config(model, Path(scratch) / CONFIG, entries, model_args)
+            save_file({name: value.contiguous() for name, value in model.state_dict().items()}, Path(scratch) / WEIGHTS)
             for name in (WEIGHTS, CONFIG):
                 os.replace(Path(scratch) / name, folder / name)
-    except (OSError, SafetensorError) as error:
-        raise UserError(f"cannot write the model to {folder}: {error}") from error
-    except ValueError as error:
-        raise UserError(f"cannot describe this model: {error} (model_args= of vimoe.save does)") from error
+    except (OSError, SafetensorError, RuntimeError) as error:
+        raise UserError(f"cannot write the model to {folder}: {_first_line(error)}") from error
+
+
+def _write_config(model: nn.Module, path: Path, entries: dict[str, Any], model_args: dict[str, Any] | None) -> None:
+    try:
+        save_config_for_hf(model, str(path), model_config=entries, model_args=model_args)
+    except (AssertionError, TypeError, ValueError) as error:
+        raise UserError(f"cannot describe this model: {_first_line(error)}") from error
 
 
 def load(folder: str | Path, device: str | torch.device = "cpu", **model_args: Any) -> nn.Module:
@@ -75,16 +83,29 @@ def load(folder: str | Path, device: str | torch.device = "cpu", **model_args: A
     """
     folder = Path(folder)
     entries = read_config(folder)
-    args = {"num_classes": entries.get("num_classes"), **entries.get("model_args", {}), **model_args}
-    overlay = {**entries["pretrained_cfg"], **{k: entries[k] for k in ("num_classes", "label_names") if k in entries}}
     try:
-        model = timm.create_model(entries["architecture"], pretrained_cfg_overlay=overlay, **args)
-    except (RuntimeError, TypeError, ValueError) as error:
-        raise UserError(f"{folder / CONFIG}: timm cannot make this model: {error}") from error
-    if MOE_KEY in entries:
-        install(model, MoEConfig.from_dict(entries[MOE_KEY]))
+        model = _make_model(entries, model_args)
+    except Exception as error:  # what a foreign file makes timm raise knows no bounds
+        raise UserError(f"{folder / CONFIG} does not describe a model: {_first_line(error)}") from error
     _load_weights(model, folder / WEIGHTS)
     return model.to(device).eval()
+
+
+def _make_model(entries: dict[str, Any], model_args: dict[str, Any]) -> nn.Module:
+    architecture, moe = entries["architecture"], entries.get(MOE_KEY, {})
+    if not isinstance(architecture, str) or not timm.is_model(architecture):
+        raise UserError(f"timm knows no architecture {architecture!r}")
+    if not isinstance(moe, dict):
+        raise UserError(f"MoE settings must be a dictionary, got {moe!r}")
+    overlay = {**entries["pretrained_cfg"], **{k: entries[k] for k in ("num_classes", "label_names") if k in entries}}
+    args = {"num_classes": entries.get("num_classes"), **entries.get("model_args", {}), **model_args}
+    # What is given by name here cannot come from the file: no other weights are read than the folder's own.
+    model = timm.create_model(
+        architecture, pretrained=False, checkpoint_path=None, pretrained_cfg=None, pretrained_cfg_overlay=overlay, **args
+    )
+    if MOE_KEY in entries:
+        install(model, MoEConfig.from_dict(moe))
+    return model
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -114,8 +135,18 @@ def _load_weights(model: nn.Module, path: Path) -> None:
         raise UserError(f"{path} is damaged or no safetensors file: {error}") from error
     expected = model.state_dict()
     wrong = sorted(set(expected) ^ set(state))
-    wrong += sorted(name for name in set(expected) & set(state) if expected[name].shape != state[name].shape)
+    wrong += sorted(name for name in set(expected) & set(state) if not _fits(state[name], expected[name]))
     if wrong:
         raise UserError(f"{path} does not fit {CONFIG}: {len(wrong)} weights differ, the first is {wrong[0]}")
-    model.to(next(iter(state.values())).dtype if state else torch.float32)
+    model.to(Counter(value.dtype for value in state.values()).most_common(1)[0][0])  # buffers that are not in the file
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        tensor.data = tensor.data.to(state[name].dtype)
     model.load_state_dict(state)
+
+
+def _fits(value: Tensor, expected: Tensor) -> bool:
+    return value.shape == expected.shape and value.is_floating_point() == expected.is_floating_point()
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

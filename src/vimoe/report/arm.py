@@ -1,0 +1,54 @@
+"""One arm of a comparison: a finished model, how good it is and what it costs."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from vimoe.vit.cost import Cost
+
+
+class Arm(NamedTuple):
+    """A model in a comparison.
+
+    Attributes:
+        name: What to call it.
+        top1: Test accuracy in percent.
+        error: Its standard error in percentage points, from the number of test pictures alone.
+        pictures: Test pictures.
+        cost: Parameters and multiply-adds.
+        seconds: Training time since the common starting point, in seconds.
+    """
+
+    name: str
+    top1: float
+    error: float
+    pictures: int
+    cost: Cost
+    seconds: float
+
+
+def standard_error(top1: float, pictures: int) -> float:
+    """Binomial standard error of an accuracy, in percentage points.
+
+    The rate is taken after adding two right and two wrong answers (Agresti and Coull 1998), so that a perfect
+    score does not come with an error of 0.
+    """
+    rate = (top1 / 100 * pictures + 2) / (pictures + 4)
+    return 100 * math.sqrt(rate * (1 - rate) / (pictures + 4))
+
+
+def conclusion(arm: Arm, control: Arm) -> str:
+    """One sentence on how `arm` compares with its control."""
+    difference = arm.top1 - control.top1
+    noise = 2 * math.hypot(arm.error, control.error)
+    better = "higher" if difference > 0 else "lower"
+    if abs(difference) <= noise:
+        verdict = "inside the noise: one seed and so few pictures cannot tell them apart"
+    else:
+        verdict = f"beyond what {arm.pictures} test pictures leave to chance; other seeds were not tried"
+    macs = arm.cost.macs / control.cost.macs - 1
+    return (
+        f"The accuracy of “{arm.name}” is {abs(difference):.1f} points {better} than that of “{control.name}” "
+        f"({arm.top1:.1f} against {control.top1:.1f} %), {verdict}. It takes {macs:+.0%} multiply-adds."
+    )

@@ -1,0 +1,13 @@
+import pytest
+
+from vimoe.data.registry import open_dataset
+from vimoe.errors import UserError
+
+
+def test_an_unknown_dataset_is_answered_with_the_known_ones() -> None:
+    with pytest.raises(UserError, match="unknown dataset 'digit'; there is digits"):
+        open_dataset("digit")
+
+
+def test_digits_are_there_without_a_folder() -> None:
+    assert open_dataset("digits").image_shape == (1, 8, 8)

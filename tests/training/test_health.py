@@ -1,0 +1,30 @@
+import math
+
+import pytest
+import timm
+import torch
+
+import vimoe
+from vimoe.training.health import routing_health
+
+
+def test_figures_of_a_collapsed_and_of_an_undecided_router() -> None:
+    model = timm.create_model(
+        "vit_tiny_patch16_224", img_size=8, patch_size=4, in_chans=1, embed_dim=16, depth=3, num_heads=2, num_classes=2
+    )
+    vimoe.upcycle(model, last=2, num_experts=4)
+    assert routing_health(model) == {}
+    with torch.no_grad():
+        model.blocks[1].mlp.router.weight.zero_()
+        model.blocks[2].mlp.router.weight.zero_()[1] = 1e4 * model.blocks[2].norm2(torch.randn(16))
+    model(torch.randn(8, 1, 8, 8))
+    figures = routing_health(model)
+    assert list(figures) == ["1", "2"]
+    undecided = figures["1"]  # equal logits: every picture takes the same expert by default
+    assert undecided["entropy"] == pytest.approx(math.log(4), abs=1e-5)
+    assert undecided["top_gate"] == pytest.approx(0.25)
+    assert undecided["max_load"] == 1.0
+    assert undecided["effective_experts"] == pytest.approx(1.0)
+    assert undecided["balance_loss"] == pytest.approx(1.0)
+    assert sum(figures["2"]["load"]) == pytest.approx(1.0)
+    assert figures["2"]["entropy"] == pytest.approx(0.0, abs=0.02)

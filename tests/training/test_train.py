@@ -1,0 +1,147 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.training.tiny import ARGS, recipe
+from vimoe.data.digits import digits
+from vimoe.errors import UserError
+from vimoe.moe.layer import MoELayer
+from vimoe.training import loop
+from vimoe.training.run import RunFolder
+from vimoe.training.train import build_model, train
+from vimoe.vit.checkpoint import load
+from vimoe.vit.upcycle import get_config
+
+
+def weights(run: RunFolder) -> dict[str, torch.Tensor]:
+    return load(run.model).state_dict()
+
+
+def same(first: RunFolder, second: RunFolder) -> bool:
+    a, b = weights(first), weights(second)
+    return a.keys() == b.keys() and all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_a_tiny_vit_learns_and_leaves_what_a_run_must_leave(tmp_path: Path) -> None:
+    run = train(recipe(tmp_path / "run", epochs=6, lr=5e-3, augment=False))
+    rows = run.read_rows()
+    assert [row["epoch"] for row in rows] == [1, 2, 3, 4, 5, 6]
+    assert rows[-1]["loss"] < rows[0]["loss"]
+    assert rows[-1]["val_top1"] > 40  # chance is 10
+    assert {p.name for p in run.path.iterdir()} == {
+        "recipe.yaml",
+        "metrics.jsonl",
+        "summary.csv",
+        "checkpoints",
+        "model",
+    }
+    assert json.loads((run.model / "config.json").read_text())["label_names"][3] == "3"
+
+
+def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(tmp_path: Path) -> None:
+    moe = {"last": 2, "num_experts": 3, "router_noise": True, "drop_path": 0.1, "epochs": 2}
+    first, second = train(recipe(tmp_path / "a", **moe)), train(recipe(tmp_path / "b", **moe))
+    assert same(first, second)
+    assert not same(first, train(recipe(tmp_path / "c", seed=1, **moe)))
+
+
+def test_an_interrupted_run_gives_the_bits_of_an_uninterrupted_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"last": 1, "num_experts": 3, "router_noise": True, "epochs": 3}
+    whole = train(recipe(tmp_path / "whole", **settings))
+    broken = recipe(tmp_path / "broken", **settings)
+    report = loop._report
+
+    def killed(row: dict[str, object], *rest: object) -> None:
+        report(row, *rest)  # type: ignore[arg-type]
+        if row["epoch"] == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop, "_report", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train(broken)
+    assert not RunFolder(Path(broken.output)).finished
+    monkeypatch.setattr(loop, "_report", report)
+    resumed = train(broken)
+    assert same(whole, resumed)
+    assert [row["loss"] for row in resumed.read_rows()] == [row["loss"] for row in whole.read_rows()]
+
+
+def test_a_finished_run_is_not_repeated(tmp_path: Path) -> None:
+    settings = recipe(tmp_path / "run", epochs=1)
+    before = (train(settings).model / "model.safetensors").stat().st_mtime_ns
+    assert (train(settings).model / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_an_upcycled_run_starts_from_a_dense_one_and_logs_its_routers(tmp_path: Path) -> None:
+    dense = train(recipe(tmp_path / "dense", epochs=2))
+    start = recipe(tmp_path / "moe", initial_checkpoint=str(dense.model), last=2, num_experts=3, epochs=1)
+    model = build_model(start, digits())
+    assert isinstance(model.get_submodule("blocks.2.mlp"), MoELayer)
+    pictures = digits().test.pictures
+    with torch.no_grad():
+        expected = load(dense.model)(pictures)
+        assert torch.allclose(model.eval()(pictures), expected, atol=1e-5)
+    run = train(start)
+    config = get_config(load(run.model))
+    assert config is not None
+    assert config.layers == (1, 2)
+    health = run.read_rows()[-1]["routing"]
+    assert set(health) == {"1", "2"}
+    assert {"load", "max_load", "effective_experts", "balance_loss", "entropy", "top_gate"} == set(health["1"])
+
+
+def test_the_balance_loss_reaches_the_routers(tmp_path: Path) -> None:
+    base = recipe(tmp_path / "free", last=1, num_experts=4, epochs=1, balance_weight=0.0)
+    free, balanced = train(base), train(replace(base, output=str(tmp_path / "balanced"), balance_weight=1.0))
+    router = "blocks.2.mlp.router.weight"
+    assert not torch.equal(weights(free)[router], weights(balanced)[router])
+
+
+def test_a_checkpoint_of_other_classes_gets_a_new_head(tmp_path: Path) -> None:
+    import timm
+
+    from vimoe.vit.checkpoint import save
+
+    save(timm.create_model("vit_tiny_patch16_224", img_size=8, in_chans=1, num_classes=7, **ARGS), tmp_path / "model")
+    model = build_model(recipe(tmp_path / "run", initial_checkpoint=str(tmp_path / "model")), digits())
+    assert model.get_submodule("head").out_features == 10
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": "vit_nonsense"}, "timm cannot make the model 'vit_nonsense'"),
+        ({"model_args": {"patch_size": 4, "nonsense": 1}}, "timm cannot make the model"),
+        ({"dataset": "nonsense"}, "unknown dataset 'nonsense'"),
+        ({"opt": "nonsense"}, "timm cannot make opt 'nonsense' with sched 'cosine'"),
+        ({"sched": "nonsense"}, "nonsense"),
+        ({"device": "nonsense"}, "device 'nonsense' cannot be used here"),
+        ({"batch_size": 5000}, "batch_size 5000 is larger than the training data"),
+        ({"last": 9}, "last must be 1 to 3"),
+        ({"last": 1, "top_k": 9}, "top_k must be between 1 and the 8 experts"),
+        ({"initial_checkpoint": "/does/not/exist"}, "is not a model folder"),
+    ],
+)
+def test_what_cannot_be_trained_gets_one_line_and_leaves_no_folder(
+    tmp_path: Path, changes: dict[str, object], message: str
+) -> None:
+    with pytest.raises(UserError, match=message) as caught:
+        train(recipe(tmp_path / "run", **changes))
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from vimoe.tasks.classification import Classification
+
+    monkeypatch.setattr(Classification, "loss", lambda _self, outputs, _targets: outputs.sum() * float("nan"))
+    with pytest.raises(UserError, match=r"the loss is nan at step 0 \(epoch 1\): try a lower lr than 0.002"):
+        train(recipe(tmp_path / "run"))
+    assert not (tmp_path / "run" / "checkpoints").exists()
