@@ -24,9 +24,14 @@ def test_figures_over_uneven_batches_are_those_of_all_pictures_together() -> Non
 
 def test_evaluation_gives_the_mode_back_even_after_an_error() -> None:
     model = nn.Dropout().train()
-    with pytest.raises(RuntimeError, match="x"), evaluating(model):
-        assert not model.training
-        assert not torch.is_grad_enabled()
-        raise RuntimeError("x")
+
+    def fail() -> None:
+        with evaluating(model):
+            assert not model.training
+            assert not torch.is_grad_enabled()
+            raise RuntimeError("broken picture")
+
+    with pytest.raises(RuntimeError, match="broken picture"):
+        fail()
     assert model.training
     assert torch.is_grad_enabled()

@@ -16,7 +16,8 @@ def test_figures_of_a_collapsed_and_of_an_undecided_router() -> None:
     assert routing_health(model) == {}
     with torch.no_grad():
         model.blocks[1].mlp.router.weight.zero_()
-        model.blocks[2].mlp.router.weight.zero_()[1] = 1e4 * model.blocks[2].norm2(torch.randn(16))
+        decided = 1e4 * torch.randn(16)
+        model.blocks[2].mlp.router.weight.copy_(torch.stack([decided, -decided, 0 * decided, 0 * decided]))
     model(torch.randn(8, 1, 8, 8))
     figures = routing_health(model)
     assert list(figures) == ["1", "2"]

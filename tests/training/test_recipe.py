@@ -24,10 +24,6 @@ def test_flags_are_kebab_case_and_win_over_the_file_before_them(tmp_path: Path) 
     assert recipe == replace(Recipe(), batch_size=7, lr=1e-3, model_args={"img_size": 9}, augment=False)
 
 
-def test_an_empty_file_is_the_default_recipe(tmp_path: Path) -> None:
-    assert load_recipe(write(tmp_path, "# nothing\n")) == Recipe()
-
-
 @pytest.mark.parametrize(
     ("text", "message"),
     [
@@ -37,6 +33,7 @@ def test_an_empty_file_is_the_default_recipe(tmp_path: Path) -> None:
         ("routing: patch", "routing: expected Literal['image', 'token'], got value: patch"),
         ("epochs: 0", "epochs must be at least 1, got 0"),
         ("smoothing: 1.5", "smoothing must be at most 1, got 1.5"),
+        ("# nothing", "Unexpected config: # nothing"),
         ("a: [1\nb", "Problems parsing config: while parsing a flow sequence"),
     ],
 )

@@ -2,7 +2,6 @@ import copy
 import errno
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -241,8 +240,7 @@ def test_more_entries_can_be_kept_beside_the_model(tmp_path: Path) -> None:
 def test_arguments_that_timm_cannot_note_down_can_be_given_in_words(tmp_path: Path) -> None:
     model = make(act_layer=nn.ReLU)
     line = (
-        "cannot describe this model: Model argument 'act_layer' is not serializable; "
-        "provide a model_args replacement."
+        "cannot describe this model: Model argument 'act_layer' is not serializable; provide a model_args replacement."
     )
     with refused(line, model):
         vimoe.save(model, tmp_path / "model")
@@ -332,14 +330,14 @@ def folder(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def edit(folder: Path) -> Iterator[Any]:
+def edit(folder: Path) -> Any:
     """Change entries of the folder's config.json."""
 
     def change(**entries: Any) -> None:
         config = json.loads((folder / "config.json").read_text())
         (folder / "config.json").write_text(json.dumps({**config, **entries}))
 
-    yield change
+    return change
 
 
 def test_a_folder_that_is_not_there_gets_one_line(tmp_path: Path) -> None:

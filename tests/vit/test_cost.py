@@ -1,9 +1,12 @@
+from pathlib import Path
 from typing import Any
 
 import pytest
 import timm
 import torch
+import torch.distributed as dist
 from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 import vimoe
 from tests.vit.families import (
@@ -208,6 +211,15 @@ def test_a_model_costs_the_same_inside_a_wrapper(wrap) -> None:
     model = vimoe.upcycle(make(), num_experts=4)
     assert vimoe.cost(wrap(model)) == vimoe.cost(model)
     assert vimoe.cost(wrap(model), 64) == vimoe.cost(model, 64)
+
+
+def test_a_model_costs_the_same_in_distributed_training(tmp_path: Path) -> None:
+    model = vimoe.upcycle(make(), num_experts=4)
+    dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        assert vimoe.cost(DistributedDataParallel(model)) == vimoe.cost(model)
+    finally:
+        dist.destroy_process_group()
 
 
 # After pruning

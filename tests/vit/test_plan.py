@@ -68,8 +68,14 @@ def test_a_plan_that_fits_is_accepted_with_numpy_s_numbers_too() -> None:
         (LayerPlan(1, (), ()), "plan for block 1: load must be 4 shares, none negative and not all 0"),
         (LayerPlan(2, (), (0, 0, 0)), "plan for block 2: load must be 3 shares, none negative and not all 0"),
         (LayerPlan(2, (), (2, -1, 0)), "plan for block 2: load must be 3 shares, none negative and not all 0"),
-        (LayerPlan(2, (), (1, float("nan"), 0)), "plan for block 2: load must be 3 shares, none negative and not all 0"),
-        (LayerPlan(2, (), (1, float("inf"), 0)), "plan for block 2: load must be 3 shares, none negative and not all 0"),
+        (
+            LayerPlan(2, (), (1, float("nan"), 0)),
+            "plan for block 2: load must be 3 shares, none negative and not all 0",
+        ),
+        (
+            LayerPlan(2, (), (1, float("inf"), 0)),
+            "plan for block 2: load must be 3 shares, none negative and not all 0",
+        ),
     ],
 )
 def test_a_plan_that_does_not_fit_the_model_gets_one_line(part: Any, line: str) -> None:

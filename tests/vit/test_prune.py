@@ -29,7 +29,7 @@ from vimoe.vit.prune import keep_experts, mean_ffn, shared_ffn
 from vimoe.vit.upcycle import get_config
 
 ALL_FFNS = ["vit_tiny_patch16_224", "vit_giant_patch14_dinov2", "eva02_base_patch14_224"]
-EVERYTHING = {layer: () for layer in range(DEPTH)}
+EVERYTHING = dict.fromkeys(range(DEPTH), ())
 
 
 def upcycled(name: str = "vit_tiny_patch16_224", **settings: Any) -> nn.Module:

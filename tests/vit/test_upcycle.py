@@ -291,6 +291,21 @@ def test_features_and_intermediates_are_the_dense_model_s(family: Family, routin
     torch.testing.assert_close(steps, dense_steps, rtol=0, atol=1e-5)
 
 
+@every_routing
+@pytest.mark.parametrize("name", ["vit_small_patch14_reg4_dinov2", "vit_small_patch16_dinov3"])
+def test_timm_s_feature_extractor_can_be_upcycled(name: str, routing: Any) -> None:
+    model = make(name, features_only=True, out_indices=(0, 2), in_chans=1)
+    images = torch.randn(2, 1, *(2 * [28 if "patch14" in name else 32]))
+    with torch.no_grad():
+        dense = model(images)
+        features = vimoe.upcycle(model, routing=routing)(images)
+    torch.testing.assert_close(features, dense, rtol=0, atol=1e-5)
+    with vimoe.record_routing(model) as record:
+        run(model, images)
+    assert list(record.expert_ids) == [1, 2]
+    assert vimoe.cost(model).macs > 0
+
+
 @every_family
 def test_the_classifier_can_be_reset_after_upcycling(family: Family) -> None:
     model, _ = upcycled_and_dense(family)

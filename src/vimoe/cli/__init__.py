@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -38,7 +39,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     verb = arguments[0]
     try:
         if verb not in VERBS:
-            raise UserError(f"unknown verb {verb!r}: there is {', '.join(VERBS)}")
+            near = difflib.get_close_matches(verb, VERBS, n=1)
+            hint = f", did you mean {near[0]!r}? There is" if near else ": there is"
+            raise UserError(f"unknown verb {verb!r}{hint} {', '.join(VERBS)}")
         import_module(f"vimoe.cli.{verb}").run(arguments[1:])
     except UserError as error:
         return _fail(str(error))

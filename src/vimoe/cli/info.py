@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from vimoe.cli.arguments import Parser
+from vimoe.errors import UserError
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -20,6 +21,9 @@ def run(arguments: Sequence[str]) -> None:
     parser.add_argument("--routing", choices=("image", "token"), default="image", help="one choice an image or a token")
     parser.add_argument("--no-shared-expert", action="store_true", help="without an always-on expert")
     args = parser.parse_args(list(arguments))
+    for flag, value, lowest in (("--image-size", args.image_size, 1), ("--num-classes", args.num_classes, 0)):
+        if value is not None and value < lowest:
+            raise UserError(f"{flag} must be at least {lowest}, got {value}")
     from vimoe.report.tables import cost_table
     from vimoe.vit.inspection import compare_costs
 

@@ -20,19 +20,22 @@ def digits() -> Splits:
     Pixel values have mean 0 and standard deviation 1 over the training scans.
     """
     source = load_digits()
-    pictures = torch.tensor(source.images, dtype=torch.float32)[:, None]
+    pictures = torch.tensor(source.images / 16, dtype=torch.float32)[:, None]
     labels = torch.tensor(source.target)
     train, rest = train_test_split(
         torch.arange(len(labels)), test_size=720, random_state=_SPLIT_SEED, stratify=source.target
     )
     val, test = train_test_split(rest, test_size=360, random_state=_SPLIT_SEED, stratify=source.target[rest])
-    pictures = (pictures - pictures[train].mean()) / pictures[train].std()
+    mean, std = pictures[train].mean(), pictures[train].std()
+    pictures = (pictures - mean) / std
     return Splits(
         train=InMemory(pictures[train], labels[train]),
         val=InMemory(pictures[val], labels[val]),
         test=InMemory(pictures[test], labels[test]),
         class_names=tuple(str(name) for name in source.target_names),
         image_shape=(1, 8, 8),
+        mean=(mean.item(),),
+        std=(std.item(),),
         augment=shift_by_a_pixel,
     )
 

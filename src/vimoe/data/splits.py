@@ -30,6 +30,8 @@ class Splits:
         test: What is reported; never decides anything.
         class_names: By label.
         image_shape: C, H, W.
+        mean: By channel, what was taken off pixel values between 0 and 1.
+        std: By channel, what they were then divided by.
         augment: Varies a batch `[B, C, H, W]` of training pictures, None for no variation.
     """
 
@@ -38,6 +40,8 @@ class Splits:
     test: Pictures
     class_names: tuple[str, ...]
     image_shape: tuple[int, int, int]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
     augment: Augment | None = None
 
 

@@ -42,13 +42,16 @@ def conclusion(arm: Arm, control: Arm) -> str:
     """One sentence on how `arm` compares with its control."""
     difference = arm.top1 - control.top1
     noise = 2 * math.hypot(arm.error, control.error)
-    better = "higher" if difference > 0 else "lower"
+    if difference == 0:
+        compared = "the same as"
+    else:
+        compared = f"{abs(difference):.1f} points {'higher' if difference > 0 else 'lower'} than"
     if abs(difference) <= noise:
         verdict = "inside the noise: one seed and so few pictures cannot tell them apart"
     else:
         verdict = f"beyond what {arm.pictures} test pictures leave to chance; other seeds were not tried"
     macs = arm.cost.macs / control.cost.macs - 1
     return (
-        f"The accuracy of “{arm.name}” is {abs(difference):.1f} points {better} than that of “{control.name}” "
+        f"The accuracy of “{arm.name}” is {compared} that of “{control.name}” "
         f"({arm.top1:.1f} against {control.top1:.1f} %), {verdict}. It takes {macs:+.0%} multiply-adds."
     )

@@ -21,7 +21,7 @@ from vimoe.vit.plan import Plan
 
 # Okabe and Ito's colours, told apart by colour-blind readers too.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-KEPT, PRUNED = "#0072B2", "#9A9A9A"
+KEPT, PRUNED = "#0072B2", "#757575"
 # Up to this many classes every row of a heatmap is named.
 NAMED_CLASSES = 30
 

@@ -49,8 +49,9 @@ def demo_recipes(folder: Path, seed: int, device: str) -> Stages:
     """
     with as_file(files("vimoe.study") / "demo.yaml") as path:
         dense = replace(load_recipe(path), seed=seed, device=device, output=str(folder / "dense"))
-    tuning = replace(dense, epochs=FINE_TUNING_EPOCHS, initial_checkpoint=str(folder / "dense" / "model"))
-    recovery = replace(dense, epochs=RECOVERY_EPOCHS, lr=dense.lr / 2)
+    start = str(folder / "dense" / "model")
+    tuning = replace(dense, epochs=FINE_TUNING_EPOCHS, lr=dense.lr / 2, initial_checkpoint=start)
+    recovery = replace(dense, epochs=RECOVERY_EPOCHS, lr=dense.lr / 4)
     return Stages(
         dense=dense,
         control=replace(tuning, output=str(folder / "control")),

@@ -92,7 +92,7 @@ def _optimisation(model: nn.Module, recipe: Recipe, steps: int) -> tuple[torch.o
         schedule, _ = timm.scheduler.create_scheduler_v2(
             optimizer,
             sched=recipe.sched,
-            num_epochs=recipe.epochs,
+            num_epochs=recipe.epochs - recipe.warmup_epochs,  # warmup_prefix: what comes after the warm-up
             warmup_epochs=recipe.warmup_epochs,
             warmup_lr=0.0,
             min_lr=recipe.min_lr,

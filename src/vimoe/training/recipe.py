@@ -74,7 +74,7 @@ class Recipe:
     layer_decay: float = 1.0
     opt: str = "adamw"
     sched: str = "cosine"
-    warmup_epochs: float = 1.0
+    warmup_epochs: float = 0.5
     min_lr: float = 0.0
     clip_grad: float = 1.0
     smoothing: float = 0.1
@@ -92,6 +92,8 @@ class Recipe:
         for name, highest in (("smoothing", 1), ("drop_path", 1), ("layer_decay", 1)):
             if getattr(self, name) > highest:
                 raise UserError(f"{name} must be at most {highest}, got {getattr(self, name)}")
+        if self.warmup_epochs >= self.epochs:
+            raise UserError(f"warmup_epochs must be less than the {self.epochs} epochs, got {self.warmup_epochs}")
 
 
 _LOWEST: dict[str, float] = {

@@ -72,15 +72,18 @@ def _create(recipe: Recipe, splits: Splits) -> nn.Module:
             pretrained=recipe.pretrained,
             num_classes=len(splits.class_names),
             drop_path_rate=recipe.drop_path,
+            pretrained_cfg_overlay=None if recipe.pretrained else _as_seen(splits),
             **args,
         )
     except Exception as error:  # timm raises whatever its models raise
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise UserError(f"timm cannot make the model {recipe.model!r} with {args}: {reason}") from error
-    if not recipe.pretrained:
-        for name, parameter in model.named_parameters():
-            if name == "pos_embed":
-                nn.init.trunc_normal_(
-                    parameter, std=recipe.pos_embed_std, a=-2 * recipe.pos_embed_std, b=2 * recipe.pos_embed_std
-                )
+    positions = getattr(model, "pos_embed", None)
+    if isinstance(positions, nn.Parameter) and not recipe.pretrained:
+        nn.init.normal_(positions, std=recipe.pos_embed_std)
     return model
+
+
+def _as_seen(splits: Splits) -> dict[str, Any]:
+    """How a model from scratch sees pictures: noted in its `config.json`, for whoever uses it later."""
+    return {"input_size": splits.image_shape, "mean": splits.mean, "std": splits.std, "crop_pct": 1.0}

@@ -101,7 +101,12 @@ def _make_model(entries: dict[str, Any], model_args: dict[str, Any]) -> nn.Modul
     args = {"num_classes": entries.get("num_classes"), **entries.get("model_args", {}), **model_args}
     # What is given by name here cannot come from the file: no other weights are read than the folder's own.
     model = timm.create_model(
-        architecture, pretrained=False, checkpoint_path=None, pretrained_cfg=None, pretrained_cfg_overlay=overlay, **args
+        architecture,
+        pretrained=False,
+        checkpoint_path=None,
+        pretrained_cfg=None,
+        pretrained_cfg_overlay=overlay,
+        **args,
     )
     if MOE_KEY in entries:
         install(model, MoEConfig.from_dict(moe))

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from timm.models import get_model_input_config
 from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
 
 from vimoe.errors import UserError
 from vimoe.vit.blocks import Backbone
@@ -30,6 +31,8 @@ class TokenLayout(NamedTuple):
 
 def meta_clone(model: nn.Module) -> nn.Module:
     """A copy of `model` on the meta device, in fp32 and eval mode; never copies the weights, never runs its hooks."""
+    if isinstance(model, DistributedDataParallel):  # a copy of it would want gradients to reduce
+        model = model.module
     memo: dict[int, Any] = {}
     for parameter in model.parameters():
         memo[id(parameter)] = nn.Parameter(parameter.detach().to("meta"), requires_grad=False)
