@@ -127,7 +127,7 @@ def test_a_model_comes_back_in_its_own_dtype(stage: str, dtype: torch.dtype, nam
     assert_same_model(loaded, model)
 
 
-@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vit_small_patch16_dinov3"])
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vit_small_patch16_dinov3", "eva02_base_patch14_224"])
 def test_a_bf16_model_with_fp32_routers_comes_back_as_it_was(name: str, tmp_path: Path) -> None:
     model = make_stage("upcycled", name).to(torch.bfloat16)
     for module in model.modules():

@@ -4,7 +4,18 @@ import torch
 from torch import nn
 
 import vimoe
-from tests.vit.families import Family, Holder, assert_unchanged, every_family, make, pictures, refused, run, snapshot
+from tests.vit.families import (
+    Family,
+    Holder,
+    assert_unchanged,
+    every_family,
+    make,
+    pictures,
+    randomise,
+    refused,
+    run,
+    snapshot,
+)
 from vimoe.vit.blocks import find_backbone
 from vimoe.vit.meta import TokenLayout, input_shape, meta_clone, read_token_layout
 
@@ -29,6 +40,19 @@ def test_a_clone_has_the_model_s_shapes_and_none_of_its_weights(family: Family) 
     images = pictures(model, 3)
     assert clone(images.to("meta")).shape == run(model, images).shape
     assert_unchanged(model, before)
+
+
+@pytest.mark.parametrize("name", ["cait_xxs24_224", "xcit_nano_12_p16_224"])
+def test_a_class_token_that_joins_after_the_blocks_is_not_looked_for_in_them(name: str) -> None:
+    model = timm.create_model(name, embed_dim=32, depth=3, num_heads=2, img_size=32, num_classes=5)
+    randomise(model.eval())
+    assert read_token_layout(find_backbone(model), [1, 2]) == TokenLayout(0, False, per_image=True)
+    line = "gate_input 'cls' needs a class token at the FFN, and this model has none: use 'mean'"
+    with refused(line, model):
+        vimoe.upcycle(model, gate_input="cls")
+    images = pictures(model)
+    dense = run(model, images)
+    torch.testing.assert_close(run(vimoe.upcycle(model), images), dense, rtol=0, atol=1e-5)
 
 
 def test_a_clone_does_not_run_the_hooks_of_the_model() -> None:

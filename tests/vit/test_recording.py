@@ -147,8 +147,10 @@ def test_a_record_holds_no_graph() -> None:
 
 
 @every_routing
-def test_activation_checkpointing_is_not_counted_twice(routing: Any) -> None:
-    model = upcycled(routing=routing).train()
+# A recomputation ends at the last tensor that it needs: with LayerScale behind the MoE layer, else inside it.
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vit_small_patch14_dinov2"])
+def test_activation_checkpointing_is_not_counted_twice(routing: Any, name: str) -> None:
+    model = upcycled(name, routing=routing).train()
     images = pictures(model)
     with vimoe.record_routing(model) as plain:
         model(images).sum().backward()

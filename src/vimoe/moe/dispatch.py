@@ -76,24 +76,24 @@ class _Dispatch(torch.autograd.Function):
 
 
 class _Combine(torch.autograd.Function):
-    """Un-sort, weigh and sum in one step, so that the backward reads each output once."""
+    """Un-sort, weigh and sum in one step; what the backward needs of it is the experts' own output."""
 
     @staticmethod
     def forward(ctx: Any, y: Tensor, forward: Tensor, inverse: Tensor, gates: Tensor) -> Tensor:
         gates = gates.to(y.dtype)
-        y = y.index_select(0, inverse).unflatten(0, gates.shape)
-        ctx.save_for_backward(y, forward, gates)
-        if gates.shape[1] == 1:
-            return y[:, 0] * gates[:, :, None]
-        return (y * gates[:, :, None, None]).sum(1)
+        ctx.save_for_backward(y, forward, inverse, gates)
+        weighted = y.index_select(0, inverse).mul_(gates.view(-1, 1, 1))
+        return weighted if gates.shape[1] == 1 else weighted.unflatten(0, gates.shape).sum(1)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        y, forward, gates = ctx.saved_tensors
-        grad_gates = torch.einsum("sknd,snd->sk", y, grad) if ctx.needs_input_grad[3] else None
-        grad_y = None
-        if ctx.needs_input_grad[0]:
-            weighted = grad[:, None] * gates[:, :, None, None]
-            grad_y = weighted.flatten(0, 1).index_select(0, forward)
+        y, forward, inverse, gates = ctx.saved_tensors
+        top_k = gates.shape[1]
+        grad_y = grad.index_select(0, forward if top_k == 1 else forward // top_k)
+        grad_gates = None
+        if ctx.needs_input_grad[3]:
+            dots = torch.linalg.vecdot(y.flatten(1), grad_y.flatten(1))
+            grad_gates = dots.index_select(0, inverse).view_as(gates)
+        grad_y = grad_y.mul_(gates.flatten()[forward].view(-1, 1, 1)) if ctx.needs_input_grad[0] else None
         return grad_y, None, None, grad_gates
