@@ -4,7 +4,7 @@ Every round runs each contender once, in turn, so that a machine whose speed dri
 the table gives the median over rounds of contender / dense *of the same round*.
 
     python benchmarks/moe_layer.py                       # the table of docs/performance.md
-    python benchmarks/moe_layer.py --experts-scaling     # N = 64 against N = 2
+    python benchmarks/moe_layer.py --experts-scaling --tokens 32896   # N = 64 against N = 2
     python benchmarks/moe_layer.py --device cuda --dims 768 1024 --tokens 65536 --dtypes bf16 --peers
 """
 
@@ -138,10 +138,11 @@ def against_dense(args: argparse.Namespace) -> None:
 
 
 def experts_scaling(args: argparse.Namespace) -> None:
-    print("token routing, forward and backward: N experts against 2, same tokens")
+    images = max(1, args.tokens // TOKENS_AN_IMAGE)
+    print(f"token routing, forward and backward, {images * TOKENS_AN_IMAGE} tokens: N experts against 2")
     for dim in args.dims:
         for name in args.dtypes:
-            x = torch.randn(64, TOKENS_AN_IMAGE, dim, device=args.device, dtype=DTYPES[name])
+            x = torch.randn(images, TOKENS_AN_IMAGE, dim, device=args.device, dtype=DTYPES[name])
             models = {f"N={n}": contenders(dim, n, False, args.device, DTYPES[name])["vimoe token"] for n in (2, 8, 64)}
             seconds = measure(models, x, True, args.rounds)
             for key, values in seconds.items():

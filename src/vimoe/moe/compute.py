@@ -1,7 +1,7 @@
 """Four ways to compute Σ_i gate_i · E_i(x), equal in value and in every gradient.
 
 - `reference`: one token and one expert at a time; slow and obvious, the oracle for the others.
-- `loop`: sort by expert, one GEMM an expert, un-sort; any device and dtype.
+- `loop`: sort by expert, one expert after the other, un-sort; any device and dtype.
 - `grouped`: the same with one grouped product for all experts; the host never waits for the device.
 - `dense`: every expert for every input, no shape that depends on data; for export and for counting.
 """
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from vimoe.moe.dispatch import combine, dispatch, sort_by_expert
-from vimoe.moe.rows import GroupedRows, LoopRows, Rows, RowsOfOne, autocast_dtype
+from vimoe.moe.rows import GroupedRows, LoopRows, Rows, RowsOfOne, Slices, autocast_dtype
 
 # S selections, k experts chosen for each, n rows a selection, E experts, D width, R rows in all.
 
@@ -72,9 +72,12 @@ def _reference(feed_forward: FeedForward, x: Tensor, expert_ids: Tensor, gates: 
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def _loop(feed_forward: FeedForward, num_experts: int, x: Tensor, expert_ids: Tensor, gates: Tensor) -> Tensor:
     order = sort_by_expert(expert_ids, num_experts)
-    y = dispatch(x, order, expert_ids.shape[1])
-    out = feed_forward(y.flatten(0, 1), LoopRows([count * x.shape[1] for count in order.counts.tolist()]))
-    return combine(out.view(y.shape[0], y.shape[1], out.shape[-1]), order, gates)
+    parts = dispatch(x, order, expert_ids.shape[1]).split(order.counts.tolist())
+    slices = Slices()
+    # Expert by expert through the whole FFN, not map by map: what an expert's rows become stays in the cache,
+    # and its buffers are small enough for the allocator to hand out again.
+    y = torch.cat([feed_forward(part.flatten(0, 1), LoopRows(e, slices)) for e, part in enumerate(parts)])
+    return combine(y.view(-1, x.shape[1], y.shape[-1]), order, gates)
 
 
 def _grouped(feed_forward: FeedForward, num_experts: int, x: Tensor, expert_ids: Tensor, gates: Tensor) -> Tensor:

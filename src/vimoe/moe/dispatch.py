@@ -95,5 +95,4 @@ class _Combine(torch.autograd.Function):
         if ctx.needs_input_grad[3]:
             dots = torch.linalg.vecdot(y.flatten(1), grad_y.flatten(1))
             grad_gates = dots.index_select(0, inverse).view_as(gates)
-        grad_y = grad_y.mul_(gates.flatten()[forward].view(-1, 1, 1)) if ctx.needs_input_grad[0] else None
-        return grad_y, None, None, grad_gates
+        return grad_y.mul_(gates.flatten()[forward].view(-1, 1, 1)), None, None, grad_gates

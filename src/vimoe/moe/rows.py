@@ -1,8 +1,8 @@
-"""Stacked parameters meet rows that are sorted by expert: three ways, one interface.
+"""Stacked parameters meet the rows of their experts: three ways, one interface.
 
-The backward passes are written out because autograd's own would fill and stack a full weight gradient for
-every expert, and would add up indexed gradients, which is slow and not deterministic on CUDA; here each
-expert's gradient is written once, where it belongs.
+The backward passes are written out because autograd's own would fill or copy a full weight gradient for every
+expert, and would add up indexed gradients, which is slow and not deterministic on CUDA; here each expert's
+gradient is written once, where it belongs.
 """
 
 from __future__ import annotations
@@ -47,20 +47,48 @@ class RowsOfOne:
 
 
 class LoopRows:
-    """A loop of GEMMs, one an expert: any device and float dtype, no double backward.
+    """All rows belong to one expert, and the others' rows follow: any device and float dtype, no double backward.
 
     Args:
-        counts: How many rows each expert has, E numbers that sum to R.
+        expert: The expert's number.
+        slices: Shared by all experts of one forward.
     """
 
-    def __init__(self, counts: list[int]) -> None:
-        self.counts = counts
+    def __init__(self, expert: int, slices: Slices) -> None:
+        self.expert = expert
+        self.slices = slices
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return _LoopLinear.apply(*_autocast(x, weight, bias), self.counts)
+        dtype = autocast_dtype(x) or x.dtype
+        weights, gradient = self.slices.of_weight(weight, autocast_dtype(x))
+        own_bias = None if bias is None else self.slices.of(bias)[self.expert].to(dtype)
+        return _LoopLinear.apply(x.to(dtype), weights[self.expert], own_bias, gradient, self.expert)
 
     def expand(self, parameter: Tensor) -> Tensor:
-        return _LoopExpand.apply(parameter, self.counts)
+        return self.slices.of(parameter)[self.expert]
+
+
+class Slices:
+    """Stacked parameters taken apart into those of each expert, once in a forward."""
+
+    def __init__(self) -> None:
+        self._taken: dict[int, tuple[Tensor, ...]] = {}
+        self._gradients: dict[int, _StackedGradient] = {}
+
+    def of(self, parameter: Tensor) -> tuple[Tensor, ...]:
+        """`[E, H]` to E times `[H]`."""
+        if id(parameter) not in self._taken:
+            self._taken[id(parameter)] = parameter.unbind(0)
+        return self._taken[id(parameter)]
+
+    def of_weight(self, weight: Tensor, dtype: torch.dtype | None) -> tuple[tuple[Tensor, ...], _StackedGradient]:
+        """`[E, out, in]` to E times `[out, in]` in `dtype` (None keeps its own), and where their gradients go."""
+        if id(weight) not in self._taken:
+            cast = weight if dtype is None else weight.to(dtype)
+            gradient = _StackedGradient(cast)
+            self._taken[id(weight)] = _Unstack.apply(cast, gradient)
+            self._gradients[id(weight)] = gradient
+        return self._taken[id(weight)], self._gradients[id(weight)]
 
 
 class GroupedRows:
@@ -102,51 +130,61 @@ def _autocast(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, T
     return x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
 
 
+class _StackedGradient:
+    """One tensor for the gradients of all experts' weights, made when the backward first asks for it."""
+
+    def __init__(self, weight: Tensor) -> None:
+        self._shape, self._dtype, self._device = weight.shape, weight.dtype, weight.device
+        self._stacked: Tensor | None = None
+
+    def of(self, expert: int) -> Tensor:
+        """Where the gradient of this expert's weight is to be written."""
+        if self._stacked is None:
+            self._stacked = torch.empty(self._shape, dtype=self._dtype, device=self._device)
+        return self._stacked[expert]
+
+    def gather(self, parts: tuple[Tensor | None, ...]) -> Tensor:
+        """All of them: what was written here already, what autograd brings from elsewhere, 0 for what never came."""
+        for expert, part in enumerate(parts):
+            here = self.of(expert)
+            if part is None:
+                here.zero_()
+            elif part.data_ptr() != here.data_ptr():
+                here.copy_(part)
+        stacked, self._stacked = self._stacked, None
+        assert stacked is not None
+        return stacked
+
+
+class _Unstack(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, gradient: _StackedGradient) -> tuple[Tensor, ...]:
+        ctx.gradient = gradient
+        ctx.set_materialize_grads(False)
+        return weight.unbind(0)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor, None]:
+        return ctx.gradient.gather(grads), None
+
+
 class _LoopLinear(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, counts: list[int]) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, gradient: _StackedGradient, expert: int
+    ) -> Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.counts, ctx.has_bias = counts, bias is not None
-        out = x.new_empty(x.shape[0], weight.shape[1])
-        for e, (x_e, out_e) in enumerate(zip(x.split(counts), out.split(counts), strict=True)):
-            if bias is None:
-                torch.mm(x_e, weight[e].t(), out=out_e)
-            else:
-                torch.addmm(bias[e], x_e, weight[e].t(), out=out_e)
-        return out
+        ctx.gradient, ctx.expert = gradient, expert
+        return F.linear(x, weight, bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        need_x, need_weight, need_bias, _ = ctx.needs_input_grad
-        grad_x = torch.empty_like(x) if need_x else None
-        grad_weight = torch.empty_like(weight) if need_weight else None
-        grad_bias = weight.new_empty(weight.shape[:2]) if ctx.has_bias and need_bias else None
-        parts = zip(x.split(ctx.counts), grad.split(ctx.counts), strict=True)
-        start = 0
-        for e, (x_e, grad_e) in enumerate(parts):
-            if grad_x is not None:
-                torch.mm(grad_e, weight[e], out=grad_x[start : start + len(x_e)])
-            if grad_weight is not None:
-                torch.mm(grad_e.t(), x_e, out=grad_weight[e])
-            if grad_bias is not None:
-                torch.sum(grad_e, 0, out=grad_bias[e])
-            start += len(x_e)
-        return grad_x, grad_weight, grad_bias, None
-
-
-class _LoopExpand(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, parameter: Tensor, counts: list[int]) -> Tensor:
-        ctx.counts = counts
-        repeats = torch.tensor(counts, device=parameter.device)
-        return parameter.repeat_interleave(repeats, dim=0, output_size=sum(counts))
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        return torch.stack([part.sum(0) for part in grad.split(ctx.counts)]), None
+        need_x, need_weight, need_bias = ctx.needs_input_grad[:3]
+        grad_weight = torch.mm(grad.t(), x, out=ctx.gradient.of(ctx.expert)) if need_weight else None
+        return grad @ weight if need_x else None, grad_weight, grad.sum(0) if need_bias else None, None, None
 
 
 class _GroupedLinear(torch.autograd.Function):
