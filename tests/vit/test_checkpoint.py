@@ -511,3 +511,9 @@ def test_no_weights_at_all_get_one_line(folder: Path) -> None:
     save_file({}, folder / "model.safetensors")
     with refused(f"{folder}/model.safetensors does not fit config.json: … weights differ, the first is …"):
         vimoe.load(folder)
+
+
+def test_a_device_that_is_not_there_gets_one_line(tmp_path: Path) -> None:
+    vimoe.save(make("vit_tiny_patch16_224"), tmp_path)
+    with refused("device 'tpu9' cannot be used here: …"):
+        vimoe.load(tmp_path, device="tpu9")

@@ -99,6 +99,10 @@ def test_a_layer_that_appears_twice_gets_one_line() -> None:
         ({"layers": [3]}, "not a plan: TypeError 'int' object is not subscriptable"),
         ({"layers": [{"action": "prune"}]}, "not a plan: KeyError 'layer'"),
         ({"layers": [{"layer": 1}]}, "not a plan: KeyError 'action'"),
+        (
+            {"layers": [{"layer": 1, "action": "prune", "laod": [1.0]}]},
+            "plan for block 1: unknown key 'laod'; there is layer, action, experts, load, reason",
+        ),
         ({"layers": [{"layer": "x", "action": "prune"}]}, "not a plan: layer must be a whole number, got 'x'"),
         ({"layers": [{"layer": 1.5, "action": "prune"}]}, "not a plan: layer must be a whole number, got 1.5"),
         (

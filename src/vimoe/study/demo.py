@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from importlib.resources import as_file, files
 from pathlib import Path
 
+import torch
+
 from vimoe.analysis.counts import RoutingCounts, count_routing
 from vimoe.analysis.planning import choose_layers
 from vimoe.analysis.specialisation import Specialisation, specialisation
@@ -73,6 +75,8 @@ def run_demo(folder: Path, seed: int, device: str) -> Path:
     Returns:
         The report's path.
     """
+    # One thread: a model this small only waits for others, and the figures do not depend on the number of cores.
+    torch.set_num_threads(1)
     stages = demo_recipes(folder, seed, device)
     _say("1/5  a dense ViT learns digits")
     dense = train(stages.dense)

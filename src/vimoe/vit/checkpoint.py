@@ -79,7 +79,8 @@ def load(folder: str | Path, device: str | torch.device = "cpu", **model_args: A
         model_args: Arguments of `timm.create_model` that change no weight, such as `drop_path_rate`.
 
     Raises:
-        UserError: The folder is missing, foreign, damaged, or the weights do not fit its configuration.
+        UserError: The folder is missing, foreign, damaged, its weights do not fit its configuration, or there is no
+            such device.
     """
     folder = Path(folder)
     entries = read_config(folder)
@@ -88,7 +89,10 @@ def load(folder: str | Path, device: str | torch.device = "cpu", **model_args: A
     except Exception as error:  # what a foreign file makes timm raise knows no bounds
         raise UserError(f"{folder / CONFIG} does not describe a model: {_first_line(error)}") from error
     _load_weights(model, folder / WEIGHTS)
-    return model.to(device).eval()
+    try:
+        return model.to(device).eval()
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device {str(device)!r} cannot be used here: {_first_line(error)}") from error
 
 
 def _make_model(entries: dict[str, Any], model_args: dict[str, Any]) -> nn.Module:

@@ -94,12 +94,18 @@ def _are_shares(load: tuple[float, ...], experts: int) -> bool:
     return len(load) == experts and all(isfinite(share) and share >= 0 for share in load) and sum(load) > 0
 
 
+_KEYS = ("layer", "action", "experts", "load", "reason")
+
+
 def _layer_from_dict(part: dict[str, Any]) -> LayerPlan:
     layer, action = part["layer"], part["action"]
     if type(layer) is not int:
         raise UserError(f"not a plan: layer must be a whole number, got {layer!r}")
     if action not in ("keep", "prune"):
         raise UserError(f"plan for block {layer}: action must be keep or prune, got {action!r}")
+    for key in part:
+        if key not in _KEYS:
+            raise UserError(f"plan for block {layer}: unknown key {key!r}; there is {', '.join(_KEYS)}")
     experts = tuple(part.get("experts", ()))
     if any(type(expert) is not int for expert in experts):
         raise UserError(f"plan for block {layer}: experts must be whole numbers, got {list(experts)}")
