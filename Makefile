@@ -17,7 +17,7 @@ demo: setup
 	$(BIN)/vimoe demo
 
 test: setup
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow
