@@ -47,7 +47,10 @@ def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
         (["info", "vit_tiny_patch16_224", "--image-size", "0"], "--image-size must be at least 1, got 0"),
         (["info", "vit_tiny_patch16_224", "--num-classes", "-1"], "--num-classes must be at least 0, got -1"),
         (["train", "--epochs", "none"], "epochs: expected int, got value: none"),
-        (["train", "--dataset", "nonsense", "--output", "unused"], "unknown dataset 'nonsense'; there is digits"),
+        (
+            ["train", "--dataset", "nonsense", "--output", "unused"],
+            "unknown dataset 'nonsense'; there is digits, folder",
+        ),
         (["demo", "--seed", "x"], "argument --seed: invalid int value: 'x' (see vimoe demo --help)"),
         (["demo", "--seed", "-1", "--output", "unused"], "seed must be at least 0, got -1"),
     ],

@@ -3,7 +3,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vimoe.data.digits import digits
-from vimoe.data.splits import EpochOrder, batches, generator
+from vimoe.data.loading import batches
+from vimoe.data.splits import EpochOrder, generator
 
 
 @given(st.integers(1, 200), st.integers(1, 40), st.integers(0, 5), st.integers(0, 5))

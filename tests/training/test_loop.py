@@ -1,42 +1,31 @@
+import signal
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from tests.training.tiny import recipe
-from vimoe.data.digits import digits
 from vimoe.errors import UserError
-from vimoe.training.loop import _optimisation, pick_device
-from vimoe.training.train import build_model
+from vimoe.training.interrupt import InterruptedRun
+from vimoe.training.loop import _Trainer, pick_device
+from vimoe.training.run import RunFolder
+from vimoe.training.train import train
+from vimoe.vit.checkpoint import load
 
-
-def test_the_schedule_warms_up_from_0_peaks_at_lr_and_ends_low(tmp_path: Path) -> None:
-    settings = recipe(tmp_path, epochs=10, warmup_epochs=2.0, layer_decay=1.0)
-    optimizer, schedule = _optimisation(build_model(settings, digits()), settings, steps=5)
-    rates = []
-    for step in range(50):
-        schedule.step_update(step)
-        rates.append(max(group["lr"] for group in optimizer.param_groups))
-    assert rates[0] == 0.0
-    assert max(rates) == pytest.approx(settings.lr, rel=0.02)
-    assert rates.index(max(rates)) in (9, 10)
-    assert rates[-1] < 0.05 * settings.lr
-
-
-def test_layer_decay_slows_the_early_blocks_and_routers_have_no_weight_decay(tmp_path: Path) -> None:
-    settings = recipe(tmp_path, layer_decay=0.5, last=1, num_experts=3)
-    model = build_model(settings, digits())
-    optimizer, schedule = _optimisation(model, settings, steps=5)
-    schedule.step_update(5)
-    names = {id(p): name for name, p in model.named_parameters()}
-    rates, decays = {}, {}
-    for group in optimizer.param_groups:
-        for p in group["params"]:
-            rates[names[id(p)]], decays[names[id(p)]] = group["lr"], group["weight_decay"]
-    assert rates["blocks.1.mlp.fc1.weight"] == pytest.approx(0.5 * rates["blocks.2.mlp.experts.fc1.weight"])
-    assert decays["blocks.2.mlp.experts.fc1.weight"] == 0.05
-    assert decays["blocks.2.mlp.experts.fc1.bias"] == decays["blocks.2.mlp.router.weight"] == 0.0
-    assert len(rates) == len(list(model.parameters()))
+EVERYTHING: dict[str, Any] = {
+    "last": 1,
+    "num_experts": 3,
+    "router_noise": True,
+    "mixup": 0.2,
+    "cutmix": 0.5,
+    "model_ema_decay": 0.9,
+    "accumulate": 2,
+    "batch_size": 64,
+    "epochs": 2,
+    "drop_path": 0.1,
+}
 
 
 def test_auto_takes_what_is_there() -> None:
@@ -44,3 +33,80 @@ def test_auto_takes_what_is_there() -> None:
     assert pick_device("cpu") == "cpu"
     with pytest.raises(UserError, match="device 'tpu9' cannot be used here"):
         pick_device("tpu9")
+
+
+def stop_after(monkeypatch: pytest.MonkeyPatch, batches: int) -> None:
+    """Send this process a SIGTERM while it trains its batch of this number."""
+    train_batch = _Trainer._train_batch
+    seen = 0
+
+    def counted(self: _Trainer, *args: torch.Tensor) -> float:
+        nonlocal seen
+        seen += 1
+        if seen == batches:
+            signal.raise_signal(signal.SIGTERM)
+        return train_batch(self, *args)
+
+    monkeypatch.setattr(_Trainer, "_train_batch", counted)
+
+
+@pytest.mark.parametrize("batches", [1, 5, 16, 23])
+def test_a_run_stopped_inside_an_epoch_gives_the_bits_of_an_uninterrupted_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batches: int
+) -> None:
+    whole = load(train(recipe(tmp_path / "whole", **EVERYTHING)).model).state_dict()
+    settings = recipe(tmp_path / "stopped", **EVERYTHING)
+    with monkeypatch.context() as patch:
+        stop_after(patch, batches)
+        with pytest.raises(InterruptedRun, match="the same command goes on from here"):
+            train(settings)
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+    run = RunFolder(Path(settings.output))
+    assert not run.finished
+    resumed = load(train(settings).model).state_dict()
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    one, other = run.read_rows(), RunFolder(tmp_path / "whole").read_rows()
+    assert [row["loss"] for row in one] == [row["loss"] for row in other]
+
+
+def test_a_damaged_newest_state_costs_one_state_and_no_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    settings = recipe(tmp_path / "run", **{**EVERYTHING, "epochs": 3})
+    with monkeypatch.context() as patch:
+        stop_after(patch, 34)  # in the third epoch, after two states
+        with pytest.raises(InterruptedRun):
+            train(settings)
+    newest = tmp_path / "run" / "checkpoints" / "state.pt"
+    data = bytearray(newest.read_bytes())
+    data[len(data) // 2] ^= 1
+    newest.write_bytes(data)
+    resumed = load(train(settings).model).state_dict()
+    assert "state.pt is damaged, the state before it is used" in capsys.readouterr().err
+    whole = load(train(replace(settings, output=str(tmp_path / "whole"))).model).state_dict()
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+def test_the_average_of_the_weights_is_what_is_kept(tmp_path: Path) -> None:
+    run = train(recipe(tmp_path / "run", model_ema_decay=0.99, epochs=1))
+    state = run.read_state()
+    assert state is not None
+    kept = load(run.model).state_dict()
+    assert all(torch.equal(kept[name], value) for name, value in state["ema"].items())
+    assert not torch.equal(kept["head.weight"], state["model"]["head.weight"])
+
+
+def test_accumulated_batches_step_like_one_large_batch(tmp_path: Path) -> None:
+    plain = {"augment": False, "drop_path": 0.0, "epochs": 1, "opt": "sgd", "lr": 0.1}
+    # 7 steps of 128 and 14 batches of 64 show the same pictures in the same order, but for the last ones.
+    large = load(train(recipe(tmp_path / "large", batch_size=128, **plain)).model).state_dict()
+    small = load(train(recipe(tmp_path / "small", batch_size=64, accumulate=2, **plain)).model).state_dict()
+    for name in large:
+        assert torch.allclose(large[name], small[name], atol=1e-5), name
+
+
+@pytest.mark.parametrize("amp", ["bf16", "fp16"])
+def test_mixed_precision_and_checkpointing_train_to_finite_weights(tmp_path: Path, amp: str) -> None:
+    run = train(recipe(tmp_path / "run", last=1, num_experts=3, amp=amp, grad_checkpointing=True, epochs=1))
+    assert all(value.isfinite().all() for value in load(run.model).state_dict().values())
+    assert run.read_rows()[0]["loss"] < 3

@@ -29,20 +29,33 @@ def test_rows_are_kept_as_lines_and_as_a_table(tmp_path: Path) -> None:
     assert (tmp_path / "summary.csv").read_text() == "epoch,loss\n1,0.5\n2,0.25\n"
 
 
-def test_a_damaged_resume_state_gets_one_line_and_is_not_unpickled(tmp_path: Path) -> None:
+def test_a_damaged_state_gives_way_to_the_one_before_it_and_nothing_is_unpickled(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     run = RunFolder(tmp_path)
     assert run.read_state() is None
     run.write_state({"epoch": 3, "model": {"w": torch.ones(2)}})
+    run.write_state({"epoch": 4, "model": {"w": torch.ones(2)}})
+    state = run.read_state()
+    assert state is not None
+    assert state["epoch"] == 4
+    newest, before = tmp_path / "checkpoints" / "state.pt", tmp_path / "checkpoints" / "state.before.pt"
+    newest.write_bytes(newest.read_bytes()[:100])
     state = run.read_state()
     assert state is not None
     assert state["epoch"] == 3
-    path = tmp_path / "checkpoints" / "state.pt"
-    path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(UserError, match="is damaged: remove it to start this run anew"):
+    assert capsys.readouterr().err == f"vimoe: {newest} is damaged, the state before it is used\n"
+    torch.save(Path("anything"), before)
+    with pytest.raises(UserError, match="are damaged: remove them to start this run anew"):
         run.read_state()
-    torch.save(Path("anything"), path)
-    with pytest.raises(UserError, match="is damaged"):
-        run.read_state()
+
+
+def test_broken_pictures_are_listed_as_a_table(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    run.write_skipped([])
+    assert not (tmp_path / "skipped.csv").exists()
+    run.write_skipped({'b "x".jpg cannot be read', "a.jpg is no picture"})
+    assert (tmp_path / "skipped.csv").read_text() == 'reason\n"a.jpg is no picture"\n"b ""x"".jpg cannot be read"\n'
 
 
 def test_a_full_disk_keeps_the_old_file_and_leaves_no_scrap(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -121,7 +121,7 @@ def test_a_checkpoint_of_other_classes_gets_a_new_head(tmp_path: Path) -> None:
         ({"opt": "nonsense"}, "timm cannot make opt 'nonsense' with sched 'cosine'"),
         ({"sched": "nonsense"}, "nonsense"),
         ({"device": "nonsense"}, "device 'nonsense' cannot be used here"),
-        ({"batch_size": 5000}, "batch_size 5000 is larger than the training data"),
+        ({"batch_size": 5000}, r"batch_size 5000 \(accumulate 1\) is larger than the training data"),
         ({"last": 9}, "last must be 1 to 3"),
         ({"last": 1, "top_k": 9}, "top_k must be between 1 and the 8 experts"),
         ({"initial_checkpoint": "/does/not/exist"}, "is not a model folder"),

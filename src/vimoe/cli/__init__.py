@@ -48,7 +48,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except OSError as error:
         return _fail(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}")
     except KeyboardInterrupt:
-        print("vimoe: interrupted; the same command goes on from the last finished epoch", file=sys.stderr)
+        print("vimoe: interrupted; the same command goes on from the last state it wrote", file=sys.stderr)
+        return 130
+    except Exception as error:
+        if type(error).__name__ != "InterruptedRun":  # named, not imported: it would bring torch
+            raise
+        print(f"vimoe: {error}", file=sys.stderr)
         return 130
     return 0
 

@@ -3,18 +3,24 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import Dataset, Sampler
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
 
 
 class Pictures(Dataset[tuple[Tensor, int]]):
-    """Labelled pictures that can be counted; an item is (picture `[C, H, W]`, label)."""
+    """Labelled pictures that can be counted; an item is (picture `[C, H, W]`, label).
+
+    Attributes:
+        from_files: Whether an item has to be read and decoded, which is work for other processes.
+    """
+
+    from_files = False
 
     def __len__(self) -> int:
         raise NotImplementedError
@@ -70,8 +76,3 @@ class EpochOrder(Sampler[list[int]]):
 
     def __len__(self) -> int:
         return len(self.batches)
-
-
-def batches(pictures: Pictures, batch_size: int = 256) -> Iterable[tuple[Tensor, Tensor]]:
-    """All pictures once, in their own order, for evaluation."""
-    return DataLoader(pictures, batch_size=batch_size)

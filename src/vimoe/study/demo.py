@@ -13,8 +13,8 @@ import torch
 from vimoe.analysis.counts import RoutingCounts, count_routing
 from vimoe.analysis.planning import choose_layers
 from vimoe.analysis.specialisation import Specialisation, specialisation
+from vimoe.data.loading import batches
 from vimoe.data.registry import open_dataset
-from vimoe.data.splits import batches
 from vimoe.report.arm import Arm, conclusion, standard_error
 from vimoe.report.page import Report, write_page
 from vimoe.report.tables import arm_table
@@ -52,8 +52,10 @@ def demo_recipes(folder: Path, seed: int, device: str) -> Stages:
     with as_file(files("vimoe.study") / "demo.yaml") as path:
         dense = replace(load_recipe(path), seed=seed, device=device, output=str(folder / "dense"))
     start = str(folder / "dense" / "model")
-    tuning = replace(dense, epochs=FINE_TUNING_EPOCHS, lr=dense.lr / 2, initial_checkpoint=start)
-    recovery = replace(dense, epochs=RECOVERY_EPOCHS, lr=dense.lr / 4)
+    # The dense model knows its pictures by heart by now: varied ones give the routers something to learn from.
+    varied = replace(dense, augment=True, smoothing=0.0)
+    tuning = replace(varied, epochs=FINE_TUNING_EPOCHS, lr=dense.lr / 2, initial_checkpoint=start)
+    recovery = replace(varied, epochs=RECOVERY_EPOCHS, lr=dense.lr / 4)
     return Stages(
         dense=dense,
         control=replace(tuning, output=str(folder / "control")),

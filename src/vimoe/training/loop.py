@@ -1,31 +1,38 @@
 """The training loop: one recipe, one run folder, resumed where it stopped.
 
-What a step draws at random (order, augmentation, dropout, router noise) depends on the seed and the step's
+What a step draws at random (order, variation, mixing, dropout, router noise) depends on the seed and the step's
 number alone, so that a run that was interrupted goes on as if it had not been.
 """
 
 from __future__ import annotations
 
+import math
+import random
 import sys
 import time
-from typing import Any
+from dataclasses import asdict, dataclass
 
-import timm.optim
-import timm.scheduler
+import numpy as np
 import torch
-from torch import nn
-from torch.utils.data import DataLoader
+from timm.data import Mixup
+from timm.utils import ModelEmaV3
+from torch import Tensor, nn
 from tqdm import tqdm
 
-from vimoe.data.splits import EpochOrder, Splits, batches, generator
+from vimoe.data.loading import batches, training_batches
+from vimoe.data.splits import Splits, generator
 from vimoe.errors import UserError
 from vimoe.moe.losses import balance_loss
 from vimoe.tasks.task import Task
 from vimoe.training.health import routing_health
+from vimoe.training.interrupt import InterruptedRun, StopRequest, listening
+from vimoe.training.optimisation import build_optimisation
 from vimoe.training.recipe import Recipe
 from vimoe.training.run import Row, RunFolder
 from vimoe.vit.blocks import moe_layers
 from vimoe.vit.checkpoint import save
+
+AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def pick_device(name: str) -> str:
@@ -43,6 +50,23 @@ def pick_device(name: str) -> str:
     return name
 
 
+@dataclass
+class Position:
+    """Where a run stands.
+
+    Attributes:
+        epoch: The epoch it is in, from 0.
+        batch: Batches of it that are done.
+        loss: Sum of their losses.
+        seconds: Training time so far.
+    """
+
+    epoch: int = 0
+    batch: int = 0
+    loss: float = 0.0
+    seconds: float = 0.0
+
+
 def fit(model: nn.Module, splits: Splits, task: Task, recipe: Recipe, run: RunFolder) -> None:
     """Train `model` as the recipe says, from where `run` stands, and write the finished model.
 
@@ -54,98 +78,172 @@ def fit(model: nn.Module, splits: Splits, task: Task, recipe: Recipe, run: RunFo
         run: The run's folder.
 
     Raises:
-        UserError: The data is smaller than a batch, the loss is no longer finite, or a file cannot be written.
+        UserError: The data is smaller than a step, too many pictures are broken, the loss is no longer finite, or a
+            file cannot be written.
+        InterruptedRun: The process was asked to stop; the state is written.
     """
-    device = pick_device(recipe.device)
-    model.to(device)
-    steps = len(EpochOrder(len(splits.train), recipe.batch_size, recipe.seed, 0))
-    if not steps:
-        raise UserError(f"batch_size {recipe.batch_size} is larger than the training data")
-    optimizer, schedule = _optimisation(model, recipe, steps)
+    trainer = _Trainer(model, splits, task, recipe, run)
     run.write_recipe(recipe)
-    first, rows = 0, []
-    if state := run.read_state():
-        model.load_state_dict(state["model"])
-        optimizer.load_state_dict(state["optimizer"])
-        first, rows = state["epoch"], run.read_rows()[: state["epoch"]]
-    for epoch in range(first, recipe.epochs):
-        row = _train_epoch(model, splits, task, recipe, optimizer, schedule, epoch, steps, device)
-        row |= {f"val_{key}": value for key, value in task.evaluate(model, batches(splits.val), device).items()}
-        row["seconds"] += rows[-1]["seconds"] if rows else 0.0
-        rows.append(row | {"routing": routing_health(model)})
-        run.write_rows(rows)
-        run.write_state({"model": model.state_dict(), "optimizer": optimizer.state_dict(), "epoch": epoch + 1})
-        _report(row, task, recipe)
-    save(model, run.model, extra={"label_names": list(splits.class_names)})
+    rows = trainer.resume()
+    with listening() as stop:
+        while trainer.position.epoch < recipe.epochs:
+            row = trainer.finish_epoch(stop)
+            rows = [*rows[: row["epoch"] - 1], row]
+            run.write_rows(rows)
+            trainer.write_state()
+            _report(row, task, recipe)
+    save(trainer.evaluated, run.model, extra={"label_names": list(splits.class_names)})
 
 
-def _optimisation(model: nn.Module, recipe: Recipe, steps: int) -> tuple[torch.optim.Optimizer, Any]:
-    """timm's optimiser and schedule, which know layer decay; the schedule counts steps."""
-    try:
-        optimizer = timm.optim.create_optimizer_v2(
-            model,
-            opt=recipe.opt,
-            lr=recipe.lr,
-            weight_decay=recipe.weight_decay,
-            layer_decay=recipe.layer_decay if recipe.layer_decay < 1 else None,
+class _Trainer:
+    """What changes while a run goes on: weights, optimiser, position, and the pictures found broken."""
+
+    def __init__(self, model: nn.Module, splits: Splits, task: Task, recipe: Recipe, run: RunFolder) -> None:
+        self.model, self.splits, self.task, self.recipe, self.run = model, splits, task, recipe, run
+        self.device = pick_device(recipe.device)
+        model.to(self.device)
+        if recipe.grad_checkpointing:
+            model.set_grad_checkpointing()  # type: ignore[operator]
+        self.batches = len(splits.train) // recipe.batch_size
+        self.steps = self.batches // recipe.accumulate
+        if not self.steps:
+            raise UserError(
+                f"batch_size {recipe.batch_size} (accumulate {recipe.accumulate}) is larger than the training data"
+            )
+        self.optimizer, self.schedule = build_optimisation(model, recipe, self.steps)
+        self.scaler = torch.amp.GradScaler(self.device.split(":")[0], enabled=recipe.amp == "fp16")
+        self.ema = ModelEmaV3(model, decay=recipe.model_ema_decay) if recipe.model_ema_decay else None
+        self.mixup = None
+        if recipe.mixup or recipe.cutmix:
+            classes = len(splits.class_names)
+            self.mixup = Mixup(recipe.mixup, recipe.cutmix, label_smoothing=recipe.smoothing, num_classes=classes)
+        self.position = Position()
+        self.broken: set[str] = set()
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The model that is evaluated and kept."""
+        return self.model if self.ema is None else self.ema.module
+
+    def resume(self) -> list[Row]:
+        """Go back to where the run folder stands; gives the rows of the epochs that are done."""
+        state = self.run.read_state()
+        if state is None:
+            return []
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.scaler.load_state_dict(state["scaler"])
+        if self.ema is not None:
+            self.ema.module.load_state_dict(state["ema"])
+        self.position = Position(**state["position"])
+        return self.run.read_rows()[: self.position.epoch]
+
+    def write_state(self) -> None:
+        """Write all that a later process needs to go on from here."""
+        self.run.write_state(
+            {
+                "model": self.model.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "scaler": self.scaler.state_dict(),
+                "ema": {} if self.ema is None else self.ema.module.state_dict(),
+                "position": asdict(self.position),
+            }
         )
-        schedule, _ = timm.scheduler.create_scheduler_v2(
-            optimizer,
-            sched=recipe.sched,
-            num_epochs=recipe.epochs - recipe.warmup_epochs,  # warmup_prefix: what comes after the warm-up
-            warmup_epochs=recipe.warmup_epochs,
-            warmup_lr=0.0,
-            min_lr=recipe.min_lr,
-            step_on_epochs=False,
-            updates_per_epoch=steps,
-            warmup_prefix=True,
+
+    def finish_epoch(self, stop: StopRequest) -> Row:
+        """Train the rest of the current epoch, evaluate, and move on to the next one."""
+        recipe, position, started = self.recipe, self.position, time.perf_counter()
+        epoch, before, saved = position.epoch, position.seconds, started
+        loader = training_batches(
+            self.splits.train, recipe.batch_size, recipe.seed, epoch, position.batch, recipe.workers, self._note_broken
         )
-    except (AssertionError, ValueError, KeyError, RuntimeError) as error:
-        raise UserError(f"timm cannot make opt {recipe.opt!r} with sched {recipe.sched!r}: {error}") from error
-    if schedule is None:
-        raise UserError(f"timm knows no schedule {recipe.sched!r}")
-    return optimizer, schedule
+        self.model.train()
+        used = self.steps * recipe.accumulate  # batches that do not fill a step are left out
+        bar = tqdm(
+            total=used, initial=position.batch, desc=f"epoch {epoch + 1}/{recipe.epochs}", leave=False, disable=None
+        )
+        for pictures, labels in loader:
+            if position.batch >= used:
+                break
+            position.loss += self._train_batch(pictures, labels)
+            position.batch += 1
+            bar.update()
+            if position.batch % recipe.accumulate == 0:
+                position.seconds = before + time.perf_counter() - started
+                if stop.asked:
+                    bar.close()
+                    self.write_state()
+                    raise InterruptedRun(f"stopped in epoch {epoch + 1}; the same command goes on from here")
+                if time.perf_counter() - saved > 60 * recipe.checkpoint_minutes:
+                    self.write_state()
+                    saved = time.perf_counter()
+        bar.close()
+        lr = max(group["lr"] for group in self.optimizer.param_groups)
+        row: Row = {"epoch": epoch + 1, "loss": position.loss / max(1, position.batch), "lr": lr}
+        figures = self.task.evaluate(self.evaluated, batches(self.splits.val, workers=recipe.workers), self.device)
+        row |= {f"val_{key}": value for key, value in figures.items()}
+        row["seconds"] = before + time.perf_counter() - started
+        self.position = Position(epoch=epoch + 1, seconds=row["seconds"])
+        return row | {"routing": routing_health(self.model)}
 
-
-def _train_epoch(
-    model: nn.Module,
-    splits: Splits,
-    task: Task,
-    recipe: Recipe,
-    optimizer: torch.optim.Optimizer,
-    schedule: Any,
-    epoch: int,
-    steps: int,
-    device: str,
-) -> Row:
-    start = time.perf_counter()
-    order = EpochOrder(len(splits.train), recipe.batch_size, recipe.seed, epoch)
-    has_moe = bool(moe_layers(model)) and recipe.balance_weight > 0
-    total = 0.0
-    model.train()
-    bar = tqdm(
-        DataLoader(splits.train, batch_sampler=order), f"epoch {epoch + 1}/{recipe.epochs}", leave=False, disable=None
-    )
-    for i, (pictures, labels) in enumerate(bar):
-        step = epoch * steps + i
-        schedule.step_update(step)
-        torch.manual_seed(generator("step", recipe.seed, step).initial_seed())
-        if splits.augment and recipe.augment:
-            pictures = splits.augment(pictures, generator("augment", recipe.seed, step))
-        loss = task.loss(model(pictures.to(device)), labels.to(device))
-        if has_moe:
-            loss = loss + recipe.balance_weight * balance_loss(model)
+    def _train_batch(self, pictures: Tensor, labels: Tensor) -> float:
+        """Forward and backward of one batch, and the optimiser's step where it completes one; gives the loss."""
+        recipe, batch = self.recipe, self.position.epoch * self.batches + self.position.batch
+        step = self.position.epoch * self.steps + self.position.batch // recipe.accumulate
+        drawn = generator("step", recipe.seed, batch).initial_seed()
+        torch.manual_seed(drawn)
+        np.random.seed(drawn)
+        random.seed(drawn)
+        if self.splits.augment and recipe.augment:
+            pictures = self.splits.augment(pictures, generator("augment", recipe.seed, batch))
+        pictures, targets = pictures.to(self.device), labels.to(self.device)
+        if self.mixup is not None:
+            even = len(pictures) - len(pictures) % 2  # timm mixes pairs
+            pictures, targets = self.mixup(pictures[:even], targets[:even])
+        amp = recipe.amp != "none"
+        with torch.autocast(self.device.split(":")[0], AMP_DTYPES.get(recipe.amp), enabled=amp):
+            loss = self.task.loss(self.model(pictures), targets)
+            if recipe.balance_weight and moe_layers(self.model):
+                loss = loss + recipe.balance_weight * balance_loss(self.model)
         value = loss.item()
-        if value != value or value in (float("inf"), float("-inf")):
-            raise UserError(f"the loss is {value} at step {step} (epoch {epoch + 1}): try a lower lr than {recipe.lr}")
-        optimizer.zero_grad()
-        loss.backward()
-        if recipe.clip_grad:
-            nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_grad)
-        optimizer.step()
-        total += value
-    lr = max(group["lr"] for group in optimizer.param_groups)
-    return {"epoch": epoch + 1, "loss": total / steps, "lr": lr, "seconds": time.perf_counter() - start}
+        if not math.isfinite(value):
+            raise UserError(
+                f"the loss is {value} at step {step} (epoch {self.position.epoch + 1}): "
+                f"try a lower lr than {recipe.lr}; the largest weights are in {_largest(self.model)}"
+            )
+        self.scaler.scale(loss / recipe.accumulate).backward()
+        if (self.position.batch + 1) % recipe.accumulate == 0:
+            self._step(step)
+        return value
+
+    def _step(self, step: int) -> None:
+        self.schedule.step_update(step)
+        if self.recipe.clip_grad:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_grad)
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad()
+        if self.ema is not None:
+            self.ema.update(self.model)
+
+    def _note_broken(self, line: str) -> None:
+        if line in self.broken:
+            return
+        self.broken.add(line)
+        self.run.write_skipped(self.broken)
+        if len(self.broken) > self.recipe.max_broken * len(self.splits.train):
+            raise UserError(
+                f"{len(self.broken)} of {len(self.splits.train)} training pictures are broken, more than max_broken "
+                f"{self.recipe.max_broken:g} allows: {line}"
+            )
+
+
+def _largest(model: nn.Module) -> str:
+    """The parameters of the largest root mean square, for the line that tells of a loss that is not finite."""
+    sizes = {name: p.detach().float().square().mean().sqrt().item() for name, p in model.named_parameters()}
+    worst = sorted(sizes, key=lambda name: -sizes[name] if math.isfinite(sizes[name]) else -math.inf)[:2]
+    return " and ".join(f"{name} ({sizes[name]:.3g})" for name in worst)
 
 
 def _report(row: Row, task: Task, recipe: Recipe) -> None:
@@ -154,3 +252,10 @@ def _report(row: Row, task: Task, recipe: Recipe) -> None:
     # On a terminal every epoch; in a log ten lines a run are enough.
     if sys.stderr.isatty() or row["epoch"] % max(1, recipe.epochs // 10) == 0 or row["epoch"] == recipe.epochs:
         tqdm.write(f"  {line}  {row['seconds']:.0f} s", file=sys.stderr)
+    for block, figures in row["routing"].items():
+        if figures["max_load"] > 0.9:
+            tqdm.write(
+                f"  the router of block {block} has collapsed: {figures['max_load']:.0%} of the last batch went to one "
+                "expert; a larger balance_weight spreads them",
+                file=sys.stderr,
+            )

@@ -20,7 +20,12 @@ class Recipe:
     """One training run. The names are timm's where timm has them.
 
     Args:
-        dataset: Which data: `digits` (embedded, needs no folder).
+        dataset: Which data: `digits` (embedded) or `folder` (one folder a class, in `train`, `val`, `test` or unsplit).
+        data_dir: The folder of pictures.
+        val_share: Share of each class set aside for validation where the folder is not split.
+        img_size: Pixels of a picture's side; the model's own by default.
+        workers: Processes that decode pictures.
+        max_broken: Largest share of the training pictures that may be broken.
         model: Name of a timm model.
         model_args: More arguments for `timm.create_model`, such as `img_size`.
         pretrained: Start from timm's pretrained weights.
@@ -48,13 +53,31 @@ class Recipe:
         drop_path: Highest rate of stochastic depth.
         pos_embed_std: Spread of a new model's position embedding. timm's 0.02 is lost beside patches of unit
             variance where there are few steps to learn it: 1 trains a tiny model several times faster.
-        augment: Whether the training pictures are varied.
+        augment: Whether the training pictures are varied at all.
+        scale: Least share of a picture's area that a random crop shows.
+        hflip: Chance of a mirrored picture.
+        color_jitter: Strength of random brightness, contrast and saturation.
+        aa: timm's auto-augment policy, such as `rand-m9-mstd0.5-inc1`; empty for none.
+        reprob: Chance of an erased rectangle.
+        mixup: Strength (alpha) of mixing two pictures; 0 for none.
+        cutmix: Strength (alpha) of pasting a part of one picture into another; 0 for none.
+        amp: Mixed precision: `none`, `bf16` or `fp16` (with loss scaling).
+        accumulate: Batches whose gradients add up to one step.
+        model_ema_decay: Decay of an exponential average of the weights, which is then what is evaluated and kept;
+            0 for none.
+        grad_checkpointing: Compute activations again in the backward, to save memory.
+        checkpoint_minutes: How often the resume state is written within an epoch; it always is after one.
         seed: Seed of everything random.
         device: `auto`, or a torch device.
         output: The run folder.
     """
 
     dataset: str = "digits"
+    data_dir: str | None = None
+    val_share: float = 0.1
+    img_size: int | None = None
+    workers: int = 2
+    max_broken: float = 0.01
     model: str = "vit_tiny_patch16_224"
     model_args: dict[str, Any] = field(default_factory=dict)
     pretrained: bool = False
@@ -81,6 +104,18 @@ class Recipe:
     drop_path: float = 0.0
     pos_embed_std: float = 0.02
     augment: bool = True
+    scale: float = 0.08
+    hflip: float = 0.5
+    color_jitter: float = 0.4
+    aa: str = ""
+    reprob: float = 0.0
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    amp: Literal["none", "bf16", "fp16"] = "none"
+    accumulate: int = 1
+    model_ema_decay: float = 0.0
+    grad_checkpointing: bool = False
+    checkpoint_minutes: float = 10.0
     seed: int = 0
     device: str = "auto"
     output: str = "runs/train"
@@ -89,30 +124,23 @@ class Recipe:
         for name, lowest in _LOWEST.items():
             if getattr(self, name) < lowest:
                 raise UserError(f"{name} must be at least {lowest}, got {getattr(self, name)}")
-        for name, highest in (("smoothing", 1), ("drop_path", 1), ("layer_decay", 1)):
-            if getattr(self, name) > highest:
-                raise UserError(f"{name} must be at most {highest}, got {getattr(self, name)}")
+        for name in _SHARES:
+            if getattr(self, name) > 1:
+                raise UserError(f"{name} must be at most 1, got {getattr(self, name)}")
         if self.warmup_epochs >= self.epochs:
             raise UserError(f"warmup_epochs must be less than the {self.epochs} epochs, got {self.warmup_epochs}")
 
 
+# What lies between 0 and 1.
+_SHARES = (
+    *("val_share", "max_broken", "layer_decay", "smoothing", "drop_path", "scale", "hflip", "reprob"),
+    "model_ema_decay",
+)
 _LOWEST: dict[str, float] = {
-    "last": 0,
-    "num_experts": 1,
-    "top_k": 1,
-    "balance_weight": 0,
-    "epochs": 1,
-    "batch_size": 1,
-    "lr": 0,
-    "weight_decay": 0,
-    "layer_decay": 0,
-    "warmup_epochs": 0,
-    "min_lr": 0,
-    "clip_grad": 0,
-    "smoothing": 0,
-    "drop_path": 0,
-    "pos_embed_std": 0,
-    "seed": 0,
+    **dict.fromkeys(("num_experts", "top_k", "epochs", "batch_size", "accumulate"), 1),
+    **dict.fromkeys(("last", "balance_weight", "lr", "weight_decay", "warmup_epochs", "min_lr", "clip_grad"), 0),
+    **dict.fromkeys(("workers", "pos_embed_std", "color_jitter", "mixup", "cutmix", "seed", "checkpoint_minutes"), 0),
+    **dict.fromkeys(_SHARES, 0),
 }
 
 

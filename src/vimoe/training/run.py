@@ -3,7 +3,8 @@
     recipe.yaml            the resolved recipe
     metrics.jsonl          one line an epoch
     summary.csv            the same as a table
-    checkpoints/state.pt   resume state (tensors and numbers alone, never unpickled as code)
+    checkpoints/state.pt   resume state (tensors and numbers alone, never unpickled as code), and the one before it
+    skipped.csv            broken pictures, where there were any
     model/                 the finished model: model.safetensors, config.json
     routing/*.npz          routing counts
     plan.json, report.html what analysis and report add
@@ -14,11 +15,13 @@ Everything is written under another name and renamed, so that a killed process l
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import json
 import os
 import pickle
-from collections.abc import Sequence
+import sys
+from collections.abc import Collection, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -87,25 +90,48 @@ class RunFolder:
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 
     def write_state(self, state: dict[str, Any]) -> None:
-        """Write the resume state."""
+        """Write the resume state and keep the one before it; the first bytes are a check sum of the rest."""
         buffer = io.BytesIO()
         torch.save(state, buffer)
-        write_bytes(self.path / "checkpoints" / "state.pt", buffer.getvalue())
+        data = buffer.getvalue()
+        newest, before = self._states
+        if newest.exists():
+            os.replace(newest, before)
+        write_bytes(newest, hashlib.sha256(data).digest() + data)
 
     def read_state(self) -> dict[str, Any] | None:
-        """The resume state, None where a run has to start from its beginning.
+        """The newest resume state that is whole, None where a run has to start from its beginning.
 
         Raises:
-            UserError: The file is damaged.
+            UserError: There are states, but all are damaged.
         """
-        path = self.path / "checkpoints" / "state.pt"
-        if not path.exists():
-            return None
-        try:
-            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-        except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-            raise UserError(f"{path} is damaged: remove it to start this run anew") from error
-        return state
+        found = [path for path in self._states if path.exists()]
+        for path in found:
+            try:
+                data = path.read_bytes()
+                if hashlib.sha256(data[32:]).digest() == data[:32]:
+                    state: dict[str, Any] = torch.load(io.BytesIO(data[32:]), map_location="cpu", weights_only=True)
+                    return state
+            except (OSError, RuntimeError, EOFError, pickle.UnpicklingError):
+                pass
+            print(f"vimoe: {path} is damaged, the state before it is used", file=sys.stderr)
+        if found:
+            raise UserError(f"all resume states in {found[0].parent} are damaged: remove them to start this run anew")
+        return None
+
+    @property
+    def _states(self) -> tuple[Path, Path]:
+        folder = self.path / "checkpoints"
+        return folder / "state.pt", folder / "state.before.pt"
+
+    def write_skipped(self, lines: Collection[str]) -> None:
+        """Write the list of broken pictures."""
+        if lines:
+            write_text(self.path / "skipped.csv", "reason\n" + "".join(f'"{_quote(line)}"\n' for line in sorted(lines)))
+
+
+def _quote(text: str) -> str:
+    return text.replace('"', '""')
 
 
 def write_text(path: Path, text: str) -> None:

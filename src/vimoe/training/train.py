@@ -7,8 +7,10 @@ from typing import Any
 
 import timm
 import torch
+from timm.data import resolve_data_config
 from torch import nn
 
+from vimoe.data.folder import PictureForm, Variation
 from vimoe.data.registry import open_dataset
 from vimoe.data.splits import Splits, generator
 from vimoe.errors import UserError
@@ -16,7 +18,7 @@ from vimoe.tasks.classification import Classification
 from vimoe.training.loop import fit
 from vimoe.training.recipe import Recipe
 from vimoe.training.run import RunFolder
-from vimoe.vit.checkpoint import load
+from vimoe.vit.checkpoint import load, read_config
 from vimoe.vit.upcycle import upcycle
 
 
@@ -29,10 +31,46 @@ def train(recipe: Recipe) -> RunFolder:
     run = RunFolder(Path(recipe.output))
     run.check(recipe)
     if not run.finished:
-        splits = open_dataset(recipe.dataset)
+        splits = open_recipe_data(recipe)
         model = build_model(recipe, splits)
         fit(model, splits, Classification(recipe.smoothing), recipe, run)
     return run
+
+
+def open_recipe_data(recipe: Recipe) -> Splits:
+    """The recipe's pictures, in the form its model wants them.
+
+    Raises:
+        UserError: The data cannot be used, or timm does not know the model.
+    """
+    form = variation = None
+    if recipe.dataset != "digits":
+        form = picture_form(recipe)
+        variation = Variation(recipe.scale, recipe.hflip, recipe.color_jitter, recipe.aa, recipe.reprob)
+    return open_dataset(
+        recipe.dataset, recipe.data_dir, form, variation if recipe.augment else None, recipe.val_share, recipe.seed
+    )
+
+
+def picture_form(recipe: Recipe) -> PictureForm:
+    """Size, mean, std and interpolation that the recipe's model was made for, `img_size` first.
+
+    Raises:
+        UserError: timm does not know the model.
+    """
+    if recipe.initial_checkpoint:
+        settings = read_config(Path(recipe.initial_checkpoint))["pretrained_cfg"]
+    else:
+        known = timm.get_pretrained_cfg(recipe.model, allow_unregistered=True) if timm.is_model(recipe.model) else None
+        if known is None:
+            raise UserError(f"timm has no model {recipe.model!r}")
+        settings = known.to_dict()
+    wanted = resolve_data_config(pretrained_cfg=settings)
+    channels, height, width = wanted["input_size"]
+    if recipe.img_size:
+        height = width = recipe.img_size
+    shape = (channels, height, width)
+    return PictureForm(shape, tuple(wanted["mean"]), tuple(wanted["std"]), wanted["interpolation"], wanted["crop_pct"])
 
 
 def build_model(recipe: Recipe, splits: Splits) -> nn.Module:
@@ -44,7 +82,8 @@ def build_model(recipe: Recipe, splits: Splits) -> nn.Module:
     model: Any
     torch.manual_seed(generator("init", recipe.seed).initial_seed())
     if recipe.initial_checkpoint:
-        model = load(recipe.initial_checkpoint, drop_path_rate=recipe.drop_path)
+        size: dict[str, Any] = {"img_size": splits.image_shape[1:]} if recipe.img_size else {}
+        model = load(recipe.initial_checkpoint, drop_path_rate=recipe.drop_path, **size)
         if model.num_classes != len(splits.class_names):
             model.reset_classifier(len(splits.class_names))
     else:

@@ -1,0 +1,95 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.data.pictures import COLOURS, write_folder
+from vimoe.data.folder import PictureFiles, PictureForm, Variation, open_folder
+from vimoe.data.loading import batches, training_batches
+from vimoe.data.splits import Splits
+from vimoe.errors import UserError
+
+FORM = PictureForm((3, 16, 16), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "bicubic", 1.0)
+CLASSES = tuple(sorted(COLOURS))
+
+
+def open_(root: Path, variation: Variation | None = None, seed: int = 0) -> Splits:
+    return open_folder(root, FORM, variation, val_share=0.25, seed=seed)
+
+
+def paths(pictures: object) -> set[Path]:
+    assert isinstance(pictures, PictureFiles)
+    return {path for path, _ in pictures.samples}
+
+
+def test_splits_are_found_by_name_and_labels_are_the_class_folders_in_order(tmp_path: Path) -> None:
+    splits = open_(write_folder(tmp_path, {"train": 4, "validation": 2, "test": 1}))
+    assert splits.class_names == CLASSES
+    assert [len(part) for part in (splits.train, splits.val, splits.test)] == [12, 6, 3]
+    picture, label = splits.val[5]
+    assert picture.shape == (3, 16, 16)
+    assert label == 2
+
+
+def test_without_a_test_folder_val_is_reported_and_without_val_test_decides(tmp_path: Path) -> None:
+    splits = open_(write_folder(tmp_path / "a", {"train": 4, "val": 2}))
+    assert paths(splits.test) == paths(splits.val)
+    splits = open_(write_folder(tmp_path / "b", {"train": 4, "test": 2}))
+    assert paths(splits.val) == paths(splits.test)
+
+
+def test_an_unsplit_folder_sets_the_same_share_of_every_class_aside_by_seed(tmp_path: Path) -> None:
+    root = write_folder(tmp_path, {"": 8})
+    first, again, other = open_(root), open_(root), open_(root, seed=1)
+    assert [len(first.train), len(first.val)] == [18, 6]
+    assert not paths(first.train) & paths(first.val)
+    assert paths(first.val) == paths(again.val) != paths(other.val)
+    assert sorted(label for _, label in first.val.samples) == [0, 0, 1, 1, 2, 2]  # type: ignore[attr-defined]
+
+
+def test_variation_depends_on_seed_epoch_and_picture_and_not_on_workers_or_where_it_is_taken_up(tmp_path: Path) -> None:
+    splits = open_(write_folder(tmp_path, {"train": 4, "val": 1}), Variation(aa="rand-m9-mstd0.5-inc1", reprob=0.5))
+
+    def epoch(number: int, **how: int) -> list[torch.Tensor]:
+        return [pictures for pictures, _ in training_batches(splits.train, 3, 0, number, **how)]
+
+    plain, parallel, late, next_one = epoch(0), epoch(0, workers=2), epoch(0, first=2), epoch(1)
+    assert len(plain) == 4
+    assert all(torch.equal(a, b) for a, b in zip(plain, parallel, strict=True))
+    assert all(torch.equal(a, b) for a, b in zip(plain[2:], late, strict=True))
+    assert not torch.equal(plain[0], next_one[0])
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_broken_pictures_are_left_out_and_told(tmp_path: Path, workers: int) -> None:
+    root = write_folder(tmp_path, {"train": 4, "val": 2})
+    (root / "train" / "grass" / "001.jpg").write_text("no picture")
+    (root / "val" / "grass" / "000.jpg").write_bytes(b"")
+    splits, told = open_(root), list[str]()
+    seen = sum(len(labels) for _, labels in training_batches(splits.train, 4, 0, 0, 0, workers, told.append))
+    assert seen == 11
+    assert told == [f"{root / 'train' / 'grass' / '001.jpg'} is no picture that can be read"]
+    assert sum(len(labels) for _, labels in batches(splits.val, 4, workers)) == 5
+
+
+@pytest.mark.parametrize(
+    ("spoil", "line"),
+    [
+        (lambda root: root / "nowhere", "is not a folder"),
+        (lambda root: root / "train" / "grass", "holds no class folders"),
+        (lambda root: [p.unlink() for p in (root / "train" / "grass").iterdir()] and root, "holds no pictures"),
+        (lambda root: (root / "val" / "extra").mkdir() or root, "only 'extra' here"),
+        (lambda root: (root / "val" / "grass").rename(root / "gone") and root, "no 'grass' here"),
+    ],
+)
+def test_a_folder_that_cannot_be_used_is_one_line(tmp_path: Path, spoil: object, line: str) -> None:
+    root = spoil(write_folder(tmp_path, {"train": 2, "val": 1}))  # type: ignore[operator]
+    with pytest.raises(UserError, match=line):
+        open_(root)
+
+
+def test_too_few_pictures_to_set_some_aside_and_an_unknown_policy_are_one_line(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="has too few pictures to set some aside"):
+        open_(write_folder(tmp_path / "a", {"": 1}))
+    with pytest.raises(UserError, match="timm cannot vary pictures as"):
+        open_(write_folder(tmp_path / "b", {"train": 1, "val": 1}), Variation(aa="nonsense"))

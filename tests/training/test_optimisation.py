@@ -1,0 +1,37 @@
+from pathlib import Path
+
+import pytest
+
+from tests.training.tiny import recipe
+from vimoe.data.digits import digits
+from vimoe.training.optimisation import build_optimisation
+from vimoe.training.train import build_model
+
+
+def test_the_schedule_warms_up_from_0_peaks_at_lr_and_ends_low(tmp_path: Path) -> None:
+    settings = recipe(tmp_path, epochs=10, warmup_epochs=2.0, layer_decay=1.0)
+    optimizer, schedule = build_optimisation(build_model(settings, digits()), settings, steps=5)
+    rates = []
+    for step in range(50):
+        schedule.step_update(step)
+        rates.append(max(group["lr"] for group in optimizer.param_groups))
+    assert rates[0] == 0.0
+    assert max(rates) == pytest.approx(settings.lr, rel=0.02)
+    assert rates.index(max(rates)) in (9, 10)
+    assert rates[-1] < 0.05 * settings.lr
+
+
+def test_layer_decay_slows_the_early_blocks_and_routers_have_no_weight_decay(tmp_path: Path) -> None:
+    settings = recipe(tmp_path, layer_decay=0.5, last=1, num_experts=3)
+    model = build_model(settings, digits())
+    optimizer, schedule = build_optimisation(model, settings, steps=5)
+    schedule.step_update(5)
+    names = {id(p): name for name, p in model.named_parameters()}
+    rates, decays = {}, {}
+    for group in optimizer.param_groups:
+        for p in group["params"]:
+            rates[names[id(p)]], decays[names[id(p)]] = group["lr"], group["weight_decay"]
+    assert rates["blocks.1.mlp.fc1.weight"] == pytest.approx(0.5 * rates["blocks.2.mlp.experts.fc1.weight"])
+    assert decays["blocks.2.mlp.experts.fc1.weight"] == 0.05
+    assert decays["blocks.2.mlp.experts.fc1.bias"] == decays["blocks.2.mlp.router.weight"] == 0.0
+    assert len(rates) == len(list(model.parameters()))
