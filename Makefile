@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup demo test test-slow lint bench clean
+.PHONY: setup demo test test-slow soak lint bench clean
 
 setup: $(READY)
 
@@ -21,6 +21,9 @@ test: setup
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow
+
+soak: setup
+	$(BIN)/python -m pytest -m slow -s tests/training/test_kill.py
 
 lint: setup
 	$(BIN)/ruff check .

@@ -27,7 +27,10 @@ def test_a_mistake_is_one_line_on_stderr_and_exit_code_2() -> None:
     done = subprocess.run([*VIMOE, "trian"], capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stdout == ""
-    assert done.stderr == "vimoe: error: unknown verb 'trian', did you mean 'train'? There is demo, train, info\n"
+    assert (
+        done.stderr
+        == "vimoe: error: unknown verb 'trian', did you mean 'train'? There is demo, train, evaluate, predict, info\n"
+    )
 
 
 def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
@@ -44,8 +47,8 @@ def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
         (["info", "vit_tiny_patch16_224", "--last", "13"], "last must be 1 to 12, the number of blocks of this model"),
         (["info", "vit_tiny_patch16_224", "--last", "1", "--layers", "3"], "give either last or layers, not both"),
         (["info", "vit_tiny_patch16_224", "--top-k", "9"], "top_k must be between 1 and the 8 experts of block 10"),
-        (["info", "vit_tiny_patch16_224", "--image-size", "0"], "--image-size must be at least 1, got 0"),
-        (["info", "vit_tiny_patch16_224", "--num-classes", "-1"], "--num-classes must be at least 0, got -1"),
+        (["info", "vit_tiny_patch16_224", "--image-size", "0"], "argument --image-size: must be at least 1, got 0"),
+        (["info", "vit_tiny_patch16_224", "--num-classes", "-1"], "argument --num-classes: must be at least 0, got -1"),
         (["train", "--epochs", "none"], "epochs: expected int, got value: none"),
         (
             ["train", "--dataset", "nonsense", "--output", "unused"],

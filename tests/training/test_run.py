@@ -76,3 +76,11 @@ def test_a_file_where_the_folder_should_be_gets_one_line(tmp_path: Path) -> None
     (tmp_path / "file").write_text("x")
     with pytest.raises(UserError, match="cannot write"):
         write_text(tmp_path / "file" / "a.txt", "x")
+
+
+def test_a_folder_in_use_is_refused_until_its_process_lets_go(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "run")
+    with run.locked(), pytest.raises(UserError, match="is in use by another process"), RunFolder(run.path).locked():
+        pass
+    with run.locked():
+        pass

@@ -32,6 +32,7 @@ def test_a_tiny_vit_learns_and_leaves_what_a_run_must_leave(tmp_path: Path) -> N
     assert rows[-1]["loss"] < rows[0]["loss"]
     assert rows[-1]["val_top1"] > 40  # chance is 10
     assert {p.name for p in run.path.iterdir()} == {
+        ".lock",
         "recipe.yaml",
         "metrics.jsonl",
         "summary.csv",

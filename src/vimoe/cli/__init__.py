@@ -12,6 +12,8 @@ from vimoe.errors import UserError
 VERBS = {
     "demo": "the whole story on real pictures in a few minutes: train, upcycle, look, prune, compare",
     "train": "train a model as a recipe says: dense, or upcycled to a Mixture-of-Experts",
+    "evaluate": "how good a finished model is on labelled pictures: accuracy, by class, calibration",
+    "predict": "what a finished model says about pictures, and which experts it chose",
     "info": "what a model costs, dense and upcycled: parameters, multiply-adds, routing degree",
 }
 
@@ -26,7 +28,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or arguments[0] in ("-h", "--help"):
-        verbs = "\n".join(f"  {verb:7} {about}" for verb, about in VERBS.items())
+        verbs = "\n".join(f"  {verb:8} {about}" for verb, about in VERBS.items())
         print(
             USAGE.format(about="Sparse Mixture-of-Experts Vision Transformers from pretrained dense ones.", verbs=verbs)
         )

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from vimoe.cli.arguments import Parser
-from vimoe.errors import UserError
+from vimoe.cli.arguments import Parser, at_least
 
 
 def run(arguments: Sequence[str]) -> None:
     """Print the cost of a timm model, dense and upcycled."""
     parser = Parser("info", "Counts a timm model, dense and upcycled, without weights: nothing is downloaded.")
     parser.add_argument("model", help="name of a timm model, such as vit_small_patch14_dinov2")
-    parser.add_argument("--image-size", type=int, help="pixels of a side (default: the model's own)")
-    parser.add_argument("--num-classes", type=int, help="classes of the head (default: the model's own)")
+    parser.add_argument("--image-size", type=at_least(1), help="pixels of a side (default: the model's own)")
+    parser.add_argument("--num-classes", type=at_least(0), help="classes of the head (default: the model's own)")
     parser.add_argument("--num-experts", type=int, default=8, help="routed experts of each MoE layer")
     parser.add_argument("--last", type=int, help="how many of the last blocks become MoE layers (default: 2)")
     parser.add_argument("--layers", type=int, nargs="+", help="block numbers from 0, instead of --last")
@@ -21,9 +20,6 @@ def run(arguments: Sequence[str]) -> None:
     parser.add_argument("--routing", choices=("image", "token"), default="image", help="one choice an image or a token")
     parser.add_argument("--no-shared-expert", action="store_true", help="without an always-on expert")
     args = parser.parse_args(list(arguments))
-    for flag, value, lowest in (("--image-size", args.image_size, 1), ("--num-classes", args.num_classes, 0)):
-        if value is not None and value < lowest:
-            raise UserError(f"{flag} must be at least {lowest}, got {value}")
     from vimoe.report.tables import cost_table
     from vimoe.vit.inspection import compare_costs
 

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from PIL import Image
-from timm.data import create_transform
+from timm.data import create_transform, resolve_data_config
 from torch import Tensor
 
 from vimoe.data.decode import SUFFIXES, read_picture
@@ -35,6 +36,14 @@ class PictureForm(NamedTuple):
     std: tuple[float, ...]
     interpolation: str
     crop_pct: float
+
+
+def picture_form(pretrained_cfg: dict[str, Any], img_size: int | None = None) -> PictureForm:
+    """What a timm `pretrained_cfg` says about pictures, with another size where one is given."""
+    wanted = resolve_data_config(pretrained_cfg=pretrained_cfg)
+    channels, height, width = wanted["input_size"]
+    shape = (channels, img_size or height, img_size or width)
+    return PictureForm(shape, tuple(wanted["mean"]), tuple(wanted["std"]), wanted["interpolation"], wanted["crop_pct"])
 
 
 class Variation(NamedTuple):
@@ -98,9 +107,9 @@ def open_folder(root: Path, form: PictureForm, variation: Variation | None, val_
     if not parts:
         train, parts["val"] = _set_aside(train, len(class_names), val_share, seed)
     val = parts.get("val") or parts["test"]
-    evaluation = _transform(form, None)
+    evaluation = evaluation_transform(form)
     return Splits(
-        train=PictureFiles(train, _transform(form, variation)),
+        train=PictureFiles(train, training_transform(form, variation)),
         val=PictureFiles(val, evaluation),
         test=PictureFiles(parts.get("test") or val, evaluation),
         class_names=class_names,
@@ -157,19 +166,22 @@ def _set_aside(
     return kept, aside
 
 
-def _transform(form: PictureForm, variation: Variation | None) -> Callable[[Image.Image], Tensor]:
-    common = {
-        "input_size": form.shape,
-        "mean": form.mean,
-        "std": form.std,
-        "interpolation": form.interpolation,
-        "crop_pct": form.crop_pct,
-    }
+def evaluation_transform(form: PictureForm) -> Callable[[Image.Image], Tensor]:
+    """Resize, centre crop, normalise."""
+    return _in_channels(form, create_transform(**_common(form), is_training=False))
+
+
+def training_transform(form: PictureForm, variation: Variation | None) -> Callable[[Image.Image], Tensor]:
+    """Vary and normalise; as evaluation does without a variation.
+
+    Raises:
+        UserError: timm does not know the auto-augment policy.
+    """
     if variation is None:
-        return create_transform(**common, is_training=False)
+        return evaluation_transform(form)
     try:
-        return create_transform(
-            **common,
+        transform = create_transform(
+            **_common(form),
             is_training=True,
             scale=(variation.scale, 1.0),
             hflip=variation.hflip,
@@ -180,3 +192,23 @@ def _transform(form: PictureForm, variation: Variation | None) -> Callable[[Imag
         )
     except (AssertionError, ValueError, KeyError, NotImplementedError) as error:
         raise UserError(f"timm cannot vary pictures as {variation}: {error}") from error
+    return _in_channels(form, transform)
+
+
+def _common(form: PictureForm) -> dict[str, Any]:
+    return {
+        "input_size": form.shape,
+        "mean": form.mean,
+        "std": form.std,
+        "interpolation": form.interpolation,
+        "crop_pct": form.crop_pct,
+    }
+
+
+def _in_channels(form: PictureForm, transform: Any) -> Callable[[Image.Image], Tensor]:
+    """Pictures come in RGB; a model of one channel gets their brightness."""
+    return transform if form.shape[0] == 3 else partial(_brightness, transform=transform)
+
+
+def _brightness(picture: Image.Image, transform: Callable[[Image.Image], Tensor]) -> Tensor:
+    return transform(picture.convert("L"))

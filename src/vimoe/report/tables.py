@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import csv
+import io
+from collections.abc import Mapping, Sequence
 
 from vimoe.report.arm import Arm
 from vimoe.vit.inspection import CostComparison
@@ -76,3 +78,31 @@ def arm_rows(arms: Sequence[Arm]) -> list[list[str]]:
 def arm_table(arms: Sequence[Arm]) -> str:
     """A comparison in plain text."""
     return plain_table(ARM_HEADER, arm_rows(arms))
+
+
+def figures_table(figures: Mapping[str, float]) -> str:
+    """The figures of an evaluation, one a line."""
+    words = {
+        "top1": ("top-1", "%"),
+        "top5": ("top-5", "%"),
+        "mean_class": ("mean of the classes", "%"),
+        "nll": ("cross-entropy", "nats"),
+        "ece": ("calibration error", "points"),
+        "pictures": ("pictures", ""),
+    }
+    rows = [
+        (words[key][0], f"{value:.2f}" if words[key][1] else f"{value:.0f}", words[key][1])
+        for key, value in figures.items()
+    ]
+    return "\n".join(f"{name:20} {value:>8} {unit}".rstrip() for name, value, unit in rows)
+
+
+def class_table(names: Sequence[str], by_class: Sequence[tuple[int, float]], as_csv: bool = False) -> str:
+    """Pictures and top-1 of each class, as plain text or CSV."""
+    header = ("class", "pictures", "top-1 %")
+    rows = [[name, str(count), f"{top1:.1f}"] for name, (count, top1) in zip(names, by_class, strict=True)]
+    if not as_csv:
+        return plain_table(header, rows)
+    text = io.StringIO()
+    csv.writer(text, lineterminator="\n").writerows([header, *rows])
+    return text.getvalue()

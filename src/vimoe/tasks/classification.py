@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vimoe.tasks.figures import ClassificationFigures
+
 
 class Classification:
     """One label a picture: cross-entropy, and top-1 accuracy.
@@ -27,15 +29,20 @@ class Classification:
         return F.cross_entropy(outputs.float(), targets, label_smoothing=self.smoothing)
 
     def evaluate(self, model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], device: str) -> dict[str, float]:
-        """`top1` in percent, `nll` (mean cross-entropy without smoothing) and `pictures`."""
-        correct = nll = count = 0.0
-        with evaluating(model):
-            for pictures, labels in batches:
-                logits = model(pictures.to(device)).float().cpu()
-                correct += (logits.argmax(-1) == labels).sum().item()
-                nll += F.cross_entropy(logits, labels, reduction="sum").item()
-                count += len(labels)
-        return {"top1": 100 * correct / max(count, 1), "nll": nll / max(count, 1), "pictures": count}
+        """See `ClassificationFigures.summary`."""
+        figures = classify(model, batches, device)
+        return figures.summary() if figures else {"top1": 0.0, "pictures": 0}
+
+
+def classify(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], device: str) -> ClassificationFigures | None:
+    """Send labelled pictures through the model and count; None where there was no picture."""
+    figures: ClassificationFigures | None = None
+    with evaluating(model):
+        for pictures, labels in batches:
+            logits = model(pictures.to(device)).float().cpu()
+            figures = figures or ClassificationFigures(logits.shape[-1])
+            figures.add(logits, labels)
+    return figures
 
 
 @contextmanager

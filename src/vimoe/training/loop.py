@@ -83,16 +83,16 @@ def fit(model: nn.Module, splits: Splits, task: Task, recipe: Recipe, run: RunFo
         InterruptedRun: The process was asked to stop; the state is written.
     """
     trainer = _Trainer(model, splits, task, recipe, run)
-    run.write_recipe(recipe)
-    rows = trainer.resume()
-    with listening() as stop:
+    with run.locked(), listening() as stop:
+        run.write_recipe(recipe)
+        rows = trainer.resume()
         while trainer.position.epoch < recipe.epochs:
             row = trainer.finish_epoch(stop)
             rows = [*rows[: row["epoch"] - 1], row]
             run.write_rows(rows)
             trainer.write_state()
             _report(row, task, recipe)
-    save(trainer.evaluated, run.model, extra={"label_names": list(splits.class_names)})
+        save(trainer.evaluated, run.model, extra={"label_names": list(splits.class_names)})
 
 
 class _Trainer:

@@ -15,13 +15,15 @@ Everything is written under another name and renamed, so that a killed process l
 from __future__ import annotations
 
 import csv
+import fcntl
 import hashlib
 import io
 import json
 import os
 import pickle
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -69,6 +71,25 @@ class RunFolder:
                     f"{self.path} holds a run of another recipe ({key} was {old[key]!r}, is {new[key]!r}): "
                     "choose another --output"
                 )
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Hold the folder for this process; the system lets go of it when the process ends, however it ends.
+
+        Raises:
+            UserError: Another living process holds it.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock = (self.path / ".lock").open("w")
+        except OSError as error:
+            raise UserError(f"cannot write {self.path}: {error.strerror}") from error
+        with lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                raise UserError(f"{self.path} is in use by another process that is still training") from error
+            yield
 
     def write_recipe(self, recipe: Recipe) -> None:
         """Make the folder and note down whose run it is."""

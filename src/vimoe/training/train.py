@@ -7,10 +7,9 @@ from typing import Any
 
 import timm
 import torch
-from timm.data import resolve_data_config
 from torch import nn
 
-from vimoe.data.folder import PictureForm, Variation
+from vimoe.data.folder import PictureForm, Variation, picture_form
 from vimoe.data.registry import open_dataset
 from vimoe.data.splits import Splits, generator
 from vimoe.errors import UserError
@@ -45,19 +44,14 @@ def open_recipe_data(recipe: Recipe) -> Splits:
     """
     form = variation = None
     if recipe.dataset != "digits":
-        form = picture_form(recipe)
+        form = _recipe_form(recipe)
         variation = Variation(recipe.scale, recipe.hflip, recipe.color_jitter, recipe.aa, recipe.reprob)
     return open_dataset(
         recipe.dataset, recipe.data_dir, form, variation if recipe.augment else None, recipe.val_share, recipe.seed
     )
 
 
-def picture_form(recipe: Recipe) -> PictureForm:
-    """Size, mean, std and interpolation that the recipe's model was made for, `img_size` first.
-
-    Raises:
-        UserError: timm does not know the model.
-    """
+def _recipe_form(recipe: Recipe) -> PictureForm:
     if recipe.initial_checkpoint:
         settings = read_config(Path(recipe.initial_checkpoint))["pretrained_cfg"]
     else:
@@ -65,12 +59,7 @@ def picture_form(recipe: Recipe) -> PictureForm:
         if known is None:
             raise UserError(f"timm has no model {recipe.model!r}")
         settings = known.to_dict()
-    wanted = resolve_data_config(pretrained_cfg=settings)
-    channels, height, width = wanted["input_size"]
-    if recipe.img_size:
-        height = width = recipe.img_size
-    shape = (channels, height, width)
-    return PictureForm(shape, tuple(wanted["mean"]), tuple(wanted["std"]), wanted["interpolation"], wanted["crop_pct"])
+    return picture_form(settings, recipe.img_size)
 
 
 def build_model(recipe: Recipe, splits: Splits) -> nn.Module:

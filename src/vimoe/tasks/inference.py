@@ -1,0 +1,133 @@
+"""A finished classifier at work: on labelled pictures, and on any pictures, from its folder alone."""
+
+from __future__ import annotations
+
+import glob
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import nn
+
+from vimoe.data.decode import SUFFIXES, BrokenPictureError, read_picture
+from vimoe.data.folder import evaluation_transform, picture_form
+from vimoe.data.loading import batches
+from vimoe.data.registry import open_dataset
+from vimoe.errors import UserError
+from vimoe.tasks.classification import classify, evaluating
+from vimoe.tasks.figures import ClassificationFigures
+from vimoe.vit.blocks import moe_layers
+from vimoe.vit.checkpoint import load, read_config
+from vimoe.vit.recording import record_routing
+
+
+class Evaluation(NamedTuple):
+    """What came of an evaluation: figures (None without a picture), class names, and lines on broken pictures."""
+
+    figures: ClassificationFigures | None
+    class_names: tuple[str, ...]
+    broken: list[str]
+
+
+class Prediction(NamedTuple):
+    """What a model says about a picture.
+
+    Attributes:
+        path: The picture.
+        labels: The most probable labels with their probabilities, best first.
+        experts: By block number, the experts chosen for the picture (under `image` routing).
+    """
+
+    path: Path
+    labels: list[tuple[str, float]]
+    experts: dict[int, list[int]]
+
+
+def model_folder(path: Path) -> Path:
+    """The model folder of a run, or the path itself."""
+    return path / "model" if (path / "model" / "config.json").exists() else path
+
+
+def evaluate_folder(
+    path: Path, dataset: str, data_dir: str | None, split: str, batch_size: int, workers: int, device: str
+) -> Evaluation:
+    """Evaluate a model folder on a split of labelled pictures.
+
+    Raises:
+        UserError: The model or the data cannot be used, or their classes differ.
+    """
+    folder = model_folder(path)
+    config = read_config(folder)
+    splits = open_dataset(dataset, data_dir, picture_form(config["pretrained_cfg"]))
+    names = config.get("label_names")
+    if names is not None and tuple(names) != splits.class_names:
+        odd = sorted(set(names) ^ set(splits.class_names))
+        raise UserError(
+            f"the pictures have other classes than the model: {len(splits.class_names)} against {len(names)}"
+            + (f", the first that differs is {odd[0]!r}" if odd else ", in another order")
+        )
+    broken: list[str] = []
+    pictures = getattr(splits, split)
+    figures = classify(load(folder, device), batches(pictures, batch_size, workers, broken.append), device)
+    return Evaluation(figures, splits.class_names, broken)
+
+
+def find_pictures(patterns: Sequence[str]) -> list[Path]:
+    """Files as they are named, folders searched through, globs expanded; in this order, each once.
+
+    Raises:
+        UserError: A name matches nothing.
+    """
+    found: dict[Path, None] = {}
+    for pattern in patterns:
+        matches = [pattern] if Path(pattern).exists() else sorted(glob.glob(pattern, recursive=True))
+        if not matches:
+            raise UserError(f"there is no picture at {pattern}")
+        for match in map(Path, matches):
+            inside = sorted(p for p in match.rglob("*") if p.suffix.lower() in SUFFIXES) if match.is_dir() else [match]
+            found |= dict.fromkeys(inside)
+    if not found:
+        raise UserError(f"there is no picture in {' '.join(patterns)}")
+    return list(found)
+
+
+def predict(
+    path: Path, pictures: Sequence[Path], top_k: int, batch_size: int, device: str, on_broken: Callable[[str], None]
+) -> Iterator[Prediction]:
+    """What the model of a folder says about picture files, in their order; broken ones are told and left out.
+
+    Raises:
+        UserError: The model cannot be used.
+    """
+    folder = model_folder(path)
+    config = read_config(folder)
+    transform = evaluation_transform(picture_form(config["pretrained_cfg"]))
+    model = load(folder, device)
+    names = config.get("label_names") or [str(i) for i in range(int(config["num_classes"]))]
+    for start in range(0, len(pictures), batch_size):
+        read = []
+        for picture in pictures[start : start + batch_size]:
+            try:
+                read.append((picture, transform(read_picture(picture))))
+            except BrokenPictureError as error:
+                on_broken(str(error))
+        if read:
+            yield from _answers(model, [p for p, _ in read], torch.stack([x for _, x in read]).to(device), names, top_k)
+
+
+def _answers(
+    model: nn.Module, paths: list[Path], pictures: torch.Tensor, names: Sequence[str], top_k: int
+) -> Iterator[Prediction]:
+    experts: dict[int, torch.Tensor] = {}
+    with evaluating(model):
+        if per_image := {n: layer for n, layer in moe_layers(model).items() if layer.routing == "image"}:
+            with record_routing(model) as record:
+                logits = model(pictures)
+            experts = {number: record.expert_ids[number] for number in per_image}
+        else:
+            logits = model(pictures)
+    probs, labels = logits.float().softmax(-1).cpu().topk(min(top_k, logits.shape[-1]))
+    for i, path in enumerate(paths):
+        best = [(names[label], p) for label, p in zip(labels[i].tolist(), probs[i].tolist(), strict=True)]
+        yield Prediction(path, best, {number: ids[i].tolist() for number, ids in experts.items()})

@@ -1,0 +1,110 @@
+"""Train on a folder, evaluate, predict: as a practitioner would, from the command line."""
+
+import csv
+import io
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.data.pictures import write_folder
+from vimoe.cli import main
+
+MODEL = ["--model", "vit_tiny_patch16_224", "--img-size", "16", "--workers", "0"]
+ARGS = ["--model-args", '{"patch_size": 8, "embed_dim": 16, "depth": 3, "num_heads": 2, "weight_init": "jax"}']
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on three colours, upcycled in its last block."""
+    root = tmp_path_factory.mktemp("use")
+    write_folder(root / "data", {"train": 16, "val": 4, "test": 4})
+    (root / "data" / "train" / "grass" / "000.jpg").write_text("no picture")
+    flags = ["--dataset", "folder", "--data-dir", str(root / "data"), "--output", str(root / "run"), "--device", "cpu"]
+    rates = ["--epochs", "6", "--batch-size", "12", "--lr", "0.01", "--max-broken", "0.1", "--color-jitter", "0"]
+    assert main(["train", *flags, *MODEL, *ARGS, *rates, "--last", "1", "--num-experts", "3"]) == 0
+    return root
+
+
+def test_a_broken_training_picture_is_listed_and_the_run_goes_on(trained: Path) -> None:
+    lines = (trained / "run" / "skipped.csv").read_text().splitlines()
+    assert lines[0] == "reason"
+    assert "000.jpg is no picture that can be read" in lines[1]
+    assert len(lines) == 2
+
+
+def test_evaluate_needs_the_model_folder_and_the_pictures_alone(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    where = ["--data-dir", str(trained / "data"), "--json", str(tmp_path / "e.json"), "--csv", str(tmp_path / "e.csv")]
+    assert main(["evaluate", str(trained / "run" / "model"), *where, "--device", "cpu"]) == 0
+    shown = capsys.readouterr().out
+    figures = json.loads((tmp_path / "e.json").read_text())
+    assert figures["pictures"] == 12
+    assert figures["top1"] >= 90  # three colours are easy
+    assert figures["top5"] == 100
+    assert f"top-1 {figures['top1']:23.2f} %" in shown
+    rows = list(csv.DictReader(io.StringIO((tmp_path / "e.csv").read_text())))
+    assert [row["class"] for row in rows] == ["<script>", "blue sky", "grass"]
+    assert main(["evaluate", str(trained / "run"), *where[:2], "--device", "cpu"]) == 0
+    assert capsys.readouterr().out == shown
+
+
+def test_predict_says_labels_and_experts_and_leaves_broken_pictures_out(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "bad.jpg").write_bytes(b"")
+    folder = trained / "data" / "test" / "grass"
+    wanted = ["predict", str(trained / "run"), str(folder), str(tmp_path / "bad.jpg"), "--device", "cpu"]
+    assert main([*wanted, "--top-k", "2", "--batch-size", "3"]) == 0
+    shown = capsys.readouterr()
+    answers = [json.loads(line) for line in shown.out.splitlines()]
+    assert [Path(answer["path"]).name for answer in answers] == ["000.jpg", "001.jpg", "002.jpg", "003.jpg"]
+    assert sum(answer["labels"][0]["label"] == "grass" for answer in answers) >= 3
+    for answer in answers:
+        assert len(answer["labels"]) == 2
+        assert answer["labels"][0]["probability"] >= answer["labels"][1]["probability"]
+        assert set(answer["experts"]) == {"2"}
+        assert answer["experts"]["2"][0] in range(3)
+    assert shown.err == f"vimoe predict: {tmp_path / 'bad.jpg'} is no picture that can be read\n"
+
+    assert main([*wanted, "--format", "csv"]) == 0
+    rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
+    assert len(rows) == 4 * 3
+    assert rows[0]["experts"].startswith("2:")
+
+
+def test_a_glob_is_expanded_and_each_picture_answered_once(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    test = trained / "data" / "test"
+    assert main(["predict", str(trained / "run"), f"{test}/*/000.jpg", str(test / "grass" / "000.jpg")]) == 0
+    assert len(capsys.readouterr().out.splitlines()) == 3
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["evaluate", "nowhere"], "nowhere is not a model folder: it holds no config.json"),
+        (["evaluate", "RUN"], "dataset 'folder' needs data_dir, the folder of pictures"),
+        (["evaluate", "RUN", "--data-dir", "nowhere"], "data_dir nowhere is not a folder"),
+        (["evaluate", "RUN", "--dataset", "digits"], "the pictures have other classes than the model: 10 against 3"),
+        (["evaluate", "RUN", "--batch-size", "0"], "argument --batch-size: must be at least 1, got 0"),
+        (["predict", "RUN", "nowhere.jpg"], "there is no picture at nowhere.jpg"),
+        (["predict", "RUN", "RUN/recipe.yaml"], "none of the pictures can be read"),
+        (["predict", "nowhere", "RUN/recipe.yaml"], "nowhere is not a model folder"),
+    ],
+)
+def test_what_cannot_be_used_is_one_line(
+    trained: Path, arguments: list[str], line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([argument.replace("RUN", str(trained / "run")) for argument in arguments]) == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith(f"vimoe: error: {line}")
+
+
+def test_too_many_broken_pictures_stop_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    root = write_folder(tmp_path / "data", {"train": 4, "val": 1})
+    for name in ("000.jpg", "001.jpg"):
+        (root / "train" / "grass" / name).write_text("no picture")
+    flags = ["--dataset", "folder", "--data-dir", str(root), "--output", str(tmp_path / "run"), "--batch-size", "4"]
+    assert main(["train", *flags, *MODEL, *ARGS, "--epochs", "1", "--max-broken", "0.1"]) == 2
+    assert "2 of 12 training pictures are broken, more than max_broken 0.1 allows" in capsys.readouterr().err
