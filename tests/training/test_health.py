@@ -5,7 +5,7 @@ import timm
 import torch
 
 import vimoe
-from vimoe.training.health import routing_health
+from vimoe.training.health import EpochLoad, routing_health
 
 
 def test_figures_of_a_collapsed_and_of_an_undecided_router() -> None:
@@ -29,3 +29,22 @@ def test_figures_of_a_collapsed_and_of_an_undecided_router() -> None:
     assert undecided["balance_loss"] == pytest.approx(1.0)
     assert sum(figures["2"]["load"]) == pytest.approx(1.0)
     assert figures["2"]["entropy"] == pytest.approx(0.0, abs=0.02)
+
+
+def test_the_load_of_an_epoch_is_the_mean_over_its_batches() -> None:
+    model = timm.create_model(
+        "vit_tiny_patch16_224", img_size=8, patch_size=4, in_chans=1, embed_dim=16, depth=3, num_heads=2, num_classes=2
+    )
+    vimoe.upcycle(model, last=1, num_experts=4)
+    load, batches = EpochLoad(), []
+    assert load.of(2) is None
+    for seed in (1, 2, 3):
+        torch.manual_seed(seed)
+        with vimoe.record_routing(model) as record:
+            model(torch.randn(8, 1, 8, 8))
+        load.add(model)
+        batches.append(torch.bincount(record.expert_ids[2].flatten(), minlength=4) / 8)
+    expected = torch.stack(batches).mean(0)
+    assert torch.allclose(load.of(2), expected)
+    figures = routing_health(model, load)["2"]
+    assert figures["max_load"] == pytest.approx(expected.max().item())

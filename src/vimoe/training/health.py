@@ -5,18 +5,42 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from vimoe.moe.losses import expert_load, load_balance_loss
 from vimoe.vit.blocks import moe_layers
 
 
-def routing_health(model: nn.Module) -> dict[str, dict[str, Any]]:
-    """Figures of the last forward for each MoE layer, by block number.
+class EpochLoad:
+    """The load of every expert, gathered over the batches of an epoch."""
+
+    def __init__(self) -> None:
+        self._sums: dict[int, Tensor] = {}
+        self._batches = 0
+
+    def add(self, model: nn.Module) -> None:
+        """Count what the last forward decided."""
+        for number, layer in moe_layers(model).items():
+            if layer.last_selection is not None:
+                load = expert_load(layer.last_selection.expert_ids, layer.experts.num_experts)
+                self._sums[number] = self._sums.get(number, 0) + load
+        self._batches += 1
+
+    def of(self, number: int) -> Tensor | None:
+        """`[E]` mean load of a block's experts, None before the first batch."""
+        return self._sums[number] / self._batches if number in self._sums else None
+
+
+def routing_health(model: nn.Module, epoch_load: EpochLoad | None = None) -> dict[str, dict[str, Any]]:
+    """Figures for each MoE layer, by block number: of the load of an epoch, the rest of the last forward.
 
     `load` of each expert; `max_load` its largest; `effective_experts` exp(H(load)), between 1 and E;
     `balance_loss`, 1 at perfect balance; `entropy` of the router in nats, mean over selections;
     `top_gate` the mean probability of the first choice.
+
+    Args:
+        model: The model, after a forward.
+        epoch_load: The load of the epoch; that of the last forward without it.
     """
     figures: dict[str, dict[str, Any]] = {}
     with torch.no_grad():
@@ -25,7 +49,9 @@ def routing_health(model: nn.Module) -> dict[str, dict[str, Any]]:
             if selection is None:
                 continue
             probs = selection.probs
-            load = expert_load(selection.expert_ids, probs.shape[-1])
+            load = epoch_load.of(number) if epoch_load is not None else None
+            if load is None:
+                load = expert_load(selection.expert_ids, probs.shape[-1])
             figures[str(number)] = {
                 "load": [round(share, 4) for share in load.tolist()],
                 "max_load": load.max().item(),

@@ -24,7 +24,7 @@ from vimoe.data.splits import Splits, generator
 from vimoe.errors import UserError
 from vimoe.moe.losses import balance_loss
 from vimoe.tasks.task import Task
-from vimoe.training.health import routing_health
+from vimoe.training.health import EpochLoad, routing_health
 from vimoe.training.interrupt import InterruptedRun, StopRequest, listening
 from vimoe.training.optimisation import build_optimisation
 from vimoe.training.recipe import Recipe
@@ -118,6 +118,7 @@ class _Trainer:
             classes = len(splits.class_names)
             self.mixup = Mixup(recipe.mixup, recipe.cutmix, label_smoothing=recipe.smoothing, num_classes=classes)
         self.position = Position()
+        self.load = EpochLoad()
         self.broken: set[str] = set()
 
     @property
@@ -167,6 +168,7 @@ class _Trainer:
                 break
             position.loss += self._train_batch(pictures, labels)
             position.batch += 1
+            self.load.add(self.model)
             bar.update()
             if position.batch % recipe.accumulate == 0:
                 position.seconds = before + time.perf_counter() - started
@@ -183,8 +185,9 @@ class _Trainer:
         figures = self.task.evaluate(self.evaluated, batches(self.splits.val, workers=recipe.workers), self.device)
         row |= {f"val_{key}": value for key, value in figures.items()}
         row["seconds"] = before + time.perf_counter() - started
-        self.position = Position(epoch=epoch + 1, seconds=row["seconds"])
-        return row | {"routing": routing_health(self.model)}
+        row["routing"] = routing_health(self.model, self.load)
+        self.position, self.load = Position(epoch=epoch + 1, seconds=row["seconds"]), EpochLoad()
+        return row
 
     def _train_batch(self, pictures: Tensor, labels: Tensor) -> float:
         """Forward and backward of one batch, and the optimiser's step where it completes one; gives the loss."""
@@ -255,7 +258,7 @@ def _report(row: Row, task: Task, recipe: Recipe) -> None:
     for block, figures in row["routing"].items():
         if figures["max_load"] > 0.9:
             tqdm.write(
-                f"  the router of block {block} has collapsed: {figures['max_load']:.0%} of the last batch went to one "
+                f"  the router of block {block} has collapsed: {figures['max_load']:.0%} of the epoch went to one "
                 "expert; a larger balance_weight spreads them",
                 file=sys.stderr,
             )
