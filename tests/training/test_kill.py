@@ -32,11 +32,11 @@ FLAGS = {
 }
 
 
-def start(output: Path, epochs: int) -> subprocess.Popen[bytes]:
+def start(output: Path, epochs: int, stderr: int = subprocess.DEVNULL) -> subprocess.Popen[bytes]:
     flags = [part for pair in FLAGS.items() for part in pair]
     command = [sys.executable, "-c", "import sys; from vimoe.cli import main; sys.exit(main())", "train"]
     command += [*flags, "--epochs", str(epochs), "--output", str(output)]
-    return subprocess.Popen(command, stderr=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    return subprocess.Popen(command, stderr=stderr, env={**os.environ, "OMP_NUM_THREADS": "1"})
 
 
 def weights(output: Path) -> dict[str, torch.Tensor]:
@@ -73,6 +73,19 @@ def check(tmp_path: Path, kills: int, epochs: int, longest: float) -> int:
 
 def test_two_kills_change_no_bit(tmp_path: Path) -> None:
     assert check(tmp_path, kills=2, epochs=3, longest=0.3) == 2
+
+
+def test_sigterm_ends_with_a_line_and_the_same_command_goes_on(tmp_path: Path) -> None:
+    output = tmp_path / "run"
+    process = start(output, epochs=30, stderr=subprocess.PIPE)
+    while not (output / "checkpoints" / "state.pt").exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGTERM)
+    _, told = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert told.decode().splitlines()[-1].startswith("vimoe: stopped in epoch ")
+    assert not RunFolder(output).finished
 
 
 @pytest.mark.slow
