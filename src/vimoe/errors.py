@@ -7,3 +7,8 @@ class UserError(ValueError):
     The message is one line that says what is wrong, where, and what would do.
     The command line prints it on stderr and exits with code 2; libraries catch it as a `ValueError`.
     """
+
+
+def first_line(error: Exception) -> str:
+    """What another library's exception says, cut to one line; its type where it says nothing."""
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)

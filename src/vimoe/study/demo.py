@@ -19,7 +19,7 @@ from vimoe.report.arm import Arm, conclusion, standard_error
 from vimoe.report.page import Report, write_page
 from vimoe.report.tables import arm_table
 from vimoe.tasks.classification import Classification
-from vimoe.training.recipe import Recipe, dump_recipe, load_recipe
+from vimoe.training.recipe import Recipe, load_recipe
 from vimoe.training.run import RunFolder, write_text
 from vimoe.training.train import train
 from vimoe.vit.checkpoint import load, save
@@ -111,7 +111,7 @@ def run_demo(folder: Path, seed: int, device: str) -> Path:
         measures=measures,
         plan=plan,
         rows={name: run.read_rows() for name, run in runs.items()},
-        recipes={name: dump_recipe(load_recipe(run.path / "recipe.yaml")) for name, run in runs.items()},
+        recipes={name: (run.path / "recipe.yaml").read_text() for name, run in runs.items()},
         command=f"vimoe demo --seed {seed}",
     )
     path = write_page(report, folder / "report.html")

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from vimoe.data.loading import batches, training_batches
 from vimoe.data.splits import Splits, generator
-from vimoe.errors import UserError
+from vimoe.errors import UserError, first_line
 from vimoe.moe.losses import balance_loss
 from vimoe.tasks.task import Task
 from vimoe.training.health import EpochLoad, routing_health
@@ -46,7 +46,7 @@ def pick_device(name: str) -> str:
     try:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device {name!r} cannot be used here: {str(error).splitlines()[0]}") from error
+        raise UserError(f"device {name!r} cannot be used here: {first_line(error)}") from error
     return name
 
 

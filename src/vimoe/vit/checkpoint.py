@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from timm.models._hub import save_config_for_hf
 from torch import Tensor, nn
 
-from vimoe.errors import UserError
+from vimoe.errors import UserError, first_line
 from vimoe.moe.config import MoEConfig
 from vimoe.vit.upcycle import get_config, install
 
@@ -60,14 +60,14 @@ def save(
             for name in (WEIGHTS, CONFIG):
                 os.replace(Path(scratch) / name, folder / name)
     except (OSError, SafetensorError, RuntimeError) as error:
-        raise UserError(f"cannot write the model to {folder}: {_first_line(error)}") from error
+        raise UserError(f"cannot write the model to {folder}: {first_line(error)}") from error
 
 
 def _write_config(model: nn.Module, path: Path, entries: dict[str, Any], model_args: dict[str, Any] | None) -> None:
     try:
         save_config_for_hf(model, str(path), model_config=entries, model_args=model_args)
     except (AssertionError, TypeError, ValueError) as error:
-        raise UserError(f"cannot describe this model: {_first_line(error)}") from error
+        raise UserError(f"cannot describe this model: {first_line(error)}") from error
 
 
 def load(folder: str | Path, device: str | torch.device = "cpu", **model_args: Any) -> nn.Module:
@@ -87,12 +87,12 @@ def load(folder: str | Path, device: str | torch.device = "cpu", **model_args: A
     try:
         model = _make_model(entries, model_args)
     except Exception as error:  # what a foreign file makes timm raise knows no bounds
-        raise UserError(f"{folder / CONFIG} does not describe a model: {_first_line(error)}") from error
+        raise UserError(f"{folder / CONFIG} does not describe a model: {first_line(error)}") from error
     _load_weights(model, folder / WEIGHTS)
     try:
         return model.to(device).eval()
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device {str(device)!r} cannot be used here: {_first_line(error)}") from error
+        raise UserError(f"device {str(device)!r} cannot be used here: {first_line(error)}") from error
 
 
 def _make_model(entries: dict[str, Any], model_args: dict[str, Any]) -> nn.Module:
@@ -155,7 +155,3 @@ def _load_weights(model: nn.Module, path: Path) -> None:
 
 def _fits(value: Tensor, expected: Tensor) -> bool:
     return value.shape == expected.shape and value.is_floating_point() == expected.is_floating_point()
-
-
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from vimoe.errors import UserError
+from vimoe.errors import UserError, first_line
 from vimoe.moe.layer import MoELayer
 from vimoe.vit.blocks import find_backbone, moe_layers
 from vimoe.vit.meta import input_shape, meta_clone
@@ -61,8 +61,9 @@ def _count_macs(model: nn.Module, image_size: int | tuple[int, int] | None) -> i
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             clone(torch.empty(1, channels, *size, device="meta"))
     except (RuntimeError, TypeError, ValueError, AssertionError, AttributeError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"cannot count a picture of {size[0]}x{size[1]} pixels in this model: {reason}") from error
+        raise UserError(
+            f"cannot count a picture of {size[0]}x{size[1]} pixels in this model: {first_line(error)}"
+        ) from error
     flops, by_module = counter.get_total_flops(), counter.get_flop_counts()
     for name, module in clone.named_modules():
         if isinstance(module, MoELayer):

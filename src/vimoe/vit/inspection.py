@@ -8,7 +8,7 @@ import timm
 import torch
 from torch import nn
 
-from vimoe.errors import UserError
+from vimoe.errors import UserError, first_line
 from vimoe.moe.config import MoEConfig
 from vimoe.vit.cost import Cost, cost
 from vimoe.vit.upcycle import get_config, upcycle
@@ -66,5 +66,4 @@ def _weightless(name: str, image_size: int | None, num_classes: int | None) -> n
             except TypeError:  # models of any size take no img_size
                 return timm.create_model(name, **args)
     except Exception as error:  # timm raises whatever its models raise
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"timm cannot make {name}: {reason}") from error
+        raise UserError(f"timm cannot make {name}: {first_line(error)}") from error

@@ -11,7 +11,7 @@ from timm.models import get_model_input_config
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from vimoe.errors import UserError
+from vimoe.errors import UserError, first_line
 from vimoe.vit.blocks import Backbone
 
 
@@ -70,8 +70,7 @@ def read_token_layout(backbone: Backbone, layers: Sequence[int]) -> TokenLayout:
         with torch.no_grad():
             forward(torch.empty(2, *input_shape(vit), device="meta"))
     except (RuntimeError, TypeError, ValueError, AssertionError, NotImplementedError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"{type(vit).__name__} cannot be traced with one picture: {reason}") from error
+        raise UserError(f"{type(vit).__name__} cannot be traced with one picture: {first_line(error)}") from error
     for layer in layers:
         if len(shape := seen.get(layer, ())) != 3:
             what = list(shape) or "no input"

@@ -127,7 +127,7 @@ def install(
             config.init,
             config.router_noise,
             backend,
-        ).train(ffn.training)
+        )
     set_config(model, config)
 
 
