@@ -9,6 +9,10 @@ import pytest
 
 from tests.data.pictures import write_folder
 from vimoe.cli import main
+from vimoe.data.folder import picture_form
+from vimoe.training.recipe import load_recipe
+from vimoe.training.train import _recipe_form
+from vimoe.vit.checkpoint import read_config
 
 MODEL = ["--model", "vit_tiny_patch16_224", "--img-size", "16", "--workers", "0"]
 ARGS = ["--model-args", '{"patch_size": 8, "embed_dim": 16, "depth": 3, "num_heads": 2, "weight_init": "jax"}']
@@ -31,6 +35,12 @@ def test_a_broken_training_picture_is_listed_and_the_run_goes_on(trained: Path) 
     assert lines[0] == "reason"
     assert "000.jpg is no picture that can be read" in lines[1]
     assert len(lines) == 2
+
+
+def test_a_finished_model_sees_pictures_as_its_training_did(trained: Path) -> None:
+    settings = read_config(trained / "run" / "model")["pretrained_cfg"]
+    recipe = load_recipe(trained / "run" / "recipe.yaml")
+    assert picture_form(settings) == _recipe_form(recipe)
 
 
 def test_evaluate_needs_the_model_folder_and_the_pictures_alone(

@@ -116,6 +116,8 @@ def open_folder(root: Path, form: PictureForm, variation: Variation | None, val_
         image_shape=form.shape,
         mean=form.mean,
         std=form.std,
+        interpolation=form.interpolation,
+        crop_pct=form.crop_pct,
     )
 
 

@@ -38,6 +38,8 @@ class Splits:
         image_shape: C, H, W.
         mean: By channel, what was taken off pixel values between 0 and 1.
         std: By channel, what they were then divided by.
+        interpolation: timm's name of the filter they were resized with.
+        crop_pct: Share of the shorter side that evaluation looks at.
         augment: Varies a batch `[B, C, H, W]` of training pictures, None for no variation.
     """
 
@@ -48,6 +50,8 @@ class Splits:
     image_shape: tuple[int, int, int]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    interpolation: str = "bicubic"
+    crop_pct: float = 1.0
     augment: Augment | None = None
 
 

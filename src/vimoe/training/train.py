@@ -12,7 +12,7 @@ from torch import nn
 from vimoe.data.folder import PictureForm, Variation, picture_form
 from vimoe.data.registry import open_dataset
 from vimoe.data.splits import Splits, generator
-from vimoe.errors import UserError
+from vimoe.errors import UserError, first_line
 from vimoe.tasks.classification import Classification
 from vimoe.training.loop import fit
 from vimoe.training.recipe import Recipe
@@ -104,8 +104,7 @@ def _create(recipe: Recipe, splits: Splits) -> nn.Module:
             **args,
         )
     except Exception as error:  # timm raises whatever its models raise
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise UserError(f"timm cannot make the model {recipe.model!r} with {args}: {reason}") from error
+        raise UserError(f"timm cannot make the model {recipe.model!r} with {args}: {first_line(error)}") from error
     positions = getattr(model, "pos_embed", None)
     if isinstance(positions, nn.Parameter) and not recipe.pretrained:
         nn.init.normal_(positions, std=recipe.pos_embed_std)
@@ -114,4 +113,10 @@ def _create(recipe: Recipe, splits: Splits) -> nn.Module:
 
 def _as_seen(splits: Splits) -> dict[str, Any]:
     """How a model from scratch sees pictures: noted in its `config.json`, for whoever uses it later."""
-    return {"input_size": splits.image_shape, "mean": splits.mean, "std": splits.std, "crop_pct": 1.0}
+    return {
+        "input_size": splits.image_shape,
+        "mean": splits.mean,
+        "std": splits.std,
+        "interpolation": splits.interpolation,
+        "crop_pct": splits.crop_pct,
+    }
