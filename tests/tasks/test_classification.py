@@ -3,19 +3,19 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from vimoe.tasks.classification import Classification, evaluating
+from vimoe.tasks.classification import Classification, classify, evaluating
 
 
 def test_the_loss_is_cross_entropy_with_smoothing() -> None:
     logits, labels = torch.randn(4, 3), torch.tensor([0, 2, 1, 1])
     expected = F.cross_entropy(logits, labels, label_smoothing=0.1)
-    assert torch.equal(Classification(0.1).loss(logits, labels), expected)
+    assert torch.equal(Classification(3, 0.1).loss(logits, labels), expected)
 
 
 def test_figures_over_uneven_batches_are_those_of_all_pictures_together() -> None:
     torch.manual_seed(0)
     model, pictures, labels = nn.Linear(5, 3), torch.randn(7, 5), torch.tensor([0, 1, 2, 0, 1, 2, 0])
-    figures = Classification(0.5).evaluate(model, [(pictures[:5], labels[:5]), (pictures[5:], labels[5:])], "cpu")
+    figures = classify(model, [(pictures[:5], labels[:5]), (pictures[5:], labels[5:])], 3, "cpu").summary()
     logits = model(pictures)
     assert figures["top1"] == pytest.approx(100 * (logits.argmax(-1) == labels).float().mean().item())
     assert figures["nll"] == pytest.approx(F.cross_entropy(logits, labels).item())

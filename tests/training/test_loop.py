@@ -20,6 +20,7 @@ EVERYTHING: dict[str, Any] = {
     "router_noise": True,
     "mixup": 0.2,
     "cutmix": 0.5,
+    "model_ema": True,
     "model_ema_decay": 0.9,
     "accumulate": 2,
     "batch_size": 64,
@@ -88,7 +89,7 @@ def test_a_damaged_newest_state_costs_one_state_and_no_bit(
 
 
 def test_the_average_of_the_weights_is_what_is_kept(tmp_path: Path) -> None:
-    run = train(recipe(tmp_path / "run", model_ema_decay=0.99, epochs=1))
+    run = train(recipe(tmp_path / "run", model_ema=True, model_ema_decay=0.99, epochs=1))
     state = run.read_state()
     assert state is not None
     kept = load(run.model).state_dict()
@@ -105,8 +106,9 @@ def test_accumulated_batches_step_like_one_large_batch(tmp_path: Path) -> None:
         assert torch.allclose(large[name], small[name], atol=1e-5), name
 
 
-@pytest.mark.parametrize("amp", ["bf16", "fp16"])
-def test_mixed_precision_and_checkpointing_train_to_finite_weights(tmp_path: Path, amp: str) -> None:
-    run = train(recipe(tmp_path / "run", last=1, num_experts=3, amp=amp, grad_checkpointing=True, epochs=1))
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_mixed_precision_and_checkpointing_train_to_finite_weights(tmp_path: Path, dtype: str) -> None:
+    changes = {"last": 1, "num_experts": 3, "amp": True, "amp_dtype": dtype, "grad_checkpointing": True, "epochs": 1}
+    run = train(recipe(tmp_path / "run", **changes))
     assert all(value.isfinite().all() for value in load(run.model).state_dict().values())
     assert run.read_rows()[0]["loss"] < 3

@@ -28,7 +28,7 @@ def test_flags_are_kebab_case_and_win_over_the_file_before_them(tmp_path: Path) 
     ("text", "message"),
     [
         ("batch_siz: 3", "unknown recipe key 'batch_siz', did you mean 'batch_size'?"),
-        ("zzz: 3", "unknown recipe key 'zzz'; there is dataset, data_dir,"),
+        ("zzz: 3", "unknown recipe key 'zzz'; there is task, dataset,"),
         ("batch_size: abc", "batch_size: expected int, got value: abc"),
         ("routing: patch", "routing: expected Literal['image', 'token'], got value: patch"),
         ("epochs: 0", "epochs must be at least 1, got 0"),

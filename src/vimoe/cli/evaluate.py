@@ -33,7 +33,7 @@ def run(arguments: Sequence[str]) -> None:
     )
     for line in result.broken:
         parser.note(line)
-    if result.figures is None:
+    if not result.figures.pictures.sum():
         raise UserError("none of the pictures can be read")
     names, by_class = result.class_names, result.figures.per_class()
     print(f"{figures_table(result.figures.summary())}\n\n{class_table(names, by_class)}")

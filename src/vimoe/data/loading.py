@@ -13,6 +13,7 @@ from torch.utils.data import default_collate as stack
 
 from vimoe.data.decode import BrokenPictureError
 from vimoe.data.splits import EpochOrder, Pictures, generator
+from vimoe.processes import rank, world_size
 
 OnBroken = Callable[[str], None]
 Item = tuple[Tensor, int] | str
@@ -48,8 +49,12 @@ def training_batches(
 def batches(
     pictures: Pictures, batch_size: int = 256, workers: int = 0, on_broken: OnBroken | None = None
 ) -> Iterable[tuple[Tensor, Tensor]]:
-    """All pictures once, in their own order, for evaluation; broken ones are left out."""
-    return _load(_Told(pictures, None), workers, on_broken, batch_size=batch_size)
+    """All pictures once, in their own order, for evaluation; broken ones are left out.
+
+    With several processes each gets every so manieth picture, so that together they see each one once.
+    """
+    mine = range(rank(), len(pictures), world_size())
+    return _load(_Told(pictures, None), workers, on_broken, batch_size=batch_size, sampler=mine)
 
 
 class _Told(Dataset[Item]):

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
 from vimoe.errors import UserError
 from vimoe.moe.layer import MoELayer
 from vimoe.moe.router import Selection
+from vimoe.processes import sum_over_processes
 
 
 def expert_load(expert_ids: Tensor, num_experts: int) -> Tensor:
@@ -25,8 +25,7 @@ def expert_load(expert_ids: Tensor, num_experts: int) -> Tensor:
     """
     counts = torch.zeros(num_experts, device=expert_ids.device)
     counts.scatter_add_(0, expert_ids.flatten(), torch.ones(expert_ids.numel(), device=expert_ids.device))
-    if dist.is_available() and dist.is_initialized():
-        dist.all_reduce(counts)
+    sum_over_processes(counts)
     return counts / counts.sum().clamp(min=1)
 
 

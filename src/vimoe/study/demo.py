@@ -138,7 +138,7 @@ def _measure(name: str, run: RunFolder, recipes: list[Recipe]) -> Arm:
     """Test accuracy and cost of a finished run; its seconds are of all training since the dense model."""
     model = load(run.model)
     splits = open_dataset(recipes[-1].dataset)
-    figures = Classification().evaluate(model, batches(splits.test), "cpu")
+    figures = Classification(len(splits.class_names)).evaluate(model, splits.test, "cpu")
     seconds = sum(RunFolder(Path(recipe.output)).read_rows()[-1]["seconds"] for recipe in recipes)
     top1, pictures = figures["top1"], int(figures["pictures"])
     return Arm(name, top1, standard_error(top1, pictures), pictures, cost(model), seconds)

@@ -4,44 +4,54 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vimoe.data.loading import batches
+from vimoe.data.splits import Pictures, Splits
 from vimoe.tasks.figures import ClassificationFigures
+from vimoe.vit.checkpoint import save
 
 
 class Classification:
     """One label a picture: cross-entropy, and top-1 accuracy.
 
     Args:
+        num_classes: Number of classes.
         smoothing: Label smoothing.
     """
 
     metric = "top1"
 
-    def __init__(self, smoothing: float = 0.0) -> None:
+    def __init__(self, num_classes: int, smoothing: float = 0.0) -> None:
+        self.num_classes = num_classes
         self.smoothing = smoothing
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Cross-entropy of logits `[B, classes]` and labels `[B]`."""
         return F.cross_entropy(outputs.float(), targets, label_smoothing=self.smoothing)
 
-    def evaluate(self, model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], device: str) -> dict[str, float]:
+    def evaluate(self, model: nn.Module, pictures: Pictures, device: str, workers: int = 0) -> dict[str, float]:
         """See `ClassificationFigures.summary`."""
-        figures = classify(model, batches, device)
-        return figures.summary() if figures else {"top1": 0.0, "pictures": 0}
+        return classify(model, batches(pictures, workers=workers), self.num_classes, device).summary()
+
+    def save(self, model: nn.Module, folder: Path, splits: Splits) -> None:
+        """A model folder in timm's format, with the names of the classes."""
+        save(model, folder, extra={"label_names": list(splits.class_names)})
 
 
-def classify(model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], device: str) -> ClassificationFigures | None:
-    """Send labelled pictures through the model and count; None where there was no picture."""
-    figures: ClassificationFigures | None = None
+def classify(
+    model: nn.Module, labelled: Iterable[tuple[Tensor, Tensor]], num_classes: int, device: str
+) -> ClassificationFigures:
+    """Send batches of labelled pictures through the model and count, over all processes."""
+    figures = ClassificationFigures(num_classes)
     with evaluating(model):
-        for pictures, labels in batches:
-            logits = model(pictures.to(device)).float().cpu()
-            figures = figures or ClassificationFigures(logits.shape[-1])
-            figures.add(logits, labels)
+        for pictures, labels in labelled:
+            figures.add(model(pictures.to(device)).float().cpu(), labels)
+    figures.sum_over_processes()
     return figures
 
 

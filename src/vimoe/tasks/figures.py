@@ -6,6 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from vimoe.processes import sum_over_processes
+
 
 class ClassificationFigures:
     """Counts from which accuracy, its mean over classes, likelihood and calibration are made.
@@ -18,8 +20,8 @@ class ClassificationFigures:
     def __init__(self, num_classes: int, bins: int = 15) -> None:
         self.pictures = torch.zeros(num_classes, dtype=torch.int64)
         self.right = torch.zeros(num_classes, dtype=torch.int64)
-        self.right_in_5 = 0
-        self.nll = 0.0
+        self._right_in_5 = torch.zeros((), dtype=torch.int64)
+        self._nll = torch.zeros((), dtype=torch.float64)
         self._confidence = torch.zeros(bins, dtype=torch.float64)
         self._hits = torch.zeros(bins, dtype=torch.float64)
 
@@ -30,12 +32,16 @@ class ClassificationFigures:
         hit = top[:, 0] == labels
         self.pictures += torch.bincount(labels, minlength=classes)
         self.right += torch.bincount(labels[hit], minlength=classes)
-        self.right_in_5 += int((top == labels[:, None]).any(-1).sum())
-        self.nll += F.cross_entropy(logits, labels, reduction="sum").item()
+        self._right_in_5 += (top == labels[:, None]).any(-1).sum()
+        self._nll += F.cross_entropy(logits, labels, reduction="sum")
         confidence = logits.softmax(-1).max(-1).values.double()
         place = (confidence * bins).long().clamp(max=bins - 1)
         self._confidence.index_add_(0, place, confidence)
         self._hits.index_add_(0, place, hit.double())
+
+    def sum_over_processes(self) -> None:
+        """Make the counts those of all processes together."""
+        sum_over_processes(self.pictures, self.right, self._right_in_5, self._nll, self._confidence, self._hits)
 
     def summary(self) -> dict[str, float]:
         """All figures of the whole.
@@ -49,9 +55,9 @@ class ClassificationFigures:
         per_class = self.right[seen].double() / self.pictures[seen]
         return {
             "top1": 100 * int(self.right.sum()) / count,
-            "top5": 100 * self.right_in_5 / count,
+            "top5": 100 * int(self._right_in_5) / count,
             "mean_class": 100 * per_class.mean().item() if len(per_class) else 0.0,
-            "nll": self.nll / count,
+            "nll": self._nll.item() / count,
             "ece": 100 * (self._confidence - self._hits).abs().sum().item() / count,
             "pictures": int(self.pictures.sum()),
         }

@@ -23,9 +23,9 @@ from vimoe.vit.recording import record_routing
 
 
 class Evaluation(NamedTuple):
-    """What came of an evaluation: figures (None without a picture), class names, and lines on broken pictures."""
+    """What came of an evaluation: figures, class names, and lines on broken pictures."""
 
-    figures: ClassificationFigures | None
+    figures: ClassificationFigures
     class_names: tuple[str, ...]
     broken: list[str]
 
@@ -69,7 +69,8 @@ def evaluate_folder(
         )
     broken: list[str] = []
     pictures = getattr(splits, split)
-    figures = classify(load(folder, device), batches(pictures, batch_size, workers, broken.append), device)
+    labelled = batches(pictures, batch_size, workers, broken.append)
+    figures = classify(load(folder, device), labelled, len(splits.class_names), device)
     return Evaluation(figures, splits.class_names, broken)
 
 

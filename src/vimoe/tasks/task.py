@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from pathlib import Path
 from typing import Protocol
 
 from torch import Tensor, nn
 
+from vimoe.data.splits import Pictures, Splits
+
 
 class Task(Protocol):
-    """A task: how wrong an output is, and how good a model is."""
+    """A task: how wrong an output is, how good a model is, and how a finished model is kept."""
 
     @property
     def metric(self) -> str:
@@ -20,6 +22,14 @@ class Task(Protocol):
         """A scalar with gradient, from what the model answered and what was right."""
         ...
 
-    def evaluate(self, model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], device: str) -> dict[str, float]:
-        """All figures of merit over `batches`; the model is left in the mode it came in."""
+    def evaluate(self, model: nn.Module, pictures: Pictures, device: str, workers: int = 0) -> dict[str, float]:
+        """All figures of merit over `pictures`; the model is left in the mode it came in.
+
+        With several processes each looks at its own share of the pictures, every picture is counted once, and all
+        get the same figures.
+        """
+        ...
+
+    def save(self, model: nn.Module, folder: Path, splits: Splits) -> None:
+        """Write a finished model's folder; what `splits` says of classes is kept with it."""
         ...

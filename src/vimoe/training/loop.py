@@ -19,7 +19,7 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from vimoe.data.loading import batches, training_batches
+from vimoe.data.loading import training_batches
 from vimoe.data.splits import Splits, generator
 from vimoe.errors import UserError, first_line
 from vimoe.moe.losses import balance_loss
@@ -30,9 +30,6 @@ from vimoe.training.optimisation import build_optimisation
 from vimoe.training.recipe import Recipe
 from vimoe.training.run import Row, RunFolder
 from vimoe.vit.blocks import moe_layers
-from vimoe.vit.checkpoint import save
-
-AMP_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def pick_device(name: str) -> str:
@@ -92,7 +89,7 @@ def fit(model: nn.Module, splits: Splits, task: Task, recipe: Recipe, run: RunFo
             run.write_rows(rows)
             trainer.write_state()
             _report(row, task, recipe)
-        save(trainer.evaluated, run.model, extra={"label_names": list(splits.class_names)})
+        task.save(trainer.evaluated, run.model, splits)
 
 
 class _Trainer:
@@ -111,8 +108,9 @@ class _Trainer:
                 f"batch_size {recipe.batch_size} (accumulate {recipe.accumulate}) is larger than the training data"
             )
         self.optimizer, self.schedule = build_optimisation(model, recipe, self.steps)
-        self.scaler = torch.amp.GradScaler(self.device.split(":")[0], enabled=recipe.amp == "fp16")
-        self.ema = ModelEmaV3(model, decay=recipe.model_ema_decay) if recipe.model_ema_decay else None
+        scaled = recipe.amp and recipe.amp_dtype == "float16"
+        self.scaler = torch.amp.GradScaler(self.device.split(":")[0], enabled=scaled)
+        self.ema = ModelEmaV3(model, decay=recipe.model_ema_decay) if recipe.model_ema else None
         self.mixup = None
         if recipe.mixup or recipe.cutmix:
             classes = len(splits.class_names)
@@ -182,7 +180,7 @@ class _Trainer:
         bar.close()
         lr = max(group["lr"] for group in self.optimizer.param_groups)
         row: Row = {"epoch": epoch + 1, "loss": position.loss / max(1, position.batch), "lr": lr}
-        figures = self.task.evaluate(self.evaluated, batches(self.splits.val, workers=recipe.workers), self.device)
+        figures = self.task.evaluate(self.evaluated, self.splits.val, self.device, recipe.workers)
         row |= {f"val_{key}": value for key, value in figures.items()}
         row["seconds"] = before + time.perf_counter() - started
         row["routing"] = routing_health(self.model, self.load)
@@ -203,8 +201,7 @@ class _Trainer:
         if self.mixup is not None:
             even = len(pictures) - len(pictures) % 2  # timm mixes pairs
             pictures, targets = self.mixup(pictures[:even], targets[:even])
-        amp = recipe.amp != "none"
-        with torch.autocast(self.device.split(":")[0], AMP_DTYPES.get(recipe.amp), enabled=amp):
+        with torch.autocast(self.device.split(":")[0], getattr(torch, recipe.amp_dtype), enabled=recipe.amp):
             loss = self.task.loss(self.model(pictures), targets)
             if recipe.balance_weight and moe_layers(self.model):
                 loss = loss + recipe.balance_weight * balance_loss(self.model)

@@ -20,8 +20,18 @@ class Recipe:
     """One training run. The names are timm's where timm has them.
 
     Args:
-        dataset: Which data: `digits` (embedded) or `folder` (one folder a class, in `train`, `val`, `test` or unsplit).
+        task: `classification` (one label a picture) or `segmentation` (one label a pixel).
+        dataset: Which data: `digits` or `digit_scenes` (embedded), `folder` (one folder a class, in `train`, `val`,
+            `test` or unsplit), `ade20k` (pictures and masks in ADE20K's layout), or one of timm's names: `tar`,
+            `torch/NAME`, `wds/NAME`, `hfds/NAME`, `hfids/NAME`.
         data_dir: The folder of pictures.
+        train_split: Name of the training split; found by the usual names when empty.
+        val_split: Name of the split that decides; found by the usual names when empty.
+        test_split: Name of the split that is reported; found by the usual names when empty.
+        reduce_zero_label: Masks say 0 for unlabelled and 1 to K for the classes; else 0 to K - 1, and 255 for
+            unlabelled.
+        in_memory: Decode all pictures once, hold them as bytes, and vary whole batches on the device: for sets of
+            small pictures.
         val_share: Share of each class set aside for validation where the folder is not split.
         img_size: Pixels of a picture's side; the model's own by default.
         workers: Processes that decode pictures.
@@ -31,6 +41,7 @@ class Recipe:
         pretrained: Start from timm's pretrained weights.
         initial_checkpoint: Start from a model folder of ours, dense or upcycled; then `model` and what follows it
             come from there.
+        decoder: What stands on a segmentation model's patches: `linear`, or `upernet` on features of four blocks.
         last: Turn the FFNs of this many last blocks into MoE layers; 0 trains a dense model.
         num_experts: Routed experts of each MoE layer.
         top_k: Experts chosen for each image or token.
@@ -39,6 +50,9 @@ class Recipe:
         preset: `preserve` keeps the dense model's function, `paper` has softmax gates and plain copies.
         router_noise: Noise on the router's logits in training.
         balance_weight: Weight of the balance loss.
+        baseline: A control instead of the MoE model: `dense` has plain FFNs, `wide` has FFNs widened in the same
+            blocks to the same activated parameters; empty trains the MoE model.
+        freeze: Train nothing but the MoE layers and the head.
         epochs: Passes over the training data.
         batch_size: Pictures a step.
         lr: Peak learning rate.
@@ -61,19 +75,33 @@ class Recipe:
         reprob: Chance of an erased rectangle.
         mixup: Strength (alpha) of mixing two pictures; 0 for none.
         cutmix: Strength (alpha) of pasting a part of one picture into another; 0 for none.
-        amp: Mixed precision: `none`, `bf16` or `fp16` (with loss scaling).
+        aug_repeats: How many variations of a picture an epoch shows; it then shows as many fewer pictures.
+        amp: Mixed precision.
+        amp_dtype: Its type; `float16` comes with loss scaling.
         accumulate: Batches whose gradients add up to one step.
-        model_ema_decay: Decay of an exponential average of the weights, which is then what is evaluated and kept;
-            0 for none.
+        model_ema: Evaluate and keep an exponential average of the weights.
+        model_ema_decay: Decay of that average, a step.
         grad_checkpointing: Compute activations again in the backward, to save memory.
+        compile: Compile the model with torch.compile.
+        fsdp: Under torchrun, share out weights and optimiser state between the processes (FSDP2), where one
+            process cannot hold them; else every process holds a copy (DDP).
+        log_interval: Steps between two lines of progress where there is no terminal.
+        log_tensorboard: Also log to TensorBoard files in the run folder.
+        log_wandb: Also log to Weights & Biases.
         checkpoint_minutes: How often the resume state is written within an epoch; it always is after one.
         seed: Seed of everything random.
         device: `auto`, or a torch device.
         output: The run folder.
     """
 
+    task: Literal["classification", "segmentation"] = "classification"
     dataset: str = "digits"
     data_dir: str | None = None
+    train_split: str = ""
+    val_split: str = ""
+    test_split: str = ""
+    reduce_zero_label: bool = True
+    in_memory: bool = False
     val_share: float = 0.1
     img_size: int | None = None
     workers: int = 2
@@ -82,6 +110,7 @@ class Recipe:
     model_args: dict[str, Any] = field(default_factory=dict)
     pretrained: bool = False
     initial_checkpoint: str | None = None
+    decoder: Literal["linear", "upernet"] = "linear"
     last: int = 0
     num_experts: int = 8
     top_k: int = 1
@@ -90,6 +119,8 @@ class Recipe:
     preset: Literal["preserve", "paper"] = "preserve"
     router_noise: bool = False
     balance_weight: float = 0.01
+    baseline: Literal["", "dense", "wide"] = ""
+    freeze: bool = False
     epochs: int = 20
     batch_size: int = 64
     lr: float = 1e-3
@@ -111,10 +142,18 @@ class Recipe:
     reprob: float = 0.0
     mixup: float = 0.0
     cutmix: float = 0.0
-    amp: Literal["none", "bf16", "fp16"] = "none"
+    aug_repeats: int = 1
+    amp: bool = False
+    amp_dtype: Literal["bfloat16", "float16"] = "bfloat16"
     accumulate: int = 1
-    model_ema_decay: float = 0.0
+    model_ema: bool = False
+    model_ema_decay: float = 0.9998
     grad_checkpointing: bool = False
+    compile: bool = False
+    fsdp: bool = False
+    log_interval: int = 50
+    log_tensorboard: bool = False
+    log_wandb: bool = False
     checkpoint_minutes: float = 10.0
     seed: int = 0
     device: str = "auto"
@@ -137,7 +176,7 @@ _SHARES = (
     "model_ema_decay",
 )
 _LOWEST: dict[str, float] = {
-    **dict.fromkeys(("num_experts", "top_k", "epochs", "batch_size", "accumulate"), 1),
+    **dict.fromkeys(("num_experts", "top_k", "epochs", "batch_size", "accumulate", "aug_repeats", "log_interval"), 1),
     **dict.fromkeys(("last", "balance_weight", "lr", "weight_decay", "warmup_epochs", "min_lr", "clip_grad"), 0),
     **dict.fromkeys(("workers", "pos_embed_std", "color_jitter", "mixup", "cutmix", "seed", "checkpoint_minutes"), 0),
     **dict.fromkeys(_SHARES, 0),
@@ -171,11 +210,25 @@ def parse_recipe(arguments: Sequence[str], prog: str = "vimoe train") -> Recipe:
         UserError: A flag or key is unknown (the nearest right one is named), or a value has the wrong type.
     """
     try:
-        values = recipe_parser(prog).parse_args(list(arguments)).as_dict()
+        values = recipe_parser(prog).parse_args(_spelt_out(arguments)).as_dict()
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         raise UserError(f"cannot read the recipe: {_one_line(str(error))}") from error
     values.pop("config", None)
     return Recipe(**values)
+
+
+def _spelt_out(arguments: Sequence[str]) -> list[str]:
+    """`--amp` for `--amp=true` and `--no-amp` for `--amp=false`, as timm's users write them."""
+    switches = {f.name.replace("_", "-") for f in fields(Recipe) if f.type == "bool"}
+    spelt = []
+    for this, following in zip(arguments, [*arguments[1:], "--"], strict=True):
+        name = this.removeprefix("--")
+        if this.startswith("--") and name in switches and following.lower() not in ("true", "false", "yes", "no"):
+            this = f"--{name}=true"
+        elif this.startswith("--no-") and name[3:] in switches:
+            this = f"--{name[3:]}=false"
+        spelt.append(this)
+    return spelt
 
 
 def load_recipe(path: str | Path) -> Recipe:

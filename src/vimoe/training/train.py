@@ -32,7 +32,7 @@ def train(recipe: Recipe) -> RunFolder:
     if not run.finished:
         splits = open_recipe_data(recipe)
         model = build_model(recipe, splits)
-        fit(model, splits, Classification(recipe.smoothing), recipe, run)
+        fit(model, splits, Classification(len(splits.class_names), recipe.smoothing), recipe, run)
     return run
 
 
