@@ -1,17 +1,14 @@
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
-from sklearn.metrics import mutual_info_score
+from sklearn.metrics import adjusted_mutual_info_score, mutual_info_score
 
-from vimoe.analysis.specialisation import (
-    corrected_information,
-    entropy_bits,
-    mutual_information,
-    permutation_p_value,
-    specialisation,
-)
+from vimoe.analysis.observations import PictureObservations
+from vimoe.analysis.specialisation import consistency, entropy_bits, mutual_information, specialisation, top_share
 
 tables = hnp.arrays(np.int64, st.tuples(st.integers(1, 6), st.integers(1, 6)), elements=st.integers(0, 30))
 
@@ -30,13 +27,42 @@ def test_mutual_information_agrees_with_scikit_learn(counts: np.ndarray) -> None
     assert mutual_information(counts) == pytest.approx(expected, abs=1e-9)
 
 
+@given(tables)
+@settings(deadline=None, max_examples=50)
+def test_consistency_and_top_share_agree_with_counting_pairs_and_votes(counts: np.ndarray) -> None:
+    agreeing, tops = [], []
+    for row in counts:
+        votes = [e for e, n in enumerate(row) for _ in range(n)]
+        pairs = list(itertools.combinations(votes, 2))
+        agreeing += [sum(a == b for a, b in pairs) / len(pairs)] if pairs else []
+        tops += [max(votes.count(e) for e in votes) / len(votes)] if votes else []
+    assert consistency(counts) == pytest.approx(np.mean(agreeing) if agreeing else 0.0)
+    assert top_share(counts) == pytest.approx(np.mean(tops) if tops else 0.0)
+
+
+@pytest.mark.parametrize("counts", [[[20, 3, 1], [2, 18, 4], [5, 5, 9]], [[8, 2], [5, 5], [6, 4], [1, 9]]])
+def test_the_normalised_score_agrees_with_scikit_learns_adjusted_mutual_information(counts: list[list[int]]) -> None:
+    table = np.array(counts)
+    classes, experts = (index.ravel() for index in np.indices(table.shape))
+    expected = adjusted_mutual_info_score(
+        np.repeat(classes, table.ravel()), np.repeat(experts, table.ravel()), average_method="min"
+    )
+    assert specialisation(table, 999).normalised == pytest.approx(expected, abs=0.01)  # theirs is in closed form
+
+
 def test_one_expert_a_class_is_fully_specialised() -> None:
     measure = specialisation(np.eye(4, dtype=np.int64) * 25, shuffles=99)
-    assert measure.normalised == pytest.approx(1.0, abs=0.04)  # 2 bits less the correction of 9 / (200 ln 2)
-    assert measure.information == pytest.approx(2 - 9 / (200 * np.log(2)))
-    assert measure.top_share == 1.0
-    assert measure.p_value == 0.01
+    assert measure.normalised == pytest.approx(1.0)
+    assert measure.information == pytest.approx(2, abs=0.1)  # less what 100 shuffled pictures show
+    assert (measure.top_share, measure.consistency, measure.p_value) == (1.0, 1.0, 0.01)
+    assert measure.chance_top_share < 0.45
+    assert measure.chance_consistency == pytest.approx(0.25, abs=0.01)
     assert measure.effective_experts == pytest.approx(4)
+
+
+def test_two_classes_an_expert_tell_all_that_so_few_experts_can() -> None:
+    counts = np.array([[50, 0], [50, 0], [0, 50], [0, 50]])
+    assert specialisation(counts, shuffles=99).normalised == pytest.approx(1.0)
 
 
 def test_a_collapsed_layer_is_not_specialised() -> None:
@@ -44,26 +70,63 @@ def test_a_collapsed_layer_is_not_specialised() -> None:
     counts[:, 2] = 25
     measure = specialisation(counts, shuffles=99)
     assert (measure.information, measure.normalised, measure.p_value) == (0.0, 0.0, 1.0)
+    assert (measure.low, measure.high) == (0.0, 0.0)
     assert measure.effective_experts == pytest.approx(1)
-    assert measure.top_share == 1.0  # the paper's darkness alone would take it for specialised
+    assert measure.top_share == measure.chance_top_share == 1.0  # the paper's darkness alone would be misled
 
 
-def test_random_routing_is_not_beyond_chance_and_its_bias_is_taken_off() -> None:
+def test_a_few_strays_do_not_make_a_collapsed_layer_specialised() -> None:
+    scores = []
+    for seed in range(20):
+        counts = np.zeros((10, 8), dtype=np.int64)
+        counts[:, 2] = 36
+        for stray in np.random.default_rng(seed).integers(0, 10, 3):
+            counts[stray, 2] -= 1
+            counts[stray, 5] += 1
+        scores.append(specialisation(counts, shuffles=99).normalised)
+    assert np.mean(scores) < 0.1
+
+
+def test_random_routing_is_not_beyond_chance() -> None:
     rng = np.random.default_rng(0)
-    plug_in, corrected, p = [], [], []
-    for _ in range(40):
-        counts = rng.multinomial(20, np.full(8, 1 / 8), size=10)
-        plug_in.append(mutual_information(counts))
-        corrected.append(corrected_information(counts))
-        p.append(permutation_p_value(counts, 99))
-    assert np.mean(plug_in) > 0.2
-    assert np.mean(corrected) < 0.2 * np.mean(plug_in)  # the correction is of first order, and clipped at 0
-    assert np.mean(np.array(p) < 0.05) < 0.15
+    measures = [specialisation(rng.multinomial(20, np.full(8, 1 / 8), size=10), 99) for _ in range(40)]
+    assert np.mean([m.normalised for m in measures]) < 0.02
+    assert np.mean([m.p_value < 0.05 for m in measures]) < 0.15
+    assert np.mean([m.top_share - m.chance_top_share for m in measures]) == pytest.approx(0, abs=0.01)
 
 
-def test_the_p_value_is_the_same_every_time() -> None:
+def test_many_patches_of_one_picture_are_one_observation_to_the_permutation() -> None:
+    """20 pictures whose 50 patches all do the same, by a coin: nothing, though 1,000 independent patches would be."""
+    rng = np.random.default_rng(0)
+    p_values, naive = [], []
+    for _ in range(20):
+        labels, experts = rng.integers(0, 2, 20), rng.integers(0, 4, 20)
+        seen = PictureObservations(labels, [np.eye(4, dtype=np.int64)[experts] * 50], 2)
+        p_values.append(specialisation(seen, 99).p_value)
+        naive.append(specialisation(seen.table(), 99).p_value)
+    assert np.mean(np.array(p_values) < 0.05) <= 0.15
+    assert np.mean(np.array(naive) < 0.05) > 0.9
+
+
+def test_the_interval_holds_the_truth_about_as_often_as_it_says() -> None:
+    """The truth is what a hundred thousand pictures show: each class keeps to its expert in 60 % of cases."""
+    rng = np.random.default_rng(0)
+
+    def pictures(size: int) -> np.ndarray:
+        labels = rng.integers(0, 4, size)
+        experts = np.where(rng.random(size) < 0.6, labels, rng.integers(0, 4, size))
+        table = np.zeros((4, 4), dtype=np.int64)
+        np.add.at(table, (labels, experts), 1)
+        return table
+
+    truth = mutual_information(pictures(100_000)) / 2
+    measures = [specialisation(pictures(300), 49) for _ in range(40)]
+    assert np.mean([m.low <= truth <= m.high for m in measures]) >= 0.85
+
+
+def test_the_same_choices_give_the_same_figures_every_time() -> None:
     counts = np.array([[9, 1], [4, 6]])
-    assert permutation_p_value(counts, 199) == permutation_p_value(counts, 199)
+    assert specialisation(counts, 199) == specialisation(counts, 199)
 
 
 def test_a_class_with_no_picture_changes_nothing_but_its_row() -> None:
@@ -73,5 +136,6 @@ def test_a_class_with_no_picture_changes_nothing_but_its_row() -> None:
 
 
 def test_an_empty_table_and_a_single_class_have_no_information() -> None:
-    assert specialisation(np.zeros((3, 4), dtype=np.int64), 9).normalised == 0.0
-    assert specialisation(np.array([[3, 4]]), 9).normalised == 0.0
+    for counts in (np.zeros((3, 4), dtype=np.int64), np.array([[3, 4]])):
+        measure = specialisation(counts, 9)
+        assert (measure.normalised, measure.low, measure.high, measure.p_value) == (0.0, 0.0, 0.0, 1.0)

@@ -1,25 +1,33 @@
-"""How far the class decides the expert, in numbers, from a table of counts `[class, expert]`."""
+"""How far the class decides the expert, in numbers, with its chance level and its interval."""
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
-Counts = NDArray[np.int64]
+from vimoe.analysis.observations import Counts, Observations, PictureObservations
+
+RESAMPLES = 200
 
 
-class Specialisation(NamedTuple):
-    """What one layer's table of counts says.
+@dataclass(frozen=True)
+class Specialisation:
+    """What one layer's choices say about the class.
 
     Attributes:
-        information: Mutual information of class and expert in bits, corrected for the finite sample, never below 0.
-        normalised: `information` over the most it could be, min(H(class), H(expert), both uniform at most): 0 to 1.
-        top_share: Share of a class's pictures that go to its top expert, mean over classes (the paper's darkness).
-        p_value: How often shuffled labels give at least this much information.
-        effective_experts: exp(H(load)): how many experts are really used, 1 to E.
+        information: Mutual information of class and expert in bits beyond its chance level, never below 0.
+        normalised: The same over the most it could be beyond chance, 0 to 1: see `specialisation`.
+        top_share: Share of a class's choices that fall on its top expert, mean over classes (the paper's darkness).
+        p_value: How often shuffled pictures give at least this much information.
+        effective_experts: 2^H(load): how many experts are really used, 1 to E.
         load: Share of the assignments of each expert.
+        low: Lower end of the 95 % interval of `normalised`.
+        high: Upper end.
+        chance_top_share: What `top_share` is when pictures are shuffled.
+        consistency: Chance that two choices of one class fall on the same expert, mean over classes.
+        chance_consistency: The same for two choices of any class.
     """
 
     information: float
@@ -28,13 +36,20 @@ class Specialisation(NamedTuple):
     p_value: float
     effective_experts: float
     load: tuple[float, ...]
+    low: float
+    high: float
+    chance_top_share: float
+    consistency: float
+    chance_consistency: float
 
 
 def entropy_bits(weights: NDArray[np.floating] | Counts) -> float:
     """Shannon entropy in bits of weights of any positive scale; 0 when there are none."""
     total = weights.sum()
-    p = weights[weights > 0] / total if total > 0 else np.ones(1)
-    return float(-(p * np.log2(p)).sum()) + 0.0
+    if total <= 0:
+        return 0.0
+    some = weights[weights > 0]
+    return max(0.0, float(np.log2(total) - (some * np.log2(some)).sum() / total))
 
 
 def mutual_information(counts: Counts) -> float:
@@ -42,54 +57,63 @@ def mutual_information(counts: Counts) -> float:
     return entropy_bits(counts.sum(1)) + entropy_bits(counts.sum(0)) - entropy_bits(counts.ravel())
 
 
-def corrected_information(counts: Counts) -> float:
-    """Mutual information in bits less its bias for independent samples (Miller 1955), not below 0.
-
-    The plug-in estimate is too high by about (rows - 1)(columns - 1) / (2 n ln 2), counting the rows
-    and columns that occur.
-    """
-    total = counts.sum()
-    if total == 0:
-        return 0.0
-    degrees = (np.count_nonzero(counts.sum(1)) - 1) * (np.count_nonzero(counts.sum(0)) - 1)
-    return max(0.0, mutual_information(counts) - degrees / (2 * total * np.log(2)))
+def top_share(counts: Counts) -> float:
+    """Share of a row's counts in its largest cell, mean over the rows that have any."""
+    totals = counts.sum(1)
+    seen = totals > 0
+    return float((counts.max(1)[seen] / totals[seen]).mean()) if seen.any() else 0.0
 
 
-def permutation_p_value(counts: Counts, shuffles: int = 999, seed: int = 0) -> float:
-    """Share of shuffled tables with the same margins that hold at least as much information.
-
-    Right for one choice an image, where the samples are independent; (1 + hits) / (1 + shuffles), so never 0.
-    """
-    rng = np.random.default_rng(seed)
-    rows = np.repeat(np.arange(counts.shape[0]), counts.sum(1))
-    columns = np.repeat(np.tile(np.arange(counts.shape[1]), counts.shape[0]), counts.ravel())
-    observed = mutual_information(counts)
-    hits = 0
-    for _ in range(shuffles):
-        cells = rows * counts.shape[1] + rng.permutation(columns)
-        shuffled = np.bincount(cells, minlength=counts.size).reshape(counts.shape)
-        hits += mutual_information(shuffled) >= observed - 1e-12
-    return (1 + hits) / (1 + shuffles)
+def consistency(counts: Counts) -> float:
+    """Chance that two counts of one row, drawn without replacement, share a cell; mean over rows with two or more."""
+    totals = counts.sum(1)
+    pairs = totals * (totals - 1)
+    seen = pairs > 0
+    return float(((counts * (counts - 1)).sum(1)[seen] / pairs[seen]).mean()) if seen.any() else 0.0
 
 
-def specialisation(counts: Counts, shuffles: int = 999) -> Specialisation:
+def specialisation(seen: Observations | Counts, shuffles: int = 999) -> Specialisation:
     """All measures of one layer.
 
+    A finite sample shows information where there is none. How much, the same sample tells when its pictures are
+    shuffled, so that their mean is taken off above and below: (I - I₀) / (min(H(class), H(expert)) - I₀), the
+    adjusted mutual information (Vinh, Epps and Bailey 2010, with the smaller entropy). A collapsed layer scores 0:
+    with one expert both parts of the fraction are 0, which counts as 0; and with a few strays what little the
+    choice could tell is told by shuffled pictures as well, so that nothing is left above.
+
+    The interval is a bootstrap over pictures. Drawing pictures again raises every plug-in estimate, so what is taken
+    from it is the spread about its own mean.
+
     Args:
-        counts: `[class, expert]`.
-        shuffles: Shuffled tables behind the p-value.
+        seen: Choices picture by picture, or a table `[class, expert]` of independent ones.
+        shuffles: Shuffled tables behind the chance levels and the p-value, (1 + hits) / (1 + shuffles).
     """
-    information = corrected_information(counts)
-    # The most a layer with these classes and this many experts could tell, used evenly or not:
-    # a collapsed layer scores 0, not 1.
-    ceiling = min(entropy_bits(counts.sum(1)), float(np.log2(counts.shape[1])))
-    per_class = counts[counts.sum(1) > 0]
-    load = counts.sum(0) / max(1, counts.sum())
+    if isinstance(seen, np.ndarray):
+        seen = PictureObservations.from_counts(seen)
+    counts = seen.table()
+    rng = np.random.default_rng(0)
+    shuffled = (seen.shuffled(rng) for _ in range(shuffles))
+    by_chance = np.array([(mutual_information(table), top_share(table)) for table in shuffled])
+    observed = mutual_information(counts)
+    expected = by_chance[:, 0].mean()
+    information = max(0.0, observed - expected)
+    room = min(entropy_bits(counts.sum(1)), entropy_bits(counts.sum(0))) - expected
+    drawn = np.array([mutual_information(seen.resampled(rng)) for _ in range(RESAMPLES)])
+    low, high = information + np.quantile(drawn - drawn.mean(), [0.025, 0.975])
+
+    def of_the_most(bits: float) -> float:
+        return float(np.clip(bits / room, 0, 1)) if room > 1e-9 else 0.0
+
     return Specialisation(
-        information=information,
-        normalised=information / ceiling if ceiling > 0 else 0.0,
-        top_share=float((per_class.max(1) / per_class.sum(1)).mean()) if len(per_class) else 0.0,
-        p_value=permutation_p_value(counts, shuffles),
+        information=float(information),
+        normalised=of_the_most(information),
+        top_share=top_share(counts),
+        p_value=(1 + int((by_chance[:, 0] >= observed - 1e-12).sum())) / (1 + shuffles),
         effective_experts=float(2 ** entropy_bits(counts.sum(0))),
-        load=tuple(float(share) for share in load),
+        load=tuple(float(share) for share in counts.sum(0) / max(1, counts.sum())),
+        low=of_the_most(low),
+        high=of_the_most(high),
+        chance_top_share=float(by_chance[:, 1].mean()),
+        consistency=consistency(counts),
+        chance_consistency=consistency(counts.sum(0, keepdims=True)),
     )
