@@ -64,8 +64,8 @@ def shift_by_a_pixel(pictures: Tensor, generator: torch.Generator) -> Tensor:
     batch, _, height, width = pictures.shape
     padded = F.pad(pictures, (1, 1, 1, 1), value=float(pictures.min()))
     top, left = torch.randint(0, 3, (2, batch, 1), generator=generator)
-    rows = (top + torch.arange(height))[:, None, :, None]
-    columns = (left + torch.arange(width))[:, None, None, :]
-    return padded[
-        torch.arange(batch)[:, None, None, None], torch.arange(pictures.shape[1])[:, None, None], rows, columns
-    ]
+    rows = (top + torch.arange(height))[:, None, :, None].to(pictures.device)
+    columns = (left + torch.arange(width))[:, None, None, :].to(pictures.device)
+    images = torch.arange(batch, device=pictures.device)[:, None, None, None]
+    channels = torch.arange(pictures.shape[1], device=pictures.device)[:, None, None]
+    return padded[images, channels, rows, columns]

@@ -195,9 +195,9 @@ class _Trainer:
         torch.manual_seed(drawn)
         np.random.seed(drawn)
         random.seed(drawn)
+        pictures, targets = pictures.to(self.device), labels.to(self.device)
         if self.splits.augment and recipe.augment:
             pictures = self.splits.augment(pictures, generator("augment", recipe.seed, batch))
-        pictures, targets = pictures.to(self.device), labels.to(self.device)
         if self.mixup is not None:
             even = len(pictures) - len(pictures) % 2  # timm mixes pairs
             pictures, targets = self.mixup(pictures[:even], targets[:even])

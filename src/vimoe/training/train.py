@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import timm
 import torch
 from torch import nn
 
 from vimoe.data.folder import PictureForm, Variation, picture_form
+from vimoe.data.memory import hold_in_memory
 from vimoe.data.registry import open_dataset
 from vimoe.data.splits import Splits, generator
 from vimoe.errors import UserError, first_line
@@ -36,6 +38,17 @@ def train(recipe: Recipe) -> RunFolder:
     return run
 
 
+class _Source(NamedTuple):
+    """What of a recipe decides which pictures are opened."""
+
+    name: str
+    data_dir: str | None
+    form: PictureForm | None
+    variation: Variation | None
+    val_share: float
+    seed: int
+
+
 def open_recipe_data(recipe: Recipe) -> Splits:
     """The recipe's pictures, in the form its model wants them.
 
@@ -46,9 +59,15 @@ def open_recipe_data(recipe: Recipe) -> Splits:
     if recipe.dataset != "digits":
         form = _recipe_form(recipe)
         variation = Variation(recipe.scale, recipe.hflip, recipe.color_jitter, recipe.aa, recipe.reprob)
-    return open_dataset(
-        recipe.dataset, recipe.data_dir, form, variation if recipe.augment else None, recipe.val_share, recipe.seed
-    )
+    variation = variation if recipe.augment else None
+    source = _Source(recipe.dataset, recipe.data_dir, form, variation, recipe.val_share, recipe.seed)
+    return _open_in_memory(source) if recipe.in_memory else open_dataset(*source)
+
+
+@lru_cache(maxsize=1)
+def _open_in_memory(source: _Source) -> Splits:
+    """Decoding takes its time: a process that runs several recipes on the same pictures does it once."""
+    return hold_in_memory(open_dataset(*source._replace(variation=None)), source.variation)
 
 
 def _recipe_form(recipe: Recipe) -> PictureForm:
@@ -59,6 +78,10 @@ def _recipe_form(recipe: Recipe) -> PictureForm:
         if known is None:
             raise UserError(f"timm has no model {recipe.model!r}")
         settings = known.to_dict()
+        channels = recipe.model_args.get("in_chans", settings["input_size"][0])
+        if channels != settings["input_size"][0]:
+            settings["input_size"] = (channels, *settings["input_size"][1:])
+            settings |= {key: (sum(settings[key]) / len(settings[key]),) * channels for key in ("mean", "std")}
     return picture_form(settings, recipe.img_size)
 
 
