@@ -1,0 +1,43 @@
+"""`vimoe study`: a grid of runs over seeds, and its tables and figures; the same command goes on where it stopped."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from vimoe.cli.arguments import Parser, at_least
+from vimoe.errors import UserError
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Do what is left of a study and write what came of it.
+
+    Returns:
+        1 where a run failed, else 0.
+    """
+    parser = Parser(
+        "study",
+        "Runs what a study file asks for, each run once, and writes study.csv, tables and figures. "
+        "A run that fails is reported, and the others go on.",
+    )
+    parser.add_argument("-c", "--config", type=Path, help="the study file (YAML)")
+    parser.add_argument("--output", type=Path, help="the study's folder (default: runs/ and the file's name)")
+    parser.add_argument("--jobs", type=at_least(1), help="runs at once (default: one for each GPU, else one)")
+    parser.add_argument("--device", help="auto, or a torch device, instead of the study file's")
+    parser.add_argument("--dry-run", action="store_true", help="list the runs and what they cost, and run nothing")
+    args = parser.parse_args(list(arguments))
+    if args.config is None:
+        raise UserError("give the study file with -c (see vimoe study --help)")
+    from vimoe.study.plan import plan_runs, read_study
+
+    study = read_study(args.config, args.output or Path("runs") / args.config.stem, args.device)
+    plan_runs(study)  # a mistake in the file is told before torch is imported
+    from vimoe.study.execute import dry_run, execute, failure_line
+
+    if args.dry_run:
+        print(dry_run(study, args.jobs or 1))
+        return 0
+    progress = execute(study, args.jobs)
+    if progress.failures:
+        parser.note(failure_line(progress))
+    return int(bool(progress.failures))

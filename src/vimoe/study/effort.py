@@ -1,0 +1,150 @@
+"""What the runs of a study cost before they are run, and how long the rest of them will take."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+
+from vimoe.data.splits import Splits
+from vimoe.errors import UserError
+from vimoe.report.tables import giga_macs, millions, plain_table
+from vimoe.study.plan import DATA_AND_MODEL, PlannedRun
+from vimoe.training.recipe import Recipe
+from vimoe.training.train import build_model, open_recipe_data
+from vimoe.vit.cost import Cost, cost
+
+# A backward takes twice the multiply-adds of its forward.
+FORWARDS_A_STEP = 3
+
+
+class Effort(NamedTuple):
+    """What a run takes.
+
+    Attributes:
+        cost: Of its model, for one picture.
+        pictures: Pictures shown in training, over all epochs.
+    """
+
+    cost: Cost
+    pictures: int
+
+    @property
+    def macs(self) -> int:
+        """Multiply-adds of the whole training, forward and backward."""
+        return FORWARDS_A_STEP * self.pictures * self.cost.macs
+
+
+def efforts(runs: Iterable[PlannedRun]) -> dict[str, Effort]:
+    """By setting, what its runs take. Models are built without weights, and pictures are counted, not read.
+
+    Raises:
+        UserError: A run's model or data cannot be made; the line names the run.
+    """
+    found: dict[str, Effort] = {}
+    opened: dict[str, Splits] = {}
+    for run in runs:
+        if run.setting in found:
+            continue
+        recipe = replace(run.recipe, in_memory=False, pretrained=False)
+        if run.needs is not None:
+            recipe = replace(recipe, initial_checkpoint=None)
+        data = repr([getattr(recipe, key) for key in (*DATA_AND_MODEL, "initial_checkpoint")])
+        try:
+            if data not in opened:
+                opened[data] = open_recipe_data(recipe)
+            splits = opened[data]
+            found[run.setting] = Effort(_count(recipe, splits), shown_pictures(recipe, len(splits.train)))
+        except UserError as error:
+            raise UserError(f"run {run.name}: {error}") from error
+    return found
+
+
+def shown_pictures(recipe: Recipe, training_pictures: int) -> int:
+    """Pictures that a run trains on, counted once an epoch; what fills no step is left out."""
+    steps = training_pictures // recipe.batch_size // recipe.accumulate
+    return recipe.epochs * steps * recipe.accumulate * recipe.batch_size
+
+
+def expected_seconds(run: PlannedRun, effort: Mapping[str, Effort], measured: Mapping[str, Sequence[float]]) -> float:
+    """How long a run will take: as long as those of its setting did, else by its multiply-adds; 0 when nothing ran.
+
+    Args:
+        run: The run.
+        effort: By setting.
+        measured: By setting, the seconds of each finished run.
+    """
+    own = measured.get(run.setting)
+    if own:
+        return sum(own) / len(own)
+    seconds = sum(sum(each) for each in measured.values())
+    macs = sum(len(each) * effort[setting].macs for setting, each in measured.items())
+    return seconds / macs * effort[run.setting].macs if macs else 0.0
+
+
+def duration(seconds: float) -> str:
+    """A length of time for people: `42 s`, `7 min`, `2 h 05 min`."""
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    minutes = round(seconds / 60)
+    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02} min"
+
+
+def effort_table(
+    runs: Sequence[PlannedRun],
+    effort: Mapping[str, Effort],
+    measured: Mapping[str, Sequence[float]],
+    done: Iterable[str],
+    jobs: int,
+) -> str:
+    """What `--dry-run` prints: a line for each setting with its runs, and the total.
+
+    Args:
+        runs: All runs of the study.
+        effort: By setting.
+        measured: By setting, the seconds of each finished run.
+        done: Names of the runs with a result.
+        jobs: How many run at once.
+    """
+    done = set(done)
+    settings: dict[str, list[PlannedRun]] = {}
+    for run in runs:
+        settings.setdefault(run.setting, []).append(run)
+    rows = []
+    for setting, same in settings.items():
+        taken = effort[setting]
+        rows.append(
+            [
+                setting,
+                str(len(same)),
+                str(sum(run.name in done for run in same)),
+                millions(taken.cost.stored_params),
+                millions(taken.cost.activated_params),
+                giga_macs(taken.cost.macs),
+                f"{taken.pictures:,}",
+                f"{taken.macs / 1e12:,.1f}",
+                duration(expected_seconds(same[0], effort, measured)) if measured else "-",
+            ]
+        )
+    header = ("setting", "runs", "done", "stored", "activated", "a picture", "pictures", "TMAC a run", "time a run")
+    left = [run for run in runs if run.name not in done]
+    total = sum(effort[run.setting].macs for run in runs)
+    lines = [
+        plain_table(header, rows),
+        "",
+        f"{len(runs)} runs, {len(runs) - len(left)} done; {total / 1e12:,.1f} TMAC in all, "
+        f"{sum(effort[run.setting].macs for run in left) / 1e12:,.1f} to go",
+    ]
+    if measured:
+        seconds = sum(expected_seconds(run, effort, measured) for run in left) / jobs
+        lines.append(f"about {duration(seconds)} left with {jobs} at a time, going by the finished runs")
+    return "\n".join(lines)
+
+
+def _count(recipe: Recipe, splits: Splits) -> Cost:
+    if recipe.initial_checkpoint:  # its weights have to be read
+        return cost(build_model(recipe, splits))
+    with torch.device("meta"):
+        return cost(build_model(recipe, splits))
