@@ -38,8 +38,8 @@ def test_a_missing_or_damaged_file_gets_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"there is no analysis at .*: `vimoe analyze` writes it"):
         Analysis.load(tmp_path / "none.json")
     (tmp_path / "half.json").write_text(json.dumps(analysis().to_dict())[:100])
-    with pytest.raises(UserError, match="half.json holds no analysis"):
+    with pytest.raises(UserError, match=r"half\.json holds no analysis"):
         Analysis.load(tmp_path / "half.json")
     (tmp_path / "list.json").write_text("[]")
-    with pytest.raises(UserError, match="list.json holds no analysis"):
+    with pytest.raises(UserError, match=r"list\.json holds no analysis"):
         Analysis.load(tmp_path / "list.json")

@@ -25,7 +25,7 @@ from vimoe.moe.layer import MoELayer
 from vimoe.moe.router import Selection, select_experts
 from vimoe.vit.blocks import moe_layers
 from vimoe.vit.plan import LayerPlan
-from vimoe.vit.prune import keep_experts, mean_ffn, shared_ffn
+from vimoe.vit.prune import keep_experts, mean_ffn, merged_ffn, shared_ffn
 from vimoe.vit.upcycle import get_config
 
 ALL_FFNS = ["vit_tiny_patch16_224", "vit_giant_patch14_dinov2", "eva02_base_patch14_224"]
@@ -77,19 +77,48 @@ def test_plain_copies_stay_as_they_are_when_the_shared_expert_takes_over() -> No
 
 
 @pytest.mark.parametrize("name", ALL_FFNS)
-@pytest.mark.parametrize(("preset", "factor"), [("preserve", 2.0), ("paper", 1.0)])
-def test_a_trained_shared_expert_becomes_the_ffn_with_its_output_scaled_up(
-    name: str, preset: Any, factor: float
+def test_trained_shared_and_routed_experts_are_merged_into_the_ffn(name: str) -> None:
+    model = upcycled(name)
+    layer = copy.deepcopy(moe_layers(model)[1])
+    load = torch.tensor([0.5, 0.0, 0.2, 0.3])
+    vimoe.prune(model, Plan((LayerPlan(1, (), load=tuple(load.tolist())),)))
+    for key, value in model.blocks[1].mlp.state_dict().items():
+        mean = torch.stack([w * e for w, e in zip(load, layer.experts.state_dict()[key], strict=True)]).sum(0)
+        shared = layer.shared_expert.state_dict()[key]
+        expected = shared + mean if key.startswith("fc2") else (shared + mean) / 2
+        torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ALL_FFNS)
+@pytest.mark.parametrize(("init", "factor"), [("preserve", 2.0), ("copy", 1.0)])
+def test_beside_raw_probabilities_the_shared_expert_stands_alone_scaled_to_what_it_carried(
+    name: str, init: Any, factor: float
 ) -> None:
-    model = upcycled(name, preset=preset)
+    model = upcycled(name, gate="softmax", init=init)
     layer = copy.deepcopy(moe_layers(model)[1])
     vimoe.prune(model, {1: []})
-    ffn = model.blocks[1].mlp
     for key, value in layer.shared_expert.state_dict().items():
         expected = value * factor if key.startswith("fc2") else value
-        assert torch.equal(ffn.state_dict()[key], expected), key
-    x = torch.randn(2, 5, 32)
-    torch.testing.assert_close(ffn(x), factor * layer.shared_expert(x), rtol=1e-5, atol=1e-5)
+        assert torch.equal(model.blocks[1].mlp.state_dict()[key], expected), key
+
+
+def test_experts_that_stayed_near_each_other_merge_into_nearly_the_same_function() -> None:
+    """To first order in what training changed, the merged FFN is the mean of what the experts compute."""
+    model = vimoe.upcycle(make(), last=1, num_experts=2)
+    layer = moe_layers(model)[DEPTH - 1]
+    errors = []
+    for step in (1e-2, 1e-3):
+        near = copy.deepcopy(model)
+        torch.manual_seed(1)
+        for parameter in moe_layers(near)[DEPTH - 1].parameters():
+            parameter.data += step * parameter.abs().mean() * torch.randn_like(parameter)
+        x = torch.randn(1, 4, layer.router.weight.shape[1])
+        moe = moe_layers(near)[DEPTH - 1]
+        with torch.no_grad():
+            both = [moe.experts.to_ffn(torch.tensor(w))(x) for w in ([1.0, 0.0], [0.0, 1.0])]
+            expected = moe.shared_expert(x) + (both[0] + both[1]) / 2
+            errors.append((merged_ffn(copy.deepcopy(moe))(x) - expected).abs().max().item())
+    assert errors[1] < errors[0] / 30  # a tenth of the step, about a hundredth of the error
 
 
 @pytest.mark.parametrize("name", ALL_FFNS)

@@ -19,7 +19,7 @@ class LayerPlan:
         layer: Its block number.
         experts: The routed experts to keep, by number; empty makes the layer a plain FFN again.
         load: Share of the assignments that each expert of the layer got, if it was measured; it weighs the
-            experts' mean where a layer without shared expert becomes a plain FFN.
+            experts' mean where the layer becomes a plain FFN.
         reason: Why, in words.
     """
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from vimoe.errors import UserError
+from vimoe.moe.config import MoEConfig
 from vimoe.moe.layer import MoELayer
 from vimoe.vit.blocks import find_backbone, moe_layers
 from vimoe.vit.plan import LayerPlan, Plan
@@ -50,6 +51,44 @@ def mean_ffn(layer: MoELayer, load: Tensor | None = None) -> nn.Module:
     return layer.experts.to_ffn(load.double() / load.double().sum())
 
 
+def merged_ffn(layer: MoELayer, load: Tensor | None = None) -> nn.Module:
+    """Shared expert and routed experts as one FFN of the usual size, the block's own.
+
+    All started as copies of one FFN and stayed near it, so their parameters may be averaged (model soups, Wortsman
+    et al. 2022): the maps into the hidden layer are the mean of the shared expert's and the experts' mean, the maps
+    out of it are added, as the outputs are.
+
+    Args:
+        layer: An MoE layer with a shared expert, which is taken out of it, and gates that sum to 1.
+        load: `[E]` weights of the experts' mean, any positive scale; uniform by default.
+    """
+    mean, ffn = mean_ffn(layer, load), shared_ffn(layer)
+    with torch.no_grad():
+        for name, parameter in ffn.named_parameters():
+            other = mean.get_parameter(name)
+            if name.startswith("fc2."):
+                parameter.add_(other)
+            else:
+                parameter.lerp_(other, 0.5)
+    return ffn
+
+
+def plain_ffn(layer: MoELayer, config: MoEConfig, load: Tensor | None = None) -> nn.Module:
+    """What becomes of a layer that keeps no expert; the layer is used up.
+
+    Without a shared expert, the experts' mean. With one, both merged; but where the gates are raw probabilities, how
+    much the experts add differs from picture to picture, and the shared expert stands alone.
+
+    Args:
+        layer: An MoE layer.
+        config: Of the model that it belongs to.
+        load: `[E]` share of the assignments that each expert got, any positive scale.
+    """
+    if not config.shared_expert:
+        return mean_ffn(layer, load)
+    return merged_ffn(layer, load) if config.gate == "straight_through" else shared_ffn(layer, config.shared_share)
+
+
 def keep_experts(layer: MoELayer, experts: Sequence[int]) -> None:
     """Remove all routed experts of a layer but these, in place; the router forgets the others."""
     layer.experts.keep(experts)
@@ -61,8 +100,8 @@ def keep_experts(layer: MoELayer, experts: Sequence[int]) -> None:
 def prune(model: Model, plan: Plan | Mapping[int, Sequence[int]]) -> Model:
     """Carry out a plan on an upcycled model, in place.
 
-    A layer that keeps no expert becomes a plain FFN: its shared expert where it has one, else the load-weighted
-    mean of its experts. Its parameters then have timm's names again and no MoE code runs in it.
+    A layer that keeps no expert becomes a plain FFN (see `plain_ffn`). Its parameters then have timm's names again
+    and no MoE code runs in it.
 
     Args:
         model: An upcycled model.
@@ -86,8 +125,7 @@ def prune(model: Model, plan: Plan | Mapping[int, Sequence[int]]) -> Model:
         layer = layers[part.layer]
         if part.pruned:
             load = None if part.load is None else torch.tensor(part.load)
-            ffn = shared_ffn(layer, config.shared_share) if config.shared_expert else mean_ffn(layer, load)
-            blocks[part.layer].mlp = ffn
+            blocks[part.layer].mlp = plain_ffn(layer, config, load)
             del sizes[part.layer]
         else:
             keep_experts(layer, part.experts)
