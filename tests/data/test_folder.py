@@ -1,11 +1,13 @@
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
 from tests.data.pictures import COLOURS, write_folder
-from vimoe.data.folder import PictureFiles, PictureForm, Variation, open_folder
+from vimoe.data.folder import PictureFiles, PictureForm, Variation
 from vimoe.data.loading import batches, training_batches
+from vimoe.data.registry import open_dataset
 from vimoe.data.splits import Splits
 from vimoe.errors import UserError
 
@@ -13,8 +15,10 @@ FORM = PictureForm((3, 16, 16), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "bicubic", 1.0
 CLASSES = tuple(sorted(COLOURS))
 
 
-def open_(root: Path, variation: Variation | None = None, seed: int = 0) -> Splits:
-    return open_folder(root, FORM, variation, val_share=0.25, seed=seed)
+def open_(
+    root: Path, variation: Variation | None = None, seed: int = 0, splits: tuple[str, str, str] = ("", "", "")
+) -> Splits:
+    return open_dataset("folder", str(root), FORM, variation, val_share=0.25, seed=seed, splits=splits)
 
 
 def paths(pictures: object) -> set[Path]:
@@ -61,13 +65,13 @@ def test_variation_depends_on_seed_epoch_and_picture_and_not_on_workers_or_where
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_broken_pictures_are_left_out_and_told(tmp_path: Path, workers: int) -> None:
+def test_broken_pictures_are_told_replaced_in_training_and_left_out_of_evaluation(tmp_path: Path, workers: int) -> None:
     root = write_folder(tmp_path, {"train": 4, "val": 2})
     (root / "train" / "grass" / "001.jpg").write_text("no picture")
     (root / "val" / "grass" / "000.jpg").write_bytes(b"")
     splits, told = open_(root), list[str]()
-    seen = sum(len(labels) for _, labels in training_batches(splits.train, 4, 0, 0, 0, workers, told.append))
-    assert seen == 11
+    sizes = [len(labels) for _, labels in training_batches(splits.train, 4, 0, 0, 0, workers, told.append)]
+    assert sizes == [4, 4, 4]
     assert told == [f"{root / 'train' / 'grass' / '001.jpg'} is no picture that can be read"]
     assert sum(len(labels) for _, labels in batches(splits.val, 4, workers)) == 5
 
@@ -78,8 +82,9 @@ def test_broken_pictures_are_left_out_and_told(tmp_path: Path, workers: int) -> 
         (lambda root: root / "nowhere", "is not a folder"),
         (lambda root: root / "train" / "grass", "holds no class folders"),
         (lambda root: [p.unlink() for p in (root / "train" / "grass").iterdir()] and root, "holds no pictures"),
-        (lambda root: (root / "val" / "extra").mkdir() or root, "only 'extra' here"),
-        (lambda root: (root / "val" / "grass").rename(root / "gone") and root, "no 'grass' here"),
+        (lambda root: (root / "train" / "empty").mkdir() or root, "train/empty holds no pictures"),
+        (lambda root: (root / "val" / "grass").rename(root / "val" / "hay") and root, "'grass' is not there"),
+        (lambda root: shutil.copytree(root / "val" / "grass", root / "val" / "an") and root, "'an' is only there"),
     ],
 )
 def test_a_folder_that_cannot_be_used_is_one_line(tmp_path: Path, spoil: object, line: str) -> None:

@@ -5,7 +5,7 @@ from vimoe.errors import UserError
 
 
 def test_an_unknown_dataset_is_answered_with_the_known_ones() -> None:
-    with pytest.raises(UserError, match="unknown dataset 'digit'; there is digits, folder"):
+    with pytest.raises(UserError, match="unknown dataset 'digit'; there is digits, folder, tar"):
         open_dataset("digit")
 
 
@@ -14,5 +14,5 @@ def test_digits_are_there_without_a_folder() -> None:
 
 
 def test_a_folder_dataset_without_a_folder_is_told_what_it_needs() -> None:
-    with pytest.raises(UserError, match="dataset 'folder' needs data_dir, the folder of pictures"):
+    with pytest.raises(UserError, match="dataset 'folder' needs data_dir, where its pictures are"):
         open_dataset("folder")

@@ -1,23 +1,20 @@
-"""A folder of labelled pictures: one folder a class, in `train`, `val` and `test`, or not split at all."""
+"""Picture files as a model wants them; a folder of them: one folder a class, in `train`, `val`, `test` or unsplit."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import torch
 from PIL import Image
 from timm.data import create_transform, resolve_data_config
 from torch import Tensor
 
 from vimoe.data.decode import SUFFIXES, read_picture
-from vimoe.data.splits import Pictures, Splits, generator
+from vimoe.data.splits import Found, Pictures, Samples, choose_splits, is_split
 from vimoe.errors import UserError
-
-TRAIN_NAMES, VAL_NAMES, TEST_NAMES = ("train", "training"), ("val", "validation", "valid"), ("test", "testing")
 
 
 class PictureForm(NamedTuple):
@@ -65,107 +62,104 @@ class Variation(NamedTuple):
 
 
 class PictureFiles(Pictures):
-    """Picture files with labels, decoded and transformed when asked for."""
+    """Pictures with labels, read and transformed when asked for.
+
+    Args:
+        samples: Where each picture is, and its label.
+        transform: From a picture in RGB to what the model sees.
+        read: From where a picture is to the picture in RGB.
+    """
 
     from_files = True
 
-    def __init__(self, samples: Sequence[tuple[Path, int]], transform: Callable[[Image.Image], Tensor]) -> None:
+    def __init__(
+        self,
+        samples: Samples,
+        transform: Callable[[Image.Image], Tensor],
+        read: Callable[[Any], Image.Image] = read_picture,
+    ) -> None:
         self.samples = samples
         self.transform = transform
+        self.read = read
 
     def __len__(self) -> int:
         return len(self.samples)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        path, label = self.samples[index]
-        return self.transform(read_picture(path)), label
+        where, label = self.samples[index]
+        return self.transform(self.read(where)), label
 
 
-def open_folder(root: Path, form: PictureForm, variation: Variation | None, val_share: float, seed: int) -> Splits:
-    """Find the splits and classes of a picture folder.
-
-    `train`, `val` and `test` are found by name. Without `val`, `test` decides; without either, `val_share` of each
-    class is set aside, drawn with `seed`. What is missing beyond that is taken from `val`.
+def find_folder(root: Path, wanted: tuple[str, str, str] = ("", "", "")) -> Found:
+    """Find the splits and classes of a folder of pictures.
 
     Args:
-        root: The folder.
-        form: How the model wants its pictures.
-        variation: How training pictures are varied; None shows them as evaluation does.
-        val_share: Share of each class to set aside where there is no `val` and no `test`.
-        seed: The run's seed.
+        root: The folder: one folder a class, in a folder for each split or not split at all.
+        wanted: Names of the splits `train`, `val` and `test`; where one is empty, a usual name is looked for.
 
     Raises:
-        UserError: The folder is missing or empty, a class folder is empty, or the splits have different classes.
+        UserError: The folder is missing or empty, a split is missing, a class folder is empty, or the splits have
+            different classes.
     """
     if not root.is_dir():
         raise UserError(f"data_dir {root} is not a folder")
-    train_root = _find(root, TRAIN_NAMES) or root
-    class_names = _class_names(train_root)
-    train = _samples(train_root, class_names)
-    held = {name: _find(root, names) for name, names in (("val", VAL_NAMES), ("test", TEST_NAMES))}
-    parts = {name: _samples(folder, class_names) for name, folder in held.items() if folder and folder != train_root}
-    if not parts:
-        train, parts["val"] = _set_aside(train, len(class_names), val_share, seed)
-    val = parts.get("val") or parts["test"]
-    evaluation = evaluation_transform(form)
-    return Splits(
-        train=PictureFiles(train, training_transform(form, variation)),
-        val=PictureFiles(val, evaluation),
-        test=PictureFiles(parts.get("test") or val, evaluation),
-        class_names=class_names,
-        image_shape=form.shape,
-        mean=form.mean,
-        std=form.std,
-        interpolation=form.interpolation,
-        crop_pct=form.crop_pct,
-    )
+    inside = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    chosen = choose_splits(inside, wanted, str(root)) if is_split(inside, wanted) else {"train": ""}
+    tree = {
+        role: {name: _pictures(root / split / name) for name in _classes(root / split)}
+        for role, split in chosen.items()
+    }
+    parts, class_names = label_by_class(tree, root)
+    return Found(parts, class_names, read_picture)
 
 
-def _find(root: Path, names: Sequence[str]) -> Path | None:
-    return next((root / name for name in names if (root / name).is_dir()), None)
-
-
-def _class_names(root: Path) -> tuple[str, ...]:
+def _classes(root: Path) -> list[str]:
     names = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
     if not names:
         raise UserError(f"{root} holds no class folders: it needs one folder of pictures for each class")
-    return tuple(names)
+    return names
 
 
-def _samples(root: Path, class_names: tuple[str, ...]) -> list[tuple[Path, int]]:
-    found = _class_names(root)
-    if found != class_names:
-        odd = sorted(set(found) ^ set(class_names))[0]
-        where = "only" if odd in found else "no"
-        raise UserError(f"{root} has other classes than the training pictures: {where} {odd!r} here")
-    samples = []
-    for label, name in enumerate(class_names):
-        paths = sorted(
-            Path(folder) / file
-            for folder, _, files in os.walk(root / name, followlinks=True)
-            for file in files
-            if file.lower().endswith(SUFFIXES) and not file.startswith(".")
-        )
-        if not paths:
-            raise UserError(f"the class folder {root / name} holds no pictures")
-        samples += [(path, label) for path in paths]
-    return samples
+def _pictures(root: Path) -> list[Path]:
+    paths = sorted(
+        Path(folder) / file
+        for folder, _, files in os.walk(root, followlinks=True)
+        for file in files
+        if file.lower().endswith(SUFFIXES) and not file.startswith(".")
+    )
+    if not paths:
+        raise UserError(f"the class folder {root} holds no pictures")
+    return paths
 
 
-def _set_aside(
-    samples: list[tuple[Path, int]], num_classes: int, share: float, seed: int
-) -> tuple[list[tuple[Path, int]], list[tuple[Path, int]]]:
-    """The same share of every class, at least one picture, in the samples' own order."""
-    kept, aside = [], []
-    for label in range(num_classes):
-        members = [sample for sample in samples if sample[1] == label]
-        order = torch.randperm(len(members), generator=generator("set aside", seed, label)).tolist()
-        taken = set(order[: max(1, round(share * len(members)))])
-        if len(taken) == len(members):
-            raise UserError(f"the class folder {members[0][0].parent} has too few pictures to set some aside")
-        kept += [sample for i, sample in enumerate(members) if i not in taken]
-        aside += [sample for i, sample in enumerate(members) if i in taken]
-    return kept, aside
+def label_by_class(
+    tree: Mapping[str, Mapping[str, Sequence[Any]]], root: Path
+) -> tuple[dict[str, Samples], tuple[str, ...]]:
+    """Number the classes of a data set in their order.
+
+    Args:
+        tree: By split and class, where the pictures are.
+        root: The data set, for the message.
+
+    Returns:
+        The same, as labelled samples by split, and the names of the classes.
+
+    Raises:
+        UserError: The splits have different classes.
+    """
+    class_names = tuple(sorted(tree["train"]))
+    for split, classes in tree.items():
+        if odd := sorted(set(classes) ^ set(class_names)):
+            where = "only" if odd[0] in classes else "not"
+            raise UserError(
+                f"the {split} pictures in {root} have other classes than train: {odd[0]!r} is {where} there"
+            )
+    labels = {name: label for label, name in enumerate(class_names)}
+    parts: dict[str, Samples] = {
+        split: [(where, labels[name]) for name in class_names for where in classes[name]]
+        for split, classes in tree.items()
+    }
+    return parts, class_names
 
 
 def evaluation_transform(form: PictureForm) -> Callable[[Image.Image], Tensor]:

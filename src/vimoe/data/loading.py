@@ -1,4 +1,4 @@
-"""Batches of pictures: in an order, with random variation, and broken files left out but told."""
+"""Batches of pictures: in an order, with random variation, and broken files told of."""
 
 from __future__ import annotations
 
@@ -13,10 +13,14 @@ from torch.utils.data import default_collate as stack
 
 from vimoe.data.decode import BrokenPictureError
 from vimoe.data.splits import EpochOrder, Pictures, generator
+from vimoe.errors import UserError
 from vimoe.processes import rank, world_size
 
 OnBroken = Callable[[str], None]
-Item = tuple[Tensor, int] | str
+Item = tuple[tuple[Tensor, int] | None, list[str]]
+
+# So many unreadable pictures in a row are no accident: the disk is gone, or the data set is no data set.
+_PATIENCE = 32
 
 
 def training_batches(
@@ -27,23 +31,36 @@ def training_batches(
     first: int = 0,
     workers: int = 0,
     on_broken: OnBroken | None = None,
+    repeats: int = 1,
+    part: tuple[int, int] = (0, 1),
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """The batches of one epoch from number `first` on.
 
-    What a picture's variation draws depends on seed, epoch and picture alone: neither the number of workers nor
-    where the epoch was taken up again changes it.
+    What a picture's variation draws depends on seed, epoch, picture and view alone: neither the number of workers or
+    processes nor where the epoch was taken up again changes it. The next picture that can be read stands in for a
+    broken one, so that every process has the same number of batches, all of the same size.
 
     Args:
         pictures: The training pictures.
-        batch_size: Pictures a batch; broken ones are missing from theirs.
+        batch_size: Pictures a batch, over all processes.
         seed: The run's seed.
         epoch: The epoch, from 0.
         first: The first batch to give.
         workers: Processes that decode.
         on_broken: Told of every broken picture, one line each.
+        repeats: Views of each picture (see `EpochOrder`).
+        part: This process's number and how many there are.
+
+    Raises:
+        UserError: Dozens of pictures in a row cannot be read.
     """
-    order = EpochOrder(len(pictures), batch_size, seed, epoch).batches[first:]
-    return _load(_Told(pictures, (seed, epoch)), workers, on_broken, batch_sampler=order)
+    order = EpochOrder(len(pictures), batch_size, seed, epoch, repeats, part).batches[first:]
+    for batch in _load(_Varied(pictures, seed, epoch), workers, on_broken, batch_sampler=order):
+        if batch is None or len(batch[1]) < len(order[0]):
+            raise UserError(
+                f"{min(len(pictures), _PATIENCE)} training pictures in a row cannot be read: are they there?"
+            )
+        yield batch
 
 
 def batches(
@@ -54,44 +71,61 @@ def batches(
     With several processes each gets every so manieth picture, so that together they see each one once.
     """
     mine = range(rank(), len(pictures), world_size())
-    return _load(_Told(pictures, None), workers, on_broken, batch_size=batch_size, sampler=mine)
+    loaded = _load(_Told(pictures), workers, on_broken, batch_size=batch_size, sampler=mine)
+    return (batch for batch in loaded if batch is not None)
 
 
 class _Told(Dataset[Item]):
     """Pictures whose broken ones are a line of text, so that a worker process can tell of them."""
 
-    def __init__(self, pictures: Pictures, seed: tuple[int, int] | None) -> None:
+    def __init__(self, pictures: Pictures) -> None:
         self.pictures = pictures
-        self.seed = seed
 
     def __len__(self) -> int:
         return len(self.pictures)
 
     def __getitem__(self, index: int) -> Item:
-        if self.seed is not None and self.pictures.from_files:
-            drawn = generator("picture", *self.seed, index).initial_seed()
+        try:
+            return self.pictures[index], []
+        except BrokenPictureError as error:
+            return None, [str(error)]
+
+
+class _Varied(_Told):
+    """One epoch's views of training pictures, by the numbers of `EpochOrder`."""
+
+    def __init__(self, pictures: Pictures, seed: int, epoch: int) -> None:
+        super().__init__(pictures)
+        self.seed, self.epoch = seed, epoch
+
+    def __getitem__(self, index: int) -> Item:
+        if self.pictures.from_files:
+            drawn = generator("picture", self.seed, self.epoch, index).initial_seed()
             torch.manual_seed(drawn)
             random.seed(drawn)
             np.random.seed(drawn)
-        try:
-            return self.pictures[index]
-        except BrokenPictureError as error:
-            return str(error)
+        size, broken = len(self.pictures), list[str]()
+        for following in range(min(size, _PATIENCE)):
+            item, lines = super().__getitem__((index + following) % size)
+            broken += lines
+            if item is not None:
+                return item, broken
+        return None, broken
 
 
-def _collate(items: list[Item]) -> tuple[Tensor | None, Tensor | None, list[str]]:
-    whole = [item for item in items if not isinstance(item, str)]
-    broken = [item for item in items if isinstance(item, str)]
-    pictures, labels = stack(whole) if whole else (None, None)
-    return pictures, labels, broken
+def _collate(items: list[Item]) -> tuple[list[Tensor] | None, list[str]]:
+    whole = [item for item, _ in items if item is not None]
+    return stack(whole) if whole else None, [line for _, lines in items for line in lines]
 
 
-def _load(told: _Told, workers: int, on_broken: OnBroken | None, **batching: object) -> Iterator[tuple[Tensor, Tensor]]:
+def _load(
+    told: _Told, workers: int, on_broken: OnBroken | None, **batching: object
+) -> Iterator[tuple[Tensor, Tensor] | None]:
+    """The batches, None for one of which nothing could be read."""
     workers = workers if told.pictures.from_files else 0
     loader = DataLoader(told, num_workers=workers, collate_fn=_collate, **batching)  # type: ignore[arg-type]
-    for pictures, labels, broken in loader:
+    for batch, broken in loader:
         for line in broken:
             if on_broken is not None:
                 on_broken(line)
-        if pictures is not None:
-            yield pictures, labels
+        yield None if batch is None else (batch[0], batch[1])

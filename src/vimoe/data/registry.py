@@ -1,15 +1,27 @@
-"""From a data set's name to its pictures."""
+"""From a data set's name to its pictures, in the form a model wants them."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 
+import torch
+
+from vimoe.data.archive import find_tar
 from vimoe.data.digits import digits
-from vimoe.data.folder import PictureForm, Variation, open_folder
-from vimoe.data.splits import Splits
+from vimoe.data.folder import (
+    PictureFiles,
+    PictureForm,
+    Variation,
+    evaluation_transform,
+    find_folder,
+    training_transform,
+)
+from vimoe.data.splits import Found, Samples, Splits, generator
+from vimoe.data.streams import find_hugging_face, find_torchvision, find_webdataset
 from vimoe.errors import UserError
 
-NAMES = ("digits", "folder")
+NAMES = ("digits", "folder", "tar", "torch/NAME", "wds/NAME", "hfds/NAME", "hfids/NAME")
 
 
 def open_dataset(
@@ -19,24 +31,88 @@ def open_dataset(
     variation: Variation | None = None,
     val_share: float = 0.1,
     seed: int = 0,
+    splits: tuple[str, str, str] = ("", "", ""),
 ) -> Splits:
     """The pictures behind a recipe's `dataset`.
 
+    Splits are found by their usual names where they are not told. Without `val`, `test` decides; without either,
+    `val_share` of each class is set aside, drawn with `seed`. What is missing beyond that is taken from `val`.
+
     Args:
-        name: `digits` (embedded; takes nothing else) or `folder` (see `vimoe.data.folder.open_folder`).
-        data_dir: The folder.
+        name: `digits` (embedded; takes nothing else), `folder` and `tar` (one folder a class), or, as timm has them,
+            `torch/NAME` (torchvision), `wds/NAME` (webdataset), `hfds/NAME` and `hfids/NAME` (Hugging Face).
+        data_dir: The folder or archive; for `hfds/NAME` where downloads are kept, the library's own place if None.
         form: How the model wants its pictures.
-        variation: How training pictures are varied.
-        val_share: Share of each class to set aside where the folder is not split.
+        variation: How training pictures are varied; None shows them as evaluation does.
+        val_share: Share of each class to set aside where there is no `val` and no `test`.
         seed: The run's seed.
+        splits: Names of the splits for `train`, `val` and `test`; empty ones are found by the usual names.
 
     Raises:
-        UserError: The name is not known, or the folder cannot be used.
+        UserError: The name is not known, or the data set cannot be used.
     """
     if name == "digits":
         return digits()
-    if name != "folder":
+    found = _find(name, data_dir, splits)
+    if form is None:
+        raise UserError(f"dataset {name!r} needs a model that says in what form it wants its pictures")
+    if found.parts.keys() == {"train"}:
+        found = found._replace(parts=_set_aside(found, val_share, seed))
+    for part, samples in found.parts.items():
+        _check(samples, part, found.class_names)
+    evaluation = evaluation_transform(form)
+    val = found.parts.get("val") or found.parts["test"]
+    return Splits(
+        train=PictureFiles(found.parts["train"], training_transform(form, variation), found.read),
+        val=PictureFiles(val, evaluation, found.read),
+        test=PictureFiles(found.parts.get("test") or val, evaluation, found.read),
+        class_names=found.class_names,
+        image_shape=form.shape,
+        mean=form.mean,
+        std=form.std,
+        interpolation=form.interpolation,
+        crop_pct=form.crop_pct,
+    )
+
+
+def _find(name: str, data_dir: str | None, splits: tuple[str, str, str]) -> Found:
+    kind, _, rest = name.partition("/")
+    if kind in ("hfds", "hfids") and rest:
+        return find_hugging_face(rest, data_dir, splits, local=kind == "hfids")
+    if not (name in ("folder", "tar") or kind == "wds" or (kind == "torch" and rest)):
         raise UserError(f"unknown dataset {name!r}; there is {', '.join(NAMES)}")
-    if data_dir is None or form is None:
-        raise UserError("dataset 'folder' needs data_dir, the folder of pictures")
-    return open_folder(Path(data_dir), form, variation, val_share, seed)
+    if data_dir is None:
+        raise UserError(f"dataset {name!r} needs data_dir, where its pictures are")
+    root = Path(data_dir)
+    if kind == "torch":
+        return find_torchvision(rest, root, splits)
+    return {"folder": find_folder, "tar": find_tar, "wds": find_webdataset}[kind](root, splits)
+
+
+def _check(samples: Samples, part: str, class_names: tuple[str, ...]) -> None:
+    if not samples:
+        raise UserError(f"the {part} split holds no pictures")
+    for where, label in samples:
+        if not 0 <= label < len(class_names):
+            raise UserError(
+                f"label {label} of {part} picture {where} is out of range: there are {len(class_names)} classes, from 0"
+            )
+
+
+def _set_aside(found: Found, share: float, seed: int) -> Mapping[str, Samples]:
+    """The same share of every class, at least one picture, in the samples' own order."""
+    samples = found.parts["train"]
+    members: list[list[int]] = [[] for _ in found.class_names]
+    for place, (_, label) in enumerate(samples):
+        members[label].append(place)
+    aside = set()
+    for label, places in enumerate(members):
+        order = torch.randperm(len(places), generator=generator("set aside", seed, label)).tolist()
+        taken = {places[i] for i in order[: max(1, round(share * len(places)))]}
+        if places and len(taken) == len(places):
+            raise UserError(f"the class {found.class_names[label]!r} has too few pictures to set some aside")
+        aside |= taken
+    return {
+        "train": [sample for i, sample in enumerate(samples) if i not in aside],
+        "val": [sample for i, sample in enumerate(samples) if i in aside],
+    }

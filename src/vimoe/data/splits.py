@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
+from vimoe.errors import UserError
+
 Augment = Callable[[Tensor, torch.Generator], Tensor]
+Samples = Sequence[tuple[Any, int]]
+
+TRAIN_NAMES, VAL_NAMES, TEST_NAMES = ("train", "training"), ("val", "validation", "valid"), ("test", "testing")
 
 
 class Pictures(Dataset[tuple[Tensor, int]]):
@@ -55,6 +62,47 @@ class Splits:
     augment: Augment | None = None
 
 
+class Found(NamedTuple):
+    """What a data set holds, before a model says in what form it wants it.
+
+    Attributes:
+        parts: Under `train`, and `val` and `test` where there are such: where each picture is, and its label.
+        class_names: By label.
+        read: From where a picture is to the picture, in RGB.
+    """
+
+    parts: Mapping[str, Samples]
+    class_names: tuple[str, ...]
+    read: Callable[[Any], Image.Image]
+
+
+def is_split(inside: Collection[str], wanted: tuple[str, str, str]) -> bool:
+    """Whether a folder is split: a split is wanted by name, or what is `inside` has one of the usual names."""
+    return any(wanted) or not {*TRAIN_NAMES, *VAL_NAMES, *TEST_NAMES}.isdisjoint(inside)
+
+
+def choose_splits(there: Collection[str], wanted: tuple[str, str, str], where: str) -> dict[str, str]:
+    """Which of the splits that are `there` to learn from (`train`), to decide on (`val`) and to report (`test`).
+
+    Args:
+        there: The names of the splits.
+        wanted: The names for `train`, `val` and `test`; where one is empty, a usual name is looked for.
+        where: The data set, for the message.
+
+    Raises:
+        UserError: A split that is wanted is not there, or none is there to learn from.
+    """
+    chosen, listed = {}, ", ".join(list(there)[:10]) or "none"
+    for role, name, usual in zip(("train", "val", "test"), wanted, (TRAIN_NAMES, VAL_NAMES, TEST_NAMES), strict=True):
+        if name and name not in there:
+            raise UserError(f"{where} has no split {name!r}; there is {listed}")
+        if found := name or next((n for n in usual if n in there), ""):
+            chosen[role] = found
+    if "train" not in chosen:
+        raise UserError(f"{where} has no training split; name one with train_split: there is {listed}")
+    return chosen
+
+
 def generator(*key: int | str) -> torch.Generator:
     """A generator that depends on nothing but `key`: what a step draws does not depend on how it was reached."""
     seed = zlib.crc32(repr(key).encode())
@@ -64,16 +112,26 @@ def generator(*key: int | str) -> torch.Generator:
 class EpochOrder(Sampler[list[int]]):
     """The batches of one epoch: a permutation that depends on seed and epoch alone, the incomplete batch dropped.
 
+    With repeats (repeated augmentation, Berman et al. 2019, MultiGrain) an epoch has the same number of batches of
+    fewer pictures, the views of a picture side by side. Number `i + size * r` stands for view r of picture i.
+
     Args:
         size: Number of pictures.
-        batch_size: Pictures a batch.
+        batch_size: Pictures a batch, over all processes.
         seed: The run's seed.
         epoch: The epoch, from 0.
+        repeats: Views of each picture.
+        part: This process's number and how many there are; each gets its share of every batch.
     """
 
-    def __init__(self, size: int, batch_size: int, seed: int, epoch: int) -> None:
+    def __init__(
+        self, size: int, batch_size: int, seed: int, epoch: int, repeats: int = 1, part: tuple[int, int] = (0, 1)
+    ) -> None:
         order = torch.randperm(size, generator=generator("order", seed, epoch))
-        self.batches = [batch.tolist() for batch in order.split(batch_size) if len(batch) == batch_size]
+        place = torch.arange(size - size % batch_size)
+        numbers = order[place // repeats] + size * (place % repeats)
+        rank, world = part
+        self.batches = numbers.view(size // batch_size, batch_size)[:, rank::world].tolist()
 
     def __iter__(self) -> Iterator[list[int]]:
         return iter(self.batches)
