@@ -98,7 +98,8 @@ def _conv(width: int, dim: int, size: int) -> nn.Module:
 
 
 def _group_norm(dim: int) -> nn.Module:
-    return nn.GroupNorm(math.gcd(32, dim), dim)
+    """At most 32 groups, of four channels or more: a region of one pixel has something to be normalised by."""
+    return nn.GroupNorm(math.gcd(32, max(1, dim // 4)), dim)
 
 
 def _enlarge(width: int) -> nn.Module:

@@ -156,5 +156,6 @@ def _write_whole(path: Path, data: bytes) -> None:
         scratch.write_bytes(data)
         os.replace(scratch, path)
     except OSError as error:
-        scratch.unlink(missing_ok=True)
+        if scratch.exists():
+            scratch.unlink()
         raise UserError(f"cannot write the model to {path.parent}: {error.strerror}") from error
