@@ -1,0 +1,87 @@
+"""Figures of merit of a segmentation, from one table of label and prediction gathered pixel by pixel."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from vimoe.data.masks import IGNORE
+from vimoe.errors import UserError
+from vimoe.processes import sum_over_processes
+
+
+class ClassFigures(NamedTuple):
+    """One class's figures in percent; nan where there is nothing to divide by.
+
+    Attributes:
+        iou: Intersection over union; nan for a class neither labelled nor predicted, 0 for one predicted in vain.
+        acc: Share of its labelled pixels that were found; nan for a class that is not labelled.
+        pixels: Its labelled pixels.
+    """
+
+    iou: float
+    acc: float
+    pixels: int
+
+
+class ConfusionMatrix:
+    """Pixels by label and prediction, those labelled `IGNORE` left out.
+
+    Attributes:
+        counts: `[label, prediction]` int64, on the CPU.
+    """
+
+    def __init__(self, num_classes: int) -> None:
+        self.counts = torch.zeros(num_classes, num_classes, dtype=torch.int64)
+
+    def add(self, prediction: Tensor, target: Tensor) -> None:
+        """Count the pixels of some pictures.
+
+        Args:
+            prediction: Classes, int64 of any shape, on any device.
+            target: Labels of the same shape, or `IGNORE`.
+
+        Raises:
+            UserError: The shapes differ, or a labelled pixel's value is no class.
+        """
+        classes = len(self.counts)
+        if prediction.shape != target.shape:
+            raise UserError(f"predictions are {tuple(prediction.shape)} where labels are {tuple(target.shape)}")
+        labelled = target != IGNORE
+        prediction, target = prediction[labelled], target[labelled]
+        for name, values in (("prediction", prediction), ("label", target)):
+            if values.numel() and not 0 <= int(values.min()) <= int(values.max()) < classes:
+                worst = int(values.min()) if int(values.min()) < 0 else int(values.max())
+                raise UserError(f"the {name} {worst} is none of the {classes} classes")
+        cells = torch.bincount(target * classes + prediction, minlength=classes**2)
+        self.counts += cells.view(classes, classes).cpu()
+
+    def sum_over_processes(self) -> None:
+        """Make the counts those of all processes together."""
+        sum_over_processes(self.counts)
+
+    def figures(self) -> dict[str, float]:
+        """The field's three figures in percent, 0 where no pixel was counted.
+
+        `miou` and `macc` are means of the classes' own figures, `aacc` is the share of right pixels. Absent classes
+        count as in MMSegmentation's `IoUMetric`: each mean leaves out the classes whose figure is nan, so that a
+        class which was predicted but never labelled lowers `miou` and does not touch `macc`.
+        """
+        iou, acc = self._iou_and_acc()
+        right = self.counts.diag().sum() / self.counts.sum()
+        values = {"miou": iou.nanmean(), "aacc": right.double(), "macc": acc.nanmean()}
+        return {name: 100 * value.nan_to_num(0).item() for name, value in values.items()}
+
+    def per_class(self) -> list[ClassFigures]:
+        """Each class's own figures, by its index."""
+        iou, acc = self._iou_and_acc()
+        rows = zip((100 * iou).tolist(), (100 * acc).tolist(), self.counts.sum(1).tolist(), strict=True)
+        return [ClassFigures(*row) for row in rows]
+
+    def _iou_and_acc(self) -> tuple[Tensor, Tensor]:
+        """`[classes]` fp64 each, between 0 and 1 or nan."""
+        counts = self.counts.double()
+        right, labelled, predicted = counts.diag(), counts.sum(1), counts.sum(0)
+        return right / (labelled + predicted - right), right / labelled
