@@ -1,0 +1,204 @@
+"""Pictures and masks in ADE20K's layout.
+
+    images/SPLIT/*.jpg         pictures, in folders of their own where one likes
+    annotations/SPLIT/*.png    the mask of each, under the same name
+    classes.txt                a name a line, or number, TAB, name; ADE20K's own objectInfo150.txt does as well
+
+A picture and its mask have one size after the EXIF rotation of each was applied; what has another is broken, as is a
+mask of colours, decimals or values beyond the classes. Broken pairs are told and left out when they are read.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+
+from PIL import Image
+from torch import Tensor
+
+from vimoe.data.decode import SUFFIXES, BrokenPictureError, read_picture
+from vimoe.data.folder import PictureForm
+from vimoe.data.joint import JointVariation, evaluation_pair, training_pair
+from vimoe.data.masks import IGNORE, read_mask
+from vimoe.data.splits import Pictures, Splits, choose_splits
+from vimoe.errors import UserError
+
+CLASS_FILES = ("classes.txt", "objectInfo150.txt")
+
+JointTransform = Callable[[Image.Image, Tensor], tuple[Tensor, Tensor]]
+Pairs = Sequence[tuple[Path, Path]]
+
+
+class PicturesWithMasks(Pictures):
+    """Picture files with mask files; an item is (picture `[C, H, W]` fp32, mask `[H, W]` int64).
+
+    Args:
+        pairs: Each picture and its mask.
+        num_classes: Number of classes.
+        reduce_zero_label: Whether masks say 0 for unlabelled.
+        transform: From picture and mask at their own size to what the model sees.
+    """
+
+    from_files = True
+
+    def __init__(self, pairs: Pairs, num_classes: int, reduce_zero_label: bool, transform: JointTransform) -> None:
+        self.pairs = pairs
+        self.num_classes = num_classes
+        self.reduce_zero_label = reduce_zero_label
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        return self.transform(*self.read(index))
+
+    def read(self, index: int) -> tuple[Image.Image, Tensor]:
+        """The picture in RGB and its mask, at their own size.
+
+        Raises:
+            BrokenPictureError: One of them cannot be used, or their sizes differ.
+        """
+        image_file, mask_file = self.pairs[index]
+        picture = read_picture(image_file)
+        mask = read_mask(mask_file, self.num_classes, self.reduce_zero_label)
+        height, width = mask.shape
+        if (width, height) != picture.size:
+            raise BrokenPictureError(
+                f"{image_file} is {picture.width} x {picture.height} pixels, its mask {mask_file} {width} x {height}"
+            )
+        return picture, mask
+
+
+def open_ade20k(
+    root: Path,
+    form: PictureForm,
+    variation: JointVariation | None,
+    reduce_zero_label: bool = True,
+    splits: tuple[str, str, str] = ("", "", ""),
+    short_side: int | None = None,
+) -> Splits:
+    """Find the splits and classes of a folder in ADE20K's layout.
+
+    Without a split to report on (`test`) it is the one that decides (`val`), and the reverse. What is only in
+    `images` or only in `annotations`, such as a test split without masks, is no split.
+
+    Args:
+        root: The folder.
+        form: How the model wants its pictures; training crops have its height and width.
+        variation: How training pictures are varied; None shows their middle.
+        reduce_zero_label: Masks say 0 for unlabelled and 1 to K for the classes; else 0 to K - 1, and 255.
+        splits: Names of the splits `train`, `val` and `test`; where one is empty, a usual name is looked for.
+        short_side: See `vimoe.data.joint.training_pair`.
+
+    Raises:
+        UserError: The folder, a split or the names of the classes are missing, or a picture or a mask stands alone.
+    """
+    if not root.is_dir():
+        raise UserError(f"data_dir {root} is not a folder")
+    class_names = read_class_names(root, reduce_zero_label)
+    there = sorted(_folders(root / "images") & _folders(root / "annotations"))
+    chosen = choose_splits(there, splits, str(root))
+    if "val" not in chosen and "test" not in chosen:
+        raise UserError(f"{root} has no split to decide on; name one with val_split: there is {', '.join(there)}")
+    pairs = {role: find_pairs(root, split) for role, split in chosen.items()}
+    val = pairs.get("val", pairs.get("test", []))
+    pictures = partial(PicturesWithMasks, num_classes=len(class_names), reduce_zero_label=reduce_zero_label)
+    evaluation = partial(evaluation_pair, form=form)
+    training = partial(training_pair, form=form, variation=variation, short_side=short_side)
+    return Splits(
+        train=pictures(pairs["train"], transform=training),
+        val=pictures(val, transform=evaluation),
+        test=pictures(pairs.get("test", val), transform=evaluation),
+        class_names=class_names,
+        image_shape=form.shape,
+        mean=form.mean,
+        std=form.std,
+        interpolation=form.interpolation,
+    )
+
+
+def find_pairs(root: Path, split: str) -> Pairs:
+    """The pictures of a split with their masks, in the order of their names.
+
+    Raises:
+        UserError: There are none, or a picture has no mask or a mask no picture.
+    """
+    images, annotations = root / "images" / split, root / "annotations" / split
+    pictures, masks = _files(images, SUFFIXES), _files(annotations, (".png",))
+    if not pictures:
+        raise UserError(f"{images} holds no pictures")
+    by_name = {_name(mask, annotations): mask for mask in masks}
+    if alone := [file for file in pictures if _name(file, images) not in by_name]:
+        raise UserError(f"{alone[0]} has no mask {annotations / _name(alone[0], images)}.png{_and_more(alone)}")
+    pairs = [(file, by_name[_name(file, images)]) for file in pictures]
+    if extra := sorted(set(masks) - {mask for _, mask in pairs}):
+        raise UserError(f"{extra[0]} is the mask of no picture in {images}{_and_more(extra)}")
+    return pairs
+
+
+def read_class_names(root: Path, reduce_zero_label: bool) -> tuple[str, ...]:
+    """The names of the classes by label, from one of `CLASS_FILES`.
+
+    Numbers, where the lines have them, are those of the masks; an entry for unlabelled pixels may be among them.
+
+    Raises:
+        UserError: There is no such file, or it does not name every class once.
+    """
+    file = next((root / name for name in CLASS_FILES if (root / name).is_file()), root / CLASS_FILES[0])
+    try:
+        lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"cannot read {file}: it names the classes, one a line, in the order of the labels") from error
+    names = _numbered(file, lines, reduce_zero_label) if any("\t" in line for line in lines) else lines
+    if not 1 <= len(names) <= IGNORE:
+        raise UserError(f"{file} names {len(names)} classes; there can be 1 to {IGNORE}")
+    if twice := [name for i, name in enumerate(names) if name in names[:i]]:
+        raise UserError(f"{file} names the class {twice[0]!r} twice")
+    return tuple(names)
+
+
+def _numbered(file: Path, lines: list[str], reduce_zero_label: bool) -> list[str]:
+    """Names in the order of the numbers before them; a line of headings and the unlabelled pixels' are left out."""
+    rows = [line.split("\t") for line in lines]
+    if not rows[0][0].strip().isdecimal():
+        rows = rows[1:]
+    first = 1 if reduce_zero_label else 0
+    wrong = next((row for row in rows if not row[0].strip().isdecimal() or len(row) < 2), None)
+    if wrong is not None:
+        raise UserError(f"{file} has the line {' '.join(wrong)!r} among lines of number, TAB, name")
+    names = {int(row[0]): row[-1].strip() for row in rows}
+    names.pop(IGNORE, None)
+    if reduce_zero_label:
+        names.pop(0, None)
+    if sorted(names) != list(range(first, first + len(names))):
+        raise UserError(
+            f"{file} numbers its classes {min(names)} to {max(names)}; with reduce_zero_label "
+            f"{str(reduce_zero_label).lower()} they go from {first} to {first + len(names) - 1}"
+        )
+    return [names[number] for number in sorted(names)]
+
+
+def _folders(root: Path) -> set[str]:
+    if not root.is_dir():
+        raise UserError(f"{root} is missing: pictures are in images/SPLIT, their masks in annotations/SPLIT")
+    return {entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith(".")}
+
+
+def _files(root: Path, suffixes: tuple[str, ...]) -> list[Path]:
+    return sorted(
+        Path(folder) / file
+        for folder, _, files in os.walk(root, followlinks=True)
+        for file in files
+        if file.lower().endswith(suffixes) and not file.startswith(".")
+    )
+
+
+def _name(file: Path, root: Path) -> Path:
+    return file.relative_to(root).with_suffix("")
+
+
+def _and_more(found: Sequence[object]) -> str:
+    return f", and {len(found) - 1} more are alone" if len(found) > 1 else ""
