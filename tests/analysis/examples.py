@@ -59,9 +59,9 @@ def analysis() -> Analysis:
         layers=(layer(1, 0.1), layer(2, 0.6)),
         neighbours=(Neighbours(1, 2, 0.3),),
         steps=(
-            Step(1, (), Estimate(0.5, -1.0, 2.0), True),
-            Step(2, (), Estimate(6.0, 2.0, 10.0), False),
-            Step(2, (1,), Estimate(0.5, -1.0, 2.0), True),
+            Step(1, (), Estimate(0.5, -1.0, 2.0), Estimate(0.5, -1.0, 2.0), True),
+            Step(2, (), Estimate(6.0, 2.0, 10.0), Estimate(5.5, 2.0, 9.0), False),
+            Step(2, (1,), Estimate(0.5, -1.0, 2.0), Estimate(0.0, -1.0, 1.0), True),
         ),
         lose=0.0,
         block_evaluations=1000,

@@ -138,12 +138,14 @@ class Step:
         layer: Block number.
         drop: Experts to remove from it; empty where the whole layer becomes a plain FFN.
         lost: Percentage points lost by all changes so far together, against the undisturbed model.
+        own: Percentage points lost by this change, against those accepted before.
         accepted: Whether the change stays.
     """
 
     layer: int
     drop: tuple[int, ...]
     lost: Estimate
+    own: Estimate
     accepted: bool
 
 

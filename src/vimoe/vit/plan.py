@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from math import isfinite
 from numbers import Integral
 from typing import Any
@@ -21,12 +22,14 @@ class LayerPlan:
         load: Share of the assignments that each expert of the layer got, if it was measured; it weighs the
             experts' mean where the layer becomes a plain FFN.
         reason: Why, in words.
+        evidence: The numbers that decided, by name; nothing is made of them when the plan is carried out.
     """
 
     layer: int
     experts: tuple[int, ...]
     load: tuple[float, ...] | None = None
     reason: str = ""
+    evidence: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def pruned(self) -> bool:
@@ -70,6 +73,7 @@ class Plan:
                     "experts": list(part.experts),
                     "load": None if part.load is None else list(part.load),
                     "reason": part.reason,
+                    "evidence": dict(part.evidence),
                 }
                 for part in self.layers
             ]
@@ -84,7 +88,7 @@ class Plan:
         """
         try:
             return cls(tuple(_layer_from_dict(part) for part in values["layers"]))
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
             if isinstance(error, UserError):
                 raise
             raise UserError(f"not a plan: {type(error).__name__} {error}") from error
@@ -94,7 +98,7 @@ def _are_shares(load: tuple[float, ...], experts: int) -> bool:
     return len(load) == experts and all(isfinite(share) and share >= 0 for share in load) and sum(load) > 0
 
 
-_KEYS = ("layer", "action", "experts", "load", "reason")
+_KEYS = ("layer", "action", "experts", "load", "reason", "evidence")
 
 
 def _layer_from_dict(part: dict[str, Any]) -> LayerPlan:
@@ -113,4 +117,7 @@ def _layer_from_dict(part: dict[str, Any]) -> LayerPlan:
         wanted = "no experts" if action == "prune" else "the experts to keep"
         raise UserError(f"plan for block {layer}: action {action} goes with {wanted}, got {list(experts)}")
     load = part.get("load")
-    return LayerPlan(layer, experts, None if load is None else tuple(map(float, load)), str(part.get("reason", "")))
+    evidence = {str(name): float(value) for name, value in part.get("evidence", {}).items()}
+    return LayerPlan(
+        layer, experts, None if load is None else tuple(map(float, load)), str(part.get("reason", "")), evidence
+    )
