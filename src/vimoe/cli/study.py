@@ -24,13 +24,15 @@ def run(arguments: Sequence[str]) -> int:
     parser.add_argument("--output", type=Path, help="the study's folder (default: runs/ and the file's name)")
     parser.add_argument("--jobs", type=at_least(1), help="runs at once (default: one for each GPU, else one)")
     parser.add_argument("--device", help="auto, or a torch device, instead of the study file's")
+    parser.add_argument("--data-dir", help="the folder of pictures, instead of the study file's")
     parser.add_argument("--dry-run", action="store_true", help="list the runs and what they cost, and run nothing")
     args = parser.parse_args(list(arguments))
     if args.config is None:
         raise UserError("give the study file with -c (see vimoe study --help)")
     from vimoe.study.plan import plan_runs, read_study
 
-    study = read_study(args.config, args.output or Path("runs") / args.config.stem, args.device)
+    instead = {key: value for key, value in (("device", args.device), ("data_dir", args.data_dir)) if value}
+    study = read_study(args.config, args.output or Path("runs") / args.config.stem, **instead)
     plan_runs(study)  # a mistake in the file is told before torch is imported
     from vimoe.study.execute import dry_run, execute, failure_line
 

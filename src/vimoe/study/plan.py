@@ -32,12 +32,11 @@ START = "start"
 _KEYS = ("base", "start", "seeds", "arms")
 # The study decides these itself; they are in no run's name.
 _RESERVED = ("seed", "output", "device")
-# What makes a model an MoE model, and what of it a control of the same width still depends on.
+# What makes a model an MoE model.
 _MOE_FIELDS = (
     *("last", "num_experts", "top_k", "shared_expert", "routing", "preset", "router_noise", "balance_weight"),
     "baseline",
 )
-_WIDTH_FIELDS = ("last", "num_experts", "top_k", "shared_expert", "baseline")
 # What the data is and what the dense model is: a pretraining follows its fine-tunings in these.
 DATA_AND_MODEL = (
     *("task", "dataset", "data_dir", "train_split", "val_split", "test_split", "reduce_zero_label", "in_memory"),
@@ -87,13 +86,13 @@ class PlannedRun:
         return f"seed{self.recipe.seed}/{self.setting}"
 
 
-def read_study(path: Path, output: Path, device: str | None = None) -> Study:
+def read_study(path: Path, output: Path, **instead: Any) -> Study:
     """Read a study file.
 
     Args:
         path: The file.
         output: Where the runs go.
-        device: Instead of the base recipe's.
+        instead: Recipe keys that win over the file's base, such as `device`.
 
     Raises:
         UserError: The file cannot be read, or a key or value in it is wrong.
@@ -114,8 +113,7 @@ def read_study(path: Path, output: Path, device: str | None = None) -> Study:
     arms = _read_arms(content.get("arms"), path)
     if start is not None and any("initial_checkpoint" in settings for settings in (base, *arms.values())):
         raise UserError(f"{path} has both start and initial_checkpoint: the fine-tunings start from one of them")
-    base = {**base, **({"device": device} if device else {})}
-    return Study(base, start, tuple(seeds), arms, output)
+    return Study({**base, **instead}, start, tuple(seeds), arms, output)
 
 
 def plan_runs(study: Study) -> list[PlannedRun]:
@@ -147,20 +145,21 @@ def plan_runs(study: Study) -> list[PlannedRun]:
 
 
 def setting_name(recipe: Recipe, base: Recipe) -> str:
-    """What a run is, as a folder's name: `dense`, `N8-L2-shared`, `wide-N8-L2-shared`, `N8-L2-token-lr=0.001`.
+    """What a run is, as a folder's name: `dense`, `N8-L2-shared`, `wide2-L2`, `N8-L2-token-lr=0.001`.
 
     The MoE settings are told in words; of the others those that differ from the base recipe, a short check sum
     standing for what makes no good file name.
     """
-    words = []
-    if recipe.last:
-        words = [*([recipe.baseline] if recipe.baseline else []), f"N{recipe.num_experts}", f"L{recipe.last}"]
-        words += ["shared"] if recipe.shared_expert else []
+    words = ["dense"]
+    if recipe.last and recipe.baseline:
+        words = [f"{recipe.baseline}{recipe.top_k + recipe.shared_expert}", f"L{recipe.last}"]
+    elif recipe.last:
+        words = [f"N{recipe.num_experts}", f"L{recipe.last}", *(["shared"] if recipe.shared_expert else [])]
         words += [f"k{recipe.top_k}"] if recipe.top_k > 1 else []
         words += [value for value in (recipe.routing, recipe.preset) if value not in ("image", "preserve")]
     told = ("last", "num_experts", "top_k", "shared_expert", "routing", "preset", "baseline")
     like = _canonical(replace(base, last=recipe.last, baseline=recipe.baseline))
-    return "-".join([*(words or ["dense"]), *_differences(recipe, like, told)])
+    return "-".join([*words, *_differences(recipe, like, told)])
 
 
 def differing_fields(runs: list[PlannedRun]) -> tuple[str, ...]:
@@ -193,14 +192,14 @@ def _planned(
 
 
 def _canonical(recipe: Recipe) -> Recipe:
-    """One recipe for all that describe the same model: what a dense model does not depend on has its default."""
-    if recipe.last == 0 or recipe.baseline == "dense":
-        says_nothing: tuple[str, ...] = _MOE_FIELDS
-    elif recipe.baseline == "wide":
-        says_nothing = tuple(key for key in _MOE_FIELDS if key not in _WIDTH_FIELDS)
-    else:
-        return recipe
-    return replace(recipe, **{key: _DEFAULTS[key] for key in says_nothing})
+    """One recipe for all that describe the same model: what a model does not depend on has its default."""
+    width = recipe.top_k + recipe.shared_expert
+    default = {key: _DEFAULTS[key] for key in _MOE_FIELDS}
+    if recipe.last == 0 or recipe.baseline == "dense" or (recipe.baseline == "wide" and width == 1):
+        return replace(recipe, **default)
+    if recipe.baseline == "wide":  # of the MoE settings only the number of FFNs that are active together counts
+        return replace(recipe, **{**default, "last": recipe.last, "baseline": "wide", "top_k": width - 1})
+    return recipe
 
 
 def _start_name(recipe: Recipe, usual: Recipe) -> str:
