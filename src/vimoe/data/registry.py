@@ -56,10 +56,10 @@ def open_dataset(
     found = _find(name, data_dir, splits)
     if form is None:
         raise UserError(f"dataset {name!r} needs a model that says in what form it wants its pictures")
-    if found.parts.keys() == {"train"}:
-        found = found._replace(parts=_set_aside(found, val_share, seed))
     for part, samples in found.parts.items():
         _check(samples, part, found.class_names)
+    if found.parts.keys() == {"train"}:
+        found = found._replace(parts=_set_aside(found, val_share, seed))
     evaluation = evaluation_transform(form)
     val = found.parts.get("val") or found.parts["test"]
     return Splits(
@@ -77,8 +77,10 @@ def open_dataset(
 
 def _find(name: str, data_dir: str | None, splits: tuple[str, str, str]) -> Found:
     kind, _, rest = name.partition("/")
+    if kind == "hfids" and not Path(rest).is_dir():
+        raise UserError(f"{name} would be streamed, which cannot be resumed exactly: hfds/{rest} is prepared on disk")
     if kind in ("hfds", "hfids") and rest:
-        return find_hugging_face(rest, data_dir, splits, local=kind == "hfids")
+        return find_hugging_face(rest, data_dir, splits)
     if not (name in ("folder", "tar") or kind == "wds" or (kind == "torch" and rest)):
         raise UserError(f"unknown dataset {name!r}; there is {', '.join(NAMES)}")
     if data_dir is None:

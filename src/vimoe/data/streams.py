@@ -7,7 +7,7 @@ position: a run that was killed goes on exactly where it was, whatever the machi
 - `torch/NAME`: torchvision's, through timm, from where it was downloaded to.
 - `hfds/NAME`: a data set of the Hugging Face Hub (`NAME` is its name), or a local one (`NAME` is its folder), prepared
   by the library on disk.
-- `hfids/NAME`: the same, but nothing is downloaded.
+- `hfids/NAME`: the same for a local folder; nothing is streamed from the Hub.
 - `wds/NAME`: webdataset's shards on a local disk; they are plain tars, and an index of their members is made at the
   start. `NAME` only says which one it is.
 """
@@ -70,7 +70,7 @@ def find_torchvision(name: str, root: Path, wanted: Wanted = ("", "", "")) -> Fo
         try:
             sets[part] = create_dataset(f"torch/{name}", root=str(root), split=split)
         except Exception as error:  # torchvision raises whatever its files make it
-            raise UserError(f"torchvision cannot open {name} in {root}: {first_line(error)}") from error
+            raise UserError(f"torchvision cannot open {name} in {root}, and nothing is downloaded: {first_line(error)}") from error
     class_names = tuple(", ".join(n) if isinstance(n, tuple) else str(n) for n in _class_names(sets["train"]))
     if all(hasattr(found, "samples") for found in sets.values()):
         files = {part: [(Path(path), label) for path, label in found.samples] for part, found in sets.items()}
@@ -97,7 +97,7 @@ def _read_torchvision(name: str, sets: Mapping[str, Any], row: Row) -> Image.Ima
         raise BrokenPictureError(f"picture {row} in {name} cannot be read: {first_line(error)}") from error
 
 
-def find_hugging_face(name: str, cache: str | None, wanted: Wanted = ("", "", ""), local: bool = False) -> Found:
+def find_hugging_face(name: str, cache: str | None, wanted: Wanted = ("", "", "")) -> Found:
     """A data set of the Hugging Face Hub, or a folder that its library can read or has saved.
 
     The pictures are the first column of pictures; the labels the column `label`, or the first one of class labels.
@@ -106,7 +106,6 @@ def find_hugging_face(name: str, cache: str | None, wanted: Wanted = ("", "", ""
         name: Its name on the Hub, or a folder.
         cache: Where the library keeps what it prepares; None for its own place.
         wanted: Names of the splits `train`, `val` and `test`; where one is empty, a usual name is looked for.
-        local: Whether it has to be on this machine already.
 
     Raises:
         UserError: The library is not installed, or the data set is not there or has no such columns.
@@ -119,8 +118,7 @@ def find_hugging_face(name: str, cache: str | None, wanted: Wanted = ("", "", ""
         if (Path(name) / "dataset_dict.json").exists() or (Path(name) / "state.json").exists():
             loaded = datasets.load_from_disk(name)
         else:
-            how = datasets.DownloadConfig(local_files_only=local)
-            loaded = datasets.load_dataset(name, cache_dir=cache, download_config=how)
+            loaded = datasets.load_dataset(name, cache_dir=cache)
     except Exception as error:  # the library raises whatever its readers raise
         raise UserError(f"the data set {name} cannot be opened: {first_line(error)}") from error
     tables: Mapping[str, Any] = loaded if isinstance(loaded, dict) else {"train": loaded}
