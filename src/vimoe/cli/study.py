@@ -29,7 +29,8 @@ def run(arguments: Sequence[str]) -> int:
     args = parser.parse_args(list(arguments))
     if args.config is None:
         raise UserError("give the study file with -c (see vimoe study --help)")
-    from vimoe.study.plan import plan_runs, read_study
+    from vimoe.study.file import read_study
+    from vimoe.study.plan import plan_runs
 
     instead = {key: value for key, value in (("device", args.device), ("data_dir", args.data_dir)) if value}
     study = read_study(args.config, args.output or Path("runs") / args.config.stem, **instead)

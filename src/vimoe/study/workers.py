@@ -9,67 +9,20 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from multiprocessing import connection, get_context, parent_process
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import NamedTuple
 
 from vimoe.errors import UserError
 from vimoe.study.plan import PlannedRun
+from vimoe.study.queue import Outcome, Queue
 from vimoe.training.interrupt import InterruptedRun, listening
 
 Work = Callable[[PlannedRun], object]
 
 FAILED_FILE = "failed.txt"
 LOG_FILE = "log.txt"
-
-
-class Outcome(NamedTuple):
-    """How a run ended.
-
-    Attributes:
-        run: The run.
-        failure: One line on what went wrong, empty where nothing did.
-    """
-
-    run: PlannedRun
-    failure: str
-
-
-@dataclass
-class Queue:
-    """What is left of a study: which run may start next, and which never can.
-
-    Attributes:
-        waiting: Runs not begun, in the order of the plan.
-        unfinished: Names of the runs that others must wait for.
-    """
-
-    waiting: list[PlannedRun]
-    unfinished: set[str]
-
-    @classmethod
-    def of(cls, runs: Sequence[PlannedRun]) -> Queue:
-        """A queue of these runs; what they need and is not among them has been done."""
-        return cls(list(runs), {run.name for run in runs})
-
-    def take(self) -> PlannedRun | None:
-        """The first run that waits for nothing, None where there is none now."""
-        for run in self.waiting:
-            if run.needs not in self.unfinished:
-                self.waiting.remove(run)
-                return run
-        return None
-
-    def note(self, outcome: Outcome) -> list[Outcome]:
-        """Note down a run's end; gives it and, where it failed, those that needed it."""
-        if not outcome.failure:
-            self.unfinished.discard(outcome.run.name)
-            return [outcome]
-        lost = [run for run in self.waiting if run.needs == outcome.run.name]
-        self.waiting = [run for run in self.waiting if run not in lost]
-        return [outcome, *(Outcome(run, f"not begun, since {outcome.run.name} failed") for run in lost)]
 
 
 def run_all(

@@ -1,0 +1,56 @@
+"""Which run of a study may start next, and which never can."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from vimoe.study.plan import PlannedRun
+
+
+class Outcome(NamedTuple):
+    """How a run ended.
+
+    Attributes:
+        run: The run.
+        failure: One line on what went wrong, empty where nothing did.
+    """
+
+    run: PlannedRun
+    failure: str
+
+
+@dataclass
+class Queue:
+    """What is left of a study: which run may start next, and which never can.
+
+    Attributes:
+        waiting: Runs not begun, in the order of the plan.
+        unfinished: Names of the runs that others must wait for.
+    """
+
+    waiting: list[PlannedRun]
+    unfinished: set[str]
+
+    @classmethod
+    def of(cls, runs: Sequence[PlannedRun]) -> Queue:
+        """A queue of these runs; what they need and is not among them has been done."""
+        return cls(list(runs), {run.name for run in runs})
+
+    def take(self) -> PlannedRun | None:
+        """The first run that waits for nothing, None where there is none now."""
+        for run in self.waiting:
+            if run.needs not in self.unfinished:
+                self.waiting.remove(run)
+                return run
+        return None
+
+    def note(self, outcome: Outcome) -> list[Outcome]:
+        """Note down a run's end; gives it and, where it failed, those that needed it."""
+        if not outcome.failure:
+            self.unfinished.discard(outcome.run.name)
+            return [outcome]
+        lost = [run for run in self.waiting if run.needs == outcome.run.name]
+        self.waiting = [run for run in self.waiting if run not in lost]
+        return [outcome, *(Outcome(run, f"not begun, since {outcome.run.name} failed") for run in lost)]
