@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +37,13 @@ def test_transparency_is_laid_on_white(tmp_path: Path) -> None:
     assert pixels(tmp_path / "a.png")[1, 1].tolist() == [255, 0, 0]
 
 
+def test_a_palettes_transparent_colour_is_laid_on_white(tmp_path: Path) -> None:
+    palette = Image.fromarray(np.array([[0, 1]], dtype=np.uint8), "P")
+    palette.putpalette([10, 20, 30, 40, 50, 60])
+    palette.save(tmp_path / "a.png", transparency=0)
+    assert pixels(tmp_path / "a.png").tolist() == [[[255, 255, 255], [40, 50, 60]]]
+
+
 def test_sixteen_bits_become_eight_without_clipping(tmp_path: Path) -> None:
     values = np.array([[0, 256, 32768, 65535]], dtype=np.uint16)
     Image.fromarray(values).save(tmp_path / "deep.png")
@@ -53,6 +61,34 @@ def test_one_pixel_and_odd_names_are_no_problem(tmp_path: Path) -> None:
     path = tmp_path / "a 'b' \"ü\".png"
     Image.fromarray(RED[:1, :1]).save(path)
     assert pixels(path).shape == (1, 1, 3)
+
+
+def test_a_file_that_may_not_be_read_is_one_line(tmp_path: Path) -> None:
+    path = tmp_path / "a.png"
+    Image.fromarray(RED).save(path)
+    path.chmod(0)
+    as_root = os.geteuid() == 0  # who may read everything
+    try:
+        if as_root:
+            os.seteuid(65534)
+        with pytest.raises(BrokenPictureError, match=r"a\.png cannot be read: Permission denied"):
+            read_picture(path)
+    finally:
+        if as_root:
+            os.seteuid(0)
+
+
+@pytest.mark.parametrize("kind", ["jpg", "png", "webp", "gif", "tiff", "bmp"])
+def test_a_file_cut_anywhere_is_read_whole_or_broken(tmp_path: Path, kind: str) -> None:
+    noise = np.random.default_rng(0).integers(0, 255, (24, 24, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / f"whole.{kind}")
+    whole, expected = (tmp_path / f"whole.{kind}").read_bytes(), pixels(tmp_path / f"whole.{kind}")
+    for end in range(0, len(whole), 41):
+        (tmp_path / f"cut.{kind}").write_bytes(whole[:end])
+        try:
+            assert (pixels(tmp_path / f"cut.{kind}") == expected).all()
+        except BrokenPictureError:
+            continue
 
 
 def test_what_cannot_be_used_is_one_line_with_the_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,8 +1,11 @@
+import os
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from tests.data.pictures import COLOURS, write_folder
 from vimoe.data.folder import PictureFiles, PictureForm, Variation
@@ -62,6 +65,62 @@ def test_variation_depends_on_seed_epoch_and_picture_and_not_on_workers_or_where
     assert all(torch.equal(a, b) for a, b in zip(plain, parallel, strict=True))
     assert all(torch.equal(a, b) for a, b in zip(plain[2:], late, strict=True))
     assert not torch.equal(plain[0], next_one[0])
+
+
+def test_repeated_views_differ_and_depend_neither_on_workers_nor_on_processes_nor_on_a_stop(tmp_path: Path) -> None:
+    splits = open_(write_folder(tmp_path, {"train": 4, "val": 1}), Variation(aa="rand-m9-mstd0.5-inc1", reprob=0.5))
+
+    def epoch(**how: Any) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        return list(training_batches(splits.train, 6, 0, 0, repeats=3, **how))
+
+    whole, parallel, late = epoch(), epoch(workers=2), epoch(first=1)
+    assert [labels.tolist() for _, labels in whole] == [labels.tolist() for _, labels in parallel]
+    assert torch.equal(whole[1][0], late[0][0])
+    for views, labels in whole:
+        assert len(labels[:3].unique()) == len(labels[3:].unique()) == 1
+        assert len(views.flatten(1).unique(dim=0)) == 6
+    shares = [epoch(part=(0, 2)), epoch(part=(1, 2), workers=1)]
+    for (views, _), (even, _), (odd, _) in zip(whole, *shares, strict=True):
+        assert torch.equal(views[0::2], even)
+        assert torch.equal(views[1::2], odd)
+
+
+def test_a_data_set_that_has_gone_ends_with_a_line(tmp_path: Path) -> None:
+    splits = open_(write_folder(tmp_path, {"train": 4, "val": 1}))
+    shutil.rmtree(tmp_path / "train")
+    told: list[str] = []
+    with pytest.raises(UserError, match=r"12 training pictures in a row cannot be read: are they there\?"):
+        next(training_batches(splits.train, 4, 0, 0, 0, 0, told.append))
+    assert len(set(told)) == 12
+
+
+def test_a_name_of_any_bytes_is_told_in_one_line_that_can_be_written(tmp_path: Path) -> None:
+    root = write_folder(tmp_path, {"train": 1, "val": 1})
+    (root / "val" / "grass" / os.fsdecode(b"a 'b' \"c\"\n\xff \xc3\xbc.jpg")).write_text("no picture")
+    told: list[str] = []
+    assert sum(len(labels) for _, labels in batches(open_(root).val, 4, 0, told.append)) == 3
+    assert told == [f"{root / 'val' / 'grass'}/a 'b' \"c\"\\n\\udcff ü.jpg is no picture that can be read"]
+    told[0].encode()
+
+
+def test_splits_are_taken_by_name_where_they_are_told(tmp_path: Path) -> None:
+    root = write_folder(tmp_path, {"fold1": 2, "fold2": 1, "test": 3})
+    splits = open_(root, splits=("fold2", "fold1", ""))
+    assert [len(part) for part in (splits.train, splits.val, splits.test)] == [3, 6, 9]
+    with pytest.raises(UserError, match="has no split 'fold3'; there is fold1, fold2, test"):
+        open_(root, splits=("fold1", "fold3", ""))
+    with pytest.raises(UserError, match="has no training split; name one with train_split"):
+        open_(root)
+
+
+def test_pictures_of_any_shape_come_out_in_the_models(tmp_path: Path) -> None:
+    root = write_folder(tmp_path, {"train": 1, "val": 1})
+    for split in ("train", "val"):
+        for name, size in (("dot", (1, 1)), ("line", (300, 1)), ("pole", (1, 300))):
+            Image.new("RGB", size, "red").save(root / split / "grass" / f"{name}.png")
+    splits = open_(root, Variation(aa="rand-m9-mstd0.5-inc1", reprob=0.5))
+    for part in (splits.train, splits.val):
+        assert all(part[i][0].shape == (3, 16, 16) and part[i][0].isfinite().all() for i in range(len(part)))
 
 
 @pytest.mark.parametrize("workers", [0, 2])

@@ -16,3 +16,9 @@ def test_digits_are_there_without_a_folder() -> None:
 def test_a_folder_dataset_without_a_folder_is_told_what_it_needs() -> None:
     with pytest.raises(UserError, match="dataset 'folder' needs data_dir, where its pictures are"):
         open_dataset("folder")
+
+
+@pytest.mark.parametrize("name", ["tar/x", "hfds/", "torch/", "tfds/mnist", "Folder"])
+def test_names_that_are_nearly_right_are_unknown_too(name: str) -> None:
+    with pytest.raises(UserError, match=f"unknown dataset '{name}'"):
+        open_dataset(name, "somewhere")

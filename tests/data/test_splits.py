@@ -1,10 +1,12 @@
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vimoe.data.digits import digits
 from vimoe.data.loading import batches
-from vimoe.data.splits import EpochOrder, generator
+from vimoe.data.splits import EpochOrder, choose_splits, generator
+from vimoe.errors import UserError
 
 
 @given(st.integers(1, 200), st.integers(1, 40), st.integers(0, 5), st.integers(0, 5))
@@ -21,6 +23,43 @@ def test_the_order_depends_on_seed_and_epoch_alone() -> None:
     assert list(EpochOrder(50, 5, 1, 2)) == list(EpochOrder(50, 5, 1, 2))
     assert list(EpochOrder(50, 5, 1, 2)) != list(EpochOrder(50, 5, 1, 3))
     assert list(EpochOrder(50, 5, 1, 2)) != list(EpochOrder(50, 5, 2, 2))
+
+
+@given(st.integers(1, 60), st.integers(1, 12), st.integers(1, 4))
+@settings(deadline=None, max_examples=60)
+def test_repeats_show_fewer_pictures_in_as_many_batches_side_by_side(size: int, batch: int, repeats: int) -> None:
+    plain = [i for part in EpochOrder(size, batch, 1, 2) for i in part]
+    numbers = [i for part in EpochOrder(size, batch, 1, 2, repeats) for i in part]
+    assert len(numbers) == len(plain)
+    assert numbers == [plain[j // repeats] + size * (j % repeats) for j in range(len(plain))]
+
+
+@given(st.integers(1, 60), st.integers(1, 6), st.integers(1, 4), st.integers(1, 3))
+@settings(deadline=None, max_examples=40)
+def test_processes_share_out_the_batches_of_one(size: int, share: int, world: int, repeats: int) -> None:
+    whole = EpochOrder(size, share * world, 3, 4, repeats)
+    parts = [EpochOrder(size, share * world, 3, 4, repeats, (rank, world)) for rank in range(world)]
+    assert {len(part) for part in parts} == {len(whole)}
+    for batch, *shares in zip(whole, *parts, strict=True):
+        assert [len(one) for one in shares] == [share] * world
+        assert sorted(i for one in shares for i in one) == sorted(batch)
+
+
+def test_splits_are_chosen_by_name_or_by_the_usual_names() -> None:
+    assert choose_splits(["training", "valid", "test"], ("", "", ""), "x") == {
+        "train": "training",
+        "val": "valid",
+        "test": "test",
+    }
+    assert choose_splits(["a", "b", "test"], ("b", "a", ""), "x") == {"train": "b", "val": "a", "test": "test"}
+    assert choose_splits(["train"], ("", "", "train"), "x") == {"train": "train", "test": "train"}
+
+
+def test_a_split_that_is_not_there_is_answered_with_those_that_are() -> None:
+    with pytest.raises(UserError, match="x has no split 'dev'; there is train, test"):
+        choose_splits(["train", "test"], ("", "dev", ""), "x")
+    with pytest.raises(UserError, match="x has no training split; name one with train_split: there is val, test"):
+        choose_splits(["val", "test"], ("", "", ""), "x")
 
 
 def test_evaluation_sees_every_picture_once_in_its_own_order() -> None:

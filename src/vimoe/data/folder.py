@@ -103,7 +103,7 @@ def find_folder(root: Path, wanted: tuple[str, str, str] = ("", "", "")) -> Foun
     """
     if not root.is_dir():
         raise UserError(f"data_dir {root} is not a folder")
-    inside = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    inside = _folders(root)
     chosen = choose_splits(inside, wanted, str(root)) if is_split(inside, wanted) else {"train": ""}
     tree = {
         role: {name: _pictures(root / split / name) for name in _classes(root / split)}
@@ -114,10 +114,16 @@ def find_folder(root: Path, wanted: tuple[str, str, str] = ("", "", "")) -> Foun
 
 
 def _classes(root: Path) -> list[str]:
-    names = sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
-    if not names:
-        raise UserError(f"{root} holds no class folders: it needs one folder of pictures for each class")
-    return names
+    if names := _folders(root):
+        return names
+    raise UserError(f"{root} holds no class folders: it needs one folder of pictures for each class")
+
+
+def _folders(root: Path) -> list[str]:
+    try:
+        return sorted(entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith("."))
+    except OSError as error:
+        raise UserError(f"{root} cannot be read: {error.strerror}") from error
 
 
 def _pictures(root: Path) -> list[Path]:

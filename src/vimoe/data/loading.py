@@ -88,7 +88,7 @@ class _Told(Dataset[Item]):
         try:
             return self.pictures[index], []
         except BrokenPictureError as error:
-            return None, [str(error)]
+            return None, [_line(error)]
 
 
 class _Varied(_Told):
@@ -111,6 +111,11 @@ class _Varied(_Told):
             if item is not None:
                 return item, broken
         return None, broken
+
+
+def _line(error: BrokenPictureError) -> str:
+    """What is wrong in one line that can be written, whatever bytes the file's name is made of."""
+    return str(error).encode(errors="backslashreplace").decode().replace("\n", "\\n")
 
 
 def _collate(items: list[Item]) -> tuple[list[Tensor] | None, list[str]]:
