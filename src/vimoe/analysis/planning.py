@@ -108,7 +108,8 @@ def _part(layer: LayerAnalysis, accepted: Mapping[int, tuple[int, ...]], step: S
     # The change that spoke louder: this one by itself, or all so far.
     worst = max(step.own, step.lost, key=lambda lost: lost.low)
     by = "by itself" if worst is step.own else "with all changes before it"
-    cost = f"{-worst.value:+.1f} points without it, {by} (95 %: {-worst.high:+.1f} to {-worst.low:+.1f})"
+    change, least, most = (0.0 - lost for lost in (worst.value, worst.high, worst.low))
+    cost = f"{change:+.1f} points without it, {by} (95 %: {least:+.1f} to {most:+.1f})"
     limit = "noise" if lose == 0 else f"noise and the {lose:g} points that may be lost"
     if not kept:
         reason = f"dispensable: {cost}, within {limit}; {_told(layer)}"
@@ -124,6 +125,6 @@ def _told(layer: LayerAnalysis) -> str:
     measure = layer.specialisation
     if measure.effective_experts < 1.05:
         return "its routing has collapsed to one expert"
-    if measure.p_value >= SIGNIFICANCE:
+    if measure.p_value > SIGNIFICANCE:
         return f"its routing follows the class no more than chance would (p = {measure.p_value:.2g})"
     return f"its routing tells {measure.normalised:.0%} of what it could about the class"
