@@ -101,7 +101,8 @@ def test_the_shorter_side_is_brought_to_size_and_the_ratio_kept() -> None:
     assert view_size(360, 480, 240) == (240, 320)
     assert view_size(480, 360, 240, 0.5) == (160, 120)
     assert view_size(360, 480, None) == (360, 480)
-    assert view_size(1, 1000, 1, 0.25) == (1, 250)
+    assert view_size(20, 1000, 64) == (5, 256)  # the longer side is at most four times 64
+    assert view_size(1, 1000, None, 0.25) == (1, 250)
     constant = torch.full((1, 2, 9, 6), 3.0)
     assert torch.allclose(resized(constant, 4, 11), torch.full((1, 2, 4, 11), 3.0))
 

@@ -25,11 +25,12 @@ def expert_colours(count: int) -> Colours:
 
 
 def class_colours(count: int) -> Colours:
-    """`[count, 3]`: hues a golden angle apart, lightness in four steps, softer than those of experts."""
+    """`[count, 3]`: hues a golden angle apart, lightness in six steps, softer than those of experts."""
     n = np.arange(count)
-    lightness = np.array([0.72, 0.50, 0.86, 0.61])[n % 4]
-    hue = 0.9 + n * _GOLDEN_ANGLE
-    chroma = np.where(lightness > 0.8, 0.07, 0.095)
+    # Of some hundred orders the one whose first 11 and 20 colours stay furthest apart, also for red-green-blind eyes.
+    lightness = np.array([0.6, 0.8, 0.9, 0.7, 0.5, 0.4])[n % 6]
+    hue = 4.1 + n * _GOLDEN_ANGLE
+    chroma = np.where(lightness > 0.8, 0.09, 0.12)
     return _oklab_to_srgb(lightness, chroma * np.cos(hue), chroma * np.sin(hue))
 
 

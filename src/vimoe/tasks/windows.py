@@ -13,13 +13,17 @@ from vimoe.errors import UserError
 
 Model = Callable[[Tensor], Tensor]
 
+# As in training (`vimoe.data.joint`) and in mmsegmentation's ADE20K recipes (2048 to 512).
+LONGEST = 4
+
 
 @dataclass(frozen=True)
 class View:
     """How a picture is looked at.
 
     Attributes:
-        short_side: Pixels that the shorter side is brought to first, the ratio kept; None for the picture's own.
+        short_side: Pixels that the shorter side is brought to first, the ratio kept (see `view_size`); None for the
+            picture's own.
         window: Side of the windows in pixels; None looks at the whole picture at once.
         stride: Pixels from one window to the next. 341 for windows of 512 is DINOv2's protocol.
         batch: Windows that go through the model together.
@@ -118,8 +122,13 @@ def window_starts(size: int, window: int, stride: int) -> list[int]:
 
 
 def view_size(height: int, width: int, short_side: int | None, scale: float = 1.0) -> tuple[int, int]:
-    """Height and width at which a picture is looked at, at least one pixel each."""
-    factor = scale * (1.0 if short_side is None else short_side / min(height, width))
+    """Height and width at which a picture is looked at, at least one pixel each.
+
+    The longer side never gets more than `LONGEST` times `short_side`; then the shorter one is less than that.
+    """
+    factor = scale
+    if short_side is not None:
+        factor *= min(short_side / min(height, width), LONGEST * short_side / max(height, width))
     return max(1, round(factor * height)), max(1, round(factor * width))
 
 

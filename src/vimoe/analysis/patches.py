@@ -1,0 +1,167 @@
+"""Which expert each patch chose, and which class it shows: routing seen on the picture."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from vimoe.analysis.counts import RoutingCounts, class_expert_counts
+from vimoe.data.masks import IGNORE
+from vimoe.errors import UserError
+from vimoe.tasks.classification import evaluating
+from vimoe.tasks.segmenter import Segmenter
+from vimoe.tasks.windows import resized, view_size
+from vimoe.vit.blocks import moe_layers
+from vimoe.vit.recording import record_routing
+
+NO_MAJORITY = -1
+
+
+class ExpertMap(NamedTuple):
+    """One picture, what is in it, and where its patches went.
+
+    Attributes:
+        picture: `[H, W, 3]` uint8.
+        classes: `[H, W]` int64, the classes of the pixels, `IGNORE` where unlabelled.
+        experts: By block number, `[h, w]` int64, the expert of each patch (the strongest of several).
+        patch_size: Height and width of a patch in pixels; the last row and column may reach beyond the picture.
+    """
+
+    picture: NDArray[np.uint8]
+    classes: NDArray[np.int64]
+    experts: dict[int, NDArray[np.int64]]
+    patch_size: tuple[int, int]
+
+
+def patch_classes(masks: Tensor, patch_size: tuple[int, int], num_classes: int) -> Tensor:
+    """The class of each patch: the one that more than half of its labelled pixels have.
+
+    Args:
+        masks: `[B, H, W]` int64, `IGNORE` for unlabelled pixels. Sizes are rounded up to whole patches.
+        patch_size: Height and width of a patch in pixels.
+        num_classes: Number of classes.
+
+    Returns:
+        `[B, h, w]` int64, -1 where no class has more than half of the labelled pixels or none is labelled.
+    """
+    (height, width), (rows, columns) = masks.shape[-2:], patch_size
+    padded = F.pad(masks, (0, -width % columns, 0, -height % rows), value=IGNORE)
+    tiles = padded.unflatten(2, (-1, columns)).unflatten(1, (-1, rows)).permute(0, 1, 3, 2, 4)  # B, h, w, rows, columns
+    grid, pixels = tiles.shape[:3], tiles.flatten(3).flatten(0, 2)
+    labelled = pixels != IGNORE
+    cells = torch.arange(len(pixels))[:, None] * num_classes + pixels
+    counts = torch.bincount(cells[labelled], minlength=len(pixels) * num_classes).view(-1, num_classes)
+    most, classes = counts.max(1)
+    return torch.where(2 * most > labelled.sum(1), classes, NO_MAJORITY).view(grid)
+
+
+def patch_experts(segmenter: Segmenter, pictures: Tensor) -> dict[int, Tensor]:
+    """The experts that each patch chose, prefix tokens left out.
+
+    Args:
+        segmenter: An upcycled segmentation model.
+        pictures: `[B, C, H, W]`.
+
+    Returns:
+        By block number, `[B, h, w, k]` int64 on the CPU, the strongest choice first.
+
+    Raises:
+        UserError: The model has no MoE layer.
+    """
+    with evaluating(segmenter), record_routing(segmenter) as record:
+        segmenter(pictures)
+    layers, grid = moe_layers(segmenter), segmenter.grid(*pictures.shape[-2:])
+    return {
+        number: ids.unflatten(0, (len(pictures), -1))[:, layers[number].num_prefix_tokens :].unflatten(1, grid)
+        for number, ids in record.expert_ids.items()
+    }
+
+
+def expert_map(
+    segmenter: Segmenter,
+    picture: Tensor,
+    mask: Tensor,
+    mean: Sequence[float],
+    std: Sequence[float],
+    device: str = "cpu",
+    short_side: int | None = None,
+) -> ExpertMap:
+    """Look where a picture's patches go.
+
+    Args:
+        segmenter: An upcycled segmentation model.
+        picture: `[C, H, W]`, normalised.
+        mask: `[H, W]` int64: its labels, or the model's own answer.
+        mean: By channel, what was taken off pixel values between 0 and 1.
+        std: By channel, what they were then divided by.
+        device: Where the model is.
+        short_side: Pixels that the shorter side is brought to first; None for its own.
+
+    Raises:
+        UserError: The model has no MoE layer.
+    """
+    height, width = picture.shape[-2:]
+    size = view_size(height, width, short_side)
+    sized = resized(picture[None], *size)
+    pixels = sized[0] * torch.tensor(std)[:, None, None] + torch.tensor(mean)[:, None, None]
+    shown = (255 * pixels.clamp(0, 1)).round().byte().expand(3, -1, -1).permute(1, 2, 0)
+    return ExpertMap(
+        shown.numpy(),
+        resized_masks(mask[None], *size)[0].numpy(),
+        {number: ids[0, ..., 0].numpy() for number, ids in patch_experts(segmenter, sized.to(device)).items()},
+        segmenter.patch_size,
+    )
+
+
+def count_patch_routing(
+    segmenter: Segmenter,
+    labelled: Iterable[tuple[Tensor, Tensor]],
+    class_names: tuple[str, ...],
+    device: str = "cpu",
+    short_side: int | None = None,
+) -> tuple[RoutingCounts, int]:
+    """Send pictures with masks through the model, each whole, and count where the patches of each class go.
+
+    Args:
+        segmenter: An upcycled segmentation model.
+        labelled: Batches of pictures `[B, C, H, W]` and masks `[B, H, W]` of the same size.
+        class_names: By class.
+        device: Where the model is.
+        short_side: Pixels that the shorter side is brought to first (masks by nearest neighbour); None for its own.
+
+    Returns:
+        The counts, and how many patches were left out because no class has the majority of their labelled pixels.
+
+    Raises:
+        UserError: The model has no MoE layer.
+    """
+    layers = moe_layers(segmenter)
+    if not layers:
+        raise UserError("this model has no MoE layer whose routing could be counted: call vimoe.upcycle first")
+    sizes = {number: layer.experts.num_experts for number, layer in layers.items()}
+    counts = {number: torch.zeros(len(class_names), size, dtype=torch.int64) for number, size in sizes.items()}
+    left_out = 0
+    for pictures, masks in labelled:
+        height, width = pictures.shape[-2:]
+        size = view_size(height, width, short_side)
+        experts = patch_experts(segmenter, resized(pictures, *size).to(device))
+        classes = patch_classes(resized_masks(masks, *size), segmenter.patch_size, len(class_names))
+        told = classes != NO_MAJORITY
+        left_out += int((~told).sum())
+        for number, ids in experts.items():
+            counts[number] += class_expert_counts(ids[told], classes[told], len(class_names), sizes[number])
+    table = np.zeros((len(sizes), len(class_names), max(sizes.values())), dtype=np.int64)
+    for i, (number, experts_here) in enumerate(sizes.items()):
+        table[i, :, :experts_here] = counts[number].numpy()
+    return RoutingCounts(tuple(sizes), tuple(sizes.values()), class_names, table), left_out
+
+
+def resized_masks(masks: Tensor, height: int, width: int) -> Tensor:
+    """`[B, h, w]` int64 at another size, each pixel that of the nearest one."""
+    return F.interpolate(masks[:, None].float(), size=(height, width), mode="nearest-exact")[:, 0].long()

@@ -1,0 +1,154 @@
+"""A finished segmentation model at work: on labelled pictures, and on any pictures, from its folder alone."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from vimoe.data.decode import BrokenPictureError, read_picture
+from vimoe.data.folder import PictureForm, picture_form
+from vimoe.data.joint import normalised
+from vimoe.data.loading import batches
+from vimoe.data.splits import Splits
+from vimoe.errors import UserError
+from vimoe.tasks.classification import evaluating
+from vimoe.tasks.confusion import ConfusionMatrix
+from vimoe.tasks.inference import model_folder
+from vimoe.tasks.palette import class_colours
+from vimoe.tasks.segmentation import segment
+from vimoe.tasks.segmenter_folder import load_segmenter, read_segmentation
+from vimoe.tasks.windows import View, probabilities
+from vimoe.vit.checkpoint import read_config
+
+Mask = NDArray[np.int64]
+# From how a model wants its pictures, and whether masks say 0 for unlabelled, to the pictures.
+OpenSplits = Callable[[PictureForm, bool], Splits]
+
+
+class MaskEvaluation(NamedTuple):
+    """What came of an evaluation: confusion matrix, pictures seen, class names, and lines on broken pictures."""
+
+    confusion: ConfusionMatrix
+    pictures: int
+    class_names: tuple[str, ...]
+    broken: list[str]
+
+
+class MaskPrediction(NamedTuple):
+    """What a model sees in a picture.
+
+    Attributes:
+        path: The picture.
+        mask: An indexed PNG of the picture's size, its values those of the masks the model learned from.
+        overlay: A PNG of the picture under the colours of its classes.
+        shares: By class name, the share of the pixels, largest first; classes that were not seen are left out.
+    """
+
+    path: Path
+    mask: bytes
+    overlay: bytes
+    shares: dict[str, float]
+
+
+def default_view(path: Path) -> View:
+    """How the model of a folder looked at pictures while it was trained: whole, and at what size.
+
+    Raises:
+        UserError: The folder holds no segmentation model.
+    """
+    return View(short_side=read_segmentation(model_folder(path)).short_side)
+
+
+def evaluate_masks(
+    path: Path, open_splits: OpenSplits, split: str, view: View, workers: int, device: str
+) -> MaskEvaluation:
+    """Evaluate a segmentation model's folder on a split of pictures with masks.
+
+    Args:
+        path: A run folder or a model folder.
+        open_splits: Opens the pictures.
+        split: `train`, `val` or `test`.
+        view: How to look at the pictures.
+        workers: Processes that decode.
+        device: Where to compute.
+
+    Raises:
+        UserError: The model or the data cannot be used, or their classes differ.
+    """
+    folder = model_folder(path)
+    entry = read_segmentation(folder)
+    splits = open_splits(picture_form(read_config(folder)["pretrained_cfg"]), entry.reduce_zero_label)
+    if splits.class_names != entry.class_names:
+        odd = sorted(set(splits.class_names) ^ set(entry.class_names))
+        raise UserError(
+            f"the masks have other classes than the model: {len(splits.class_names)} against {len(entry.class_names)}"
+            + (f", the first that differs is {odd[0]!r}" if odd else ", in another order")
+        )
+    broken: list[str] = []
+    labelled = batches(getattr(splits, split), 1, workers, broken.append)
+    confusion, count = segment(load_segmenter(folder, device), labelled, len(entry.class_names), device, view)
+    return MaskEvaluation(confusion, count, entry.class_names, broken)
+
+
+def predict_masks(
+    path: Path, pictures: Sequence[Path], view: View, device: str, on_broken: Callable[[str], None]
+) -> Iterator[MaskPrediction]:
+    """What the model of a folder sees in picture files, in their order; broken ones are told and left out.
+
+    Raises:
+        UserError: The model cannot be used.
+    """
+    folder = model_folder(path)
+    entry = read_segmentation(folder)
+    form = picture_form(read_config(folder)["pretrained_cfg"])
+    model = load_segmenter(folder, device)
+    for file in pictures:
+        try:
+            picture = read_picture(file)
+        except BrokenPictureError as error:
+            on_broken(str(error))
+            continue
+        with evaluating(model):
+            found = probabilities(model, normalised(picture, form)[None].to(device), view)
+        classes = found.argmax(1)[0].cpu().numpy()
+        yield MaskPrediction(
+            file,
+            mask_png(classes, len(entry.class_names), entry.reduce_zero_label),
+            overlay_png(picture, classes, len(entry.class_names)),
+            class_shares(classes, entry.class_names),
+        )
+
+
+def mask_png(classes: Mask, num_classes: int, reduce_zero_label: bool) -> bytes:
+    """An indexed PNG in the classes' colours; its values are those that a mask on disk has for these classes."""
+    first = 1 if reduce_zero_label else 0
+    palette = np.zeros((256, 3), dtype=np.uint8)
+    palette[first : first + num_classes] = class_colours(num_classes)
+    mask = Image.fromarray((classes + first).astype(np.uint8)).convert("P")
+    mask.putpalette(palette.tobytes())
+    return _png(mask)
+
+
+def overlay_png(picture: Image.Image, classes: Mask, num_classes: int) -> bytes:
+    """The picture, half covered by the classes' colours."""
+    colours = Image.fromarray(class_colours(num_classes)[classes])
+    return _png(Image.blend(picture, colours, 0.5))
+
+
+def class_shares(classes: Mask, class_names: Sequence[str]) -> dict[str, float]:
+    """Share of the pixels of each class that was seen, largest first."""
+    pixels = np.bincount(classes.ravel(), minlength=len(class_names))
+    seen = [i for i in np.argsort(-pixels, kind="stable").tolist() if pixels[i]]
+    return {class_names[i]: float(pixels[i] / classes.size) for i in seen}
+
+
+def _png(picture: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return buffer.getvalue()

@@ -1,0 +1,100 @@
+import numpy as np
+import pytest
+
+from vimoe.analysis.counts import RoutingCounts
+from vimoe.analysis.patches import ExpertMap
+from vimoe.data.masks import IGNORE
+from vimoe.report.expert_maps import class_panel, expert_maps, expert_panel, served_classes
+from vimoe.report.figures import to_svg
+from vimoe.tasks.palette import class_colours
+
+NAMES = ("sky", "tree", "road")
+
+
+def example(layers: int = 2, seed: int = 0) -> ExpertMap:
+    """A picture of 20 x 30 pixels on patches of 8: the last row and column of patches reach beyond it."""
+    rng = np.random.default_rng(seed)
+    classes = rng.integers(0, 2, (20, 30))
+    classes[0, 0] = IGNORE
+    experts = {number: rng.integers(0, 4, (3, 4)) for number in range(12 - layers, 12)}
+    return ExpertMap(rng.integers(0, 256, (20, 30, 3), dtype=np.uint8), classes, experts, (8, 8))
+
+
+def counts(layers: int = 2) -> RoutingCounts:
+    table = np.random.default_rng(1).integers(0, 9, (layers, 3, 4))
+    return RoutingCounts(tuple(range(12 - layers, 12)), (4,) * layers, NAMES, table)
+
+
+def test_each_picture_stands_beside_its_classes_and_its_layers_the_last_first() -> None:
+    figure = expert_maps([example(), example(seed=1)], counts())
+    panels = [ax for ax in figure.axes if ax.images]
+    assert len(panels) == 2 * 4
+    assert [ax.get_title() for ax in panels[:4]] == ["picture", "classes", "block 11", "block 10"]
+    assert (np.asarray(panels[4].images[0].get_array()) == example(seed=1).picture).all()
+
+
+def test_twelve_layers_go_on_in_further_rows() -> None:
+    figure = expert_maps([example(12)], counts(12))
+    titles = [ax.get_title() for ax in figure.axes if ax.images]
+    assert titles == ["picture", "classes", *(f"block {n}" for n in range(11, -1, -1))]
+
+
+def test_a_patch_is_coloured_as_its_expert_over_the_picture_in_grey() -> None:
+    one = example()._replace(
+        picture=np.full((20, 30, 3), 128, dtype=np.uint8), experts={11: np.array([[0, 1, 2, 3]] * 3)}
+    )
+    panel = expert_panel(one, 11, 4)
+    assert panel.shape == (20, 30, 3)
+    assert len(np.unique(panel.reshape(-1, 3), axis=0)) == 4
+    assert (panel[:, 7] == panel[0, 0]).all()
+    assert (panel[:, 8] != panel[0, 0]).any()
+
+
+def test_dark_and_light_pictures_give_their_experts_the_same_colours() -> None:
+    texture = np.random.default_rng(0).integers(0, 100, (20, 30, 1), dtype=np.uint8).repeat(3, 2)
+    dark, light = (expert_panel(example()._replace(picture=texture + shift), 11, 4) for shift in (0, 150))
+    assert np.abs(dark.astype(int) - light).max() <= 1
+
+
+def test_classes_have_their_own_colours_and_unlabelled_pixels_none() -> None:
+    one = example()
+    panel = class_panel(one, 3)
+    assert panel[0, 0].tolist() == [240, 240, 240]
+    labelled = one.classes != IGNORE
+    assert (panel[labelled] == class_colours(3)[one.classes[labelled]]).all()
+
+
+def test_borders_run_between_patches_of_different_experts_only() -> None:
+    one = example()._replace(experts={11: np.array([[0, 0, 1, 1], [0, 0, 1, 1], [0, 0, 0, 0]])})
+    figure = expert_maps([one], RoutingCounts((11,), (4,), NAMES, np.ones((1, 3, 4), dtype=np.int64)))
+    panel = next(ax for ax in figure.axes if ax.get_title() == "block 11")
+    segments = {tuple(map(tuple, segment.tolist())) for segment in panel.collections[0].get_segments()}
+    assert segments == {
+        ((15.5, -0.5), (15.5, 7.5)),
+        ((15.5, 7.5), (15.5, 15.5)),
+        ((15.5, 15.5), (23.5, 15.5)),
+        ((23.5, 15.5), (29.5, 15.5)),
+    }
+
+
+def test_the_legend_says_what_the_last_layers_experts_serve_and_which_classes_are_seen() -> None:
+    table = np.array([[80, 0, 0], [15, 50, 0], [5, 50, 0]])
+    assert served_classes(table, NAMES) == ["sky 80%, tree 15%", "tree 50%, road 50%", "no patch"]
+    figure = expert_maps([example()], counts())
+    texts = [text.get_text() for ax in figure.axes if ax.get_legend() for text in ax.get_legend().get_texts()]
+    assert texts[4:] == ["sky", "tree", "unlabelled"]
+
+
+def test_a_hundred_classes_are_not_all_named() -> None:
+    names = tuple(f"class {i}" for i in range(150))
+    one = example()._replace(classes=np.arange(600).reshape(20, 30) % 150)
+    table = RoutingCounts((10, 11), (4, 4), names, np.ones((2, 150, 4), dtype=np.int64))
+    legends = [ax.get_legend() for ax in expert_maps([one], table).axes if ax.get_legend()]
+    assert len(legends[1].get_texts()) == 24
+
+
+@pytest.mark.parametrize("layers", [1, 2, 5])
+def test_the_same_maps_give_the_same_bytes(layers: int) -> None:
+    assert to_svg(expert_maps([example(layers)], counts(layers))) == to_svg(
+        expert_maps([example(layers)], counts(layers))
+    )

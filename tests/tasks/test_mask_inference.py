@@ -1,0 +1,105 @@
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.tasks.scenery import NAMES, small_segmenter
+from tests.tasks.test_segmentation import Sizes
+from vimoe import UserError
+from vimoe.data.decode import read_picture
+from vimoe.data.folder import PictureForm
+from vimoe.data.joint import normalised
+from vimoe.data.masks import read_mask
+from vimoe.data.splits import Splits
+from vimoe.tasks.mask_inference import (
+    class_shares,
+    default_view,
+    evaluate_masks,
+    mask_png,
+    overlay_png,
+    predict_masks,
+)
+from vimoe.tasks.palette import class_colours
+from vimoe.tasks.segmentation import Segmentation
+from vimoe.tasks.segmenter_folder import save_segmenter
+from vimoe.tasks.windows import View
+
+
+def splits_of(pictures: Sizes, names: tuple[str, ...] = NAMES) -> Splits:
+    return Splits(pictures, pictures, pictures, names, (3, 32, 32), (0.5,) * 3, (0.5,) * 3)
+
+
+def test_a_folder_is_evaluated_as_the_model_in_memory_is(tmp_path: Path) -> None:
+    model, pictures = small_segmenter(), Sizes([(20, 30), (33, 8)])
+    save_segmenter(model, tmp_path / "model", NAMES, reduce_zero_label=True, short_side=24)
+    asked: list[tuple[PictureForm, bool]] = []
+
+    def open_splits(form: PictureForm, reduce_zero_label: bool) -> Splits:
+        asked.append((form, reduce_zero_label))
+        return splits_of(pictures)
+
+    view = default_view(tmp_path)
+    assert view == View(short_side=24)
+    result = evaluate_masks(tmp_path, open_splits, "test", view, 0, "cpu")
+    assert asked[0][1]
+    assert asked[0][0].shape[0] == 3
+    expected = Segmentation(3, view=view).evaluate(model, pictures, "cpu")
+    assert result.confusion.figures() | {"pictures": result.pictures} == expected
+    assert result.broken == []
+
+
+def test_other_classes_than_the_models_are_refused(tmp_path: Path) -> None:
+    save_segmenter(small_segmenter(), tmp_path, NAMES)
+    for names, line in ((("sky", "tree", "sea"), "first that differs is 'road'"), (NAMES[::-1], "in another order")):
+        with pytest.raises(UserError, match=line):
+            evaluate_masks(tmp_path, lambda *_, names=names: splits_of(Sizes([]), names), "test", View(), 0, "cpu")
+
+
+@pytest.mark.parametrize("reduce_zero_label", [True, False])
+def test_a_predicted_mask_reads_back_as_the_models_own_labels(tmp_path: Path, reduce_zero_label: bool) -> None:
+    model = small_segmenter()
+    save_segmenter(model, tmp_path / "model", NAMES, reduce_zero_label)
+    file = tmp_path / "picture.png"
+    Image.fromarray(np.random.default_rng(0).integers(0, 256, (21, 34, 3), dtype=np.uint8)).save(file)
+    (answer,) = predict_masks(tmp_path, [file], View(), "cpu", lambda line: None)
+    (tmp_path / "mask.png").write_bytes(answer.mask)
+    config = model.backbone.pretrained_cfg
+    form = PictureForm((3, 32, 32), config["mean"], config["std"], "bicubic", 1.0)
+    with torch.no_grad():
+        expected = model(normalised(read_picture(file), form)[None]).argmax(1)[0]
+    assert torch.equal(read_mask(tmp_path / "mask.png", 3, reduce_zero_label), expected)
+    assert sum(answer.shares.values()) == pytest.approx(1)
+    assert Image.open(io.BytesIO(answer.overlay)).size == (34, 21)
+
+
+def test_broken_pictures_are_told_and_left_out(tmp_path: Path) -> None:
+    save_segmenter(small_segmenter(), tmp_path, NAMES)
+    (tmp_path / "broken.jpg").write_bytes(b"no picture")
+    Image.new("L", (9, 5)).save(tmp_path / "grey.png")
+    told: list[str] = []
+    files = [tmp_path / "broken.jpg", tmp_path / "grey.png"]
+    answers = list(predict_masks(tmp_path, files, View(), "cpu", told.append))
+    assert [answer.path.name for answer in answers] == ["grey.png"]
+    assert len(told) == 1
+    assert "broken.jpg" in told[0]
+
+
+def test_masks_have_the_colours_of_their_classes() -> None:
+    classes = np.array([[0, 1], [2, 2]])
+    colours = class_colours(3)
+    for reduce_zero_label, values in ((True, [[1, 2], [3, 3]]), (False, [[0, 1], [2, 2]])):
+        mask = Image.open(io.BytesIO(mask_png(classes, 3, reduce_zero_label)))
+        assert mask.mode == "P"
+        assert np.asarray(mask).tolist() == values
+        assert (np.asarray(mask.convert("RGB")) == colours[classes]).all()
+    overlay = Image.open(io.BytesIO(overlay_png(Image.new("RGB", (2, 2), "white"), classes, 3)))
+    assert np.abs(np.asarray(overlay) - (colours[classes] / 2 + 127.5)).max() <= 1
+
+
+def test_shares_are_of_all_pixels_and_the_largest_comes_first() -> None:
+    shares = class_shares(np.array([[2, 2, 2], [0, 2, 0]]), NAMES)
+    assert list(shares) == ["road", "sky"]
+    assert shares == pytest.approx({"road": 4 / 6, "sky": 2 / 6})

@@ -1,0 +1,105 @@
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tests.tasks.scenery import NAMES, small_segmenter
+from vimoe import UserError
+from vimoe.data.masks import IGNORE
+from vimoe.data.splits import Pictures, Splits
+from vimoe.tasks.segmentation import Segmentation
+from vimoe.tasks.segmenter_folder import load_segmenter, read_segmentation
+from vimoe.tasks.task import Task
+from vimoe.tasks.windows import View
+
+
+class Sizes(Pictures):
+    """Pictures as files give them: each of its own size. The first channel, rounded, is the class."""
+
+    from_files = True
+
+    def __init__(self, sizes: list[tuple[int, int]], right: float = 1.0) -> None:
+        self.items = []
+        for size in sizes:
+            mask = torch.randint(0, 3, size)
+            shown = torch.where(torch.rand(size) < right, mask, (mask + 1) % 3)
+            self.items.append((shown.expand(3, *size).float(), mask))
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        return self.items[index]
+
+
+class Reader(nn.Module):
+    """Says of each pixel the class that it shows."""
+
+    def forward(self, pictures: Tensor) -> Tensor:
+        return -(pictures[:, :1] - torch.arange(3.0)[:, None, None]).square()
+
+
+def test_the_loss_is_the_mean_over_labelled_pixels_with_smoothing() -> None:
+    logits, masks = torch.randn(2, 3, 4, 5), torch.randint(0, 3, (2, 4, 5))
+    masks[0, :2] = IGNORE
+    labelled = masks != IGNORE
+    expected = F.cross_entropy(logits.permute(0, 2, 3, 1)[labelled], masks[labelled], label_smoothing=0.1)
+    task: Task = Segmentation(3, smoothing=0.1)
+    assert torch.allclose(task.loss(logits, masks), expected)
+
+
+def test_a_batch_without_labels_gives_0_and_a_gradient_of_0() -> None:
+    logits = torch.randn(2, 3, 4, 5, requires_grad=True)
+    loss = Segmentation(3, smoothing=0.1).loss(logits, torch.full((2, 4, 5), IGNORE))
+    loss.backward()
+    assert loss.item() == 0
+    assert logits.grad is not None
+    assert (logits.grad == 0).all()
+
+
+@pytest.mark.parametrize("view", [View(), View(window=8, stride=5), View(window=6, stride=6, batch=2, flips=True)])
+def test_pictures_of_all_sizes_are_judged_at_their_own_resolution(view: View) -> None:
+    pictures = Sizes([(9, 14), (1, 1), (20, 7)])
+    figures = Segmentation(3, view=view).evaluate(Reader(), pictures, "cpu")
+    assert figures == {"miou": 100, "aacc": 100, "macc": 100, "pictures": 3}
+
+
+def test_errors_count_as_often_as_they_occur() -> None:
+    pictures = Sizes([(30, 40), (10, 10)], right=0.7)
+    pairs = [(shown[0] == mask) for shown, mask in pictures.items]
+    figures = Segmentation(3).evaluate(Reader(), pictures, "cpu")
+    assert figures["aacc"] == pytest.approx(100 * torch.cat([p.flatten() for p in pairs]).float().mean().item())
+
+
+def test_unlabelled_pixels_count_nowhere_and_a_picture_of_them_alone_is_used() -> None:
+    pictures = Sizes([(8, 8), (8, 8)])
+    pictures.items[0][1][:4] = IGNORE
+    pictures.items[1][1][:] = IGNORE
+    pictures.items[0][0][:, :4] = 7  # wrong wherever nobody asks
+    assert Segmentation(3).evaluate(Reader(), pictures, "cpu")["miou"] == 100
+
+
+def test_evaluation_gives_the_mode_back() -> None:
+    model = small_segmenter().train()
+    figures = Segmentation(3, view=View(short_side=16)).evaluate(model, Sizes([(20, 33)]), "cpu")
+    assert model.training
+    assert 0 <= figures["miou"] <= 100
+
+
+def test_a_finished_model_is_kept_with_what_its_masks_mean(tmp_path: Path) -> None:
+    splits = Splits(Sizes([]), Sizes([]), Sizes([]), NAMES, (3, 32, 32), (0.5,) * 3, (0.5,) * 3)
+    model = small_segmenter()
+    Segmentation(3, view=View(short_side=24), reduce_zero_label=True).save(model, tmp_path, splits)
+    entry = read_segmentation(tmp_path)
+    assert (entry.class_names, entry.short_side, entry.reduce_zero_label) == (NAMES, 24, True)
+    pictures = torch.randn(1, 3, 20, 20)
+    with torch.no_grad():
+        assert torch.equal(load_segmenter(tmp_path)(pictures), model(pictures))
+
+
+def test_no_class_can_have_the_number_of_unlabelled_pixels() -> None:
+    Segmentation(255)
+    with pytest.raises(UserError, match="256 classes; masks can tell at most 255 apart"):
+        Segmentation(256)
