@@ -153,8 +153,9 @@ def read_class_names(root: Path, reduce_zero_label: bool) -> tuple[str, ...]:
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read {file}: it names the classes, one a line, in the order of the labels") from error
     names = _numbered(file, lines, reduce_zero_label) if any("\t" in line for line in lines) else lines
-    if not 1 <= len(names) <= IGNORE:
-        raise UserError(f"{file} names {len(names)} classes; there can be 1 to {IGNORE}")
+    most = IGNORE - reduce_zero_label  # no class has the value of unlabelled pixels
+    if not 1 <= len(names) <= most:
+        raise UserError(f"{file} names {len(names)} classes; there can be 1 to {most}")
     if twice := [name for i, name in enumerate(names) if name in names[:i]]:
         raise UserError(f"{file} names the class {twice[0]!r} twice")
     return tuple(names)
@@ -169,16 +170,15 @@ def _numbered(file: Path, lines: list[str], reduce_zero_label: bool) -> list[str
     wrong = next((row for row in rows if not row[0].strip().isdecimal() or len(row) < 2), None)
     if wrong is not None:
         raise UserError(f"{file} has the line {' '.join(wrong)!r} among lines of number, TAB, name")
-    names = {int(row[0]): row[-1].strip() for row in rows}
-    names.pop(IGNORE, None)
-    if reduce_zero_label:
-        names.pop(0, None)
-    if sorted(names) != list(range(first, first + len(names))):
+    unlabelled = (0, IGNORE) if reduce_zero_label else (IGNORE,)
+    named = sorted((int(row[0]), row[-1].strip()) for row in rows if int(row[0]) not in unlabelled)
+    numbers = [number for number, _ in named]
+    if numbers != list(range(first, first + len(named))):
         raise UserError(
-            f"{file} numbers its classes {min(names)} to {max(names)}; with reduce_zero_label "
-            f"{str(reduce_zero_label).lower()} they go from {first} to {first + len(names) - 1}"
+            f"{file} numbers {len(named)} classes {numbers[0]} to {numbers[-1]}; with reduce_zero_label "
+            f"{str(reduce_zero_label).lower()} they go from {first} to {first + len(named) - 1}"
         )
-    return [names[number] for number in sorted(names)]
+    return [name for _, name in named]
 
 
 def _folders(root: Path) -> set[str]:

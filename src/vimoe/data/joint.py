@@ -81,13 +81,14 @@ def training_pair(
         window = _window(mask, scale, crop, 0.5, 0.5)
     else:
         window = random_window(mask, scale * float(torch.empty(()).uniform_(_SMALLEST, _LARGEST)), crop)
-    mode = InterpolationMode(form.interpolation)
-    parts = [F.resized_crop(whole, *window, interpolation=mode) for whole in (picture, Mask(mask))]
+    picture = F.resized_crop(picture, *window, interpolation=InterpolationMode(form.interpolation))
+    # torchvision's own nearest for a Mask takes the corner of what a pixel covers, not the middle as the picture does.
+    labels = Mask(F.resized_crop(mask[None], *window, interpolation=InterpolationMode.NEAREST_EXACT)[0])
     if variation is not None:
         vary = v2.Compose([v2.RandomHorizontalFlip(variation.hflip), colour_change(variation.color_jitter)])
-        parts = vary(*parts)
+        picture, labels = vary(picture, labels)
     border = [0, 0, crop[1] - window.size[1], crop[0] - window.size[0]]
-    return F.pad(normalised(parts[0], form), border), F.pad(parts[1], border, fill=IGNORE).as_subclass(Tensor)
+    return F.pad(normalised(picture, form), border), F.pad(labels, border, fill=IGNORE).as_subclass(Tensor)
 
 
 def normalised(picture: Image.Image, form: PictureForm) -> Tensor:
