@@ -85,9 +85,7 @@ def test_classes_of_shards_have_the_names_in_classes_txt(tmp_path: Path) -> None
     (tmp_path / "classes.txt").write_text("cat\ndog\nhorse\n")
     assert find_webdataset(tmp_path).class_names == ("cat", "dog", "horse")
     (tmp_path / "classes.txt").write_text("cat\n")
-    with pytest.raises(
-        UserError, match=r"label 1 of train picture .*train-0.tar: s001.png is out of range: .* 1 classes"
-    ):
+    with pytest.raises(UserError, match=r"label 1 of picture .*train-0.tar: s001.png is out of range: .* 1 classes"):
         open_dataset("wds/", str(tmp_path), FORM, val_share=0.5)
 
 
@@ -109,7 +107,7 @@ def test_a_sample_that_lacks_a_part_is_told_and_the_others_are_read(tmp_path: Pa
     ("labels", "line"),
     [
         (["0", "one"], "the label of .*train-0.tar: s001.cls is 'one', and no whole number"),
-        (["0", "-1"], "label -1 of train picture .*train-0.tar: s001.png is out of range"),
+        (["0", "-1"], "label -1 of picture .*train-0.tar: s001.png is out of range"),
         (["0", "7"], "label 7 of picture .*train-0.tar: s001.png is out of range: there are 2 pictures"),
     ],
 )

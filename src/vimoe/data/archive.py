@@ -1,9 +1,9 @@
 """Pictures in tar archives, read where they lie: an index of the members, then random access by offset.
 
 timm's reader of tars keeps archives open, which worker processes must not share, passes over what it cannot read, and
-takes a member's innermost folder for its class whatever the split. Here an archive is opened for each read (a picture
-takes a hundred times as long to decode), every damaged member is named, and a tree of archives means what the same
-tree of folders means.
+takes a member's innermost folder for its class whatever the split. Here an archive is opened for each read (decoding a
+picture takes twenty times as long), every damaged member is named, and a tree of archives means what the same tree of
+folders means.
 
 The tree: `train.tar` and `val.tar`, or one tar with `train/` and `val/` inside, or a folder `train/` of tars; in them
 one folder a class, or one tar a class. Shards (`train-000.tar`, `train-001.tar`) are one split.
@@ -172,7 +172,7 @@ def _places(path: tuple[str, ...], archive: Path) -> Iterator[tuple[tuple[str, .
     shard = tuple(filter(None, (*path[:-1], SHARD.sub("", path[-1])))) if path else ()
     place, lost = None, []
     for member in members(archive):
-        *folders, name = [part for part in member.name.split("/") if part not in ("", ".")]
+        *folders, name = [part for part in member.name.split("/") if part not in ("", ".")] or [""]
         if member.lost:
             lost.append(member)
         elif name.lower().endswith(SUFFIXES) and not name.startswith("."):

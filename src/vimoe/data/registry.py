@@ -97,7 +97,7 @@ def _check(samples: Samples, part: str, class_names: tuple[str, ...]) -> None:
     for where, label in samples:
         if not 0 <= label < len(class_names):
             raise UserError(
-                f"label {label} of {part} picture {where} is out of range: there are {len(class_names)} classes, from 0"
+                f"label {label} of picture {where} is out of range: there are {len(class_names)} classes, from 0"
             )
 
 

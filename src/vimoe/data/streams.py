@@ -70,7 +70,9 @@ def find_torchvision(name: str, root: Path, wanted: Wanted = ("", "", "")) -> Fo
         try:
             sets[part] = create_dataset(f"torch/{name}", root=str(root), split=split)
         except Exception as error:  # torchvision raises whatever its files make it
-            raise UserError(f"torchvision cannot open {name} in {root}, and nothing is downloaded: {first_line(error)}") from error
+            raise UserError(
+                f"torchvision cannot open {name} in {root}, and nothing is downloaded: {first_line(error)}"
+            ) from error
     class_names = tuple(", ".join(n) if isinstance(n, tuple) else str(n) for n in _class_names(sets["train"]))
     if all(hasattr(found, "samples") for found in sets.values()):
         files = {part: [(Path(path), label) for path, label in found.samples] for part, found in sets.items()}
@@ -168,8 +170,10 @@ def find_webdataset(root: Path, wanted: Wanted = ("", "", "")) -> Found:
     if not any(not member.lost for member, _ in parts["train"]):
         raise UserError(f"{root} holds no training pictures with a label in .cls, or as 'label' in .json")
     names = root / "classes.txt"
-    lines = tuple(names.read_text().splitlines()) if names.is_file() else number_classes(parts["train"])
-    return Found(parts, lines, read_member)
+    if not names.is_file():
+        return Found(parts, number_classes(parts["train"]), read_member)
+    lines = (line.strip() for line in names.read_text(errors="replace").split("\n"))
+    return Found(parts, tuple(filter(None, lines)), read_member)
 
 
 def _shards(root: Path) -> dict[str, list[Path]]:
@@ -177,7 +181,7 @@ def _shards(root: Path) -> dict[str, list[Path]]:
     try:
         info = json.loads((root / "_info.json").read_text())
         return {name: [root / shard for shard in split["filenames"]] for name, split in info["splits"].items()}
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         pass  # there is none, or none that tells
     splits: dict[str, list[Path]] = {}
     for path, shard in find_archives(root).items():
