@@ -43,6 +43,17 @@ def share_of_right_pixels(outputs: Tensor, masks: Tensor, ignore: int = 255) -> 
     return torch.where(labelled.any(1), right.sum(1) / labelled.sum(1).clamp(min=1), 1.0)
 
 
+def picture_scores(
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    score: Score = share_of_right_labels,
+    device: str = "cpu",
+) -> Tensor:
+    """`[N]` fp32 score of every picture, by any model."""
+    with evaluating(model):
+        return torch.cat([score(model(pictures.to(device)), targets) for pictures, targets in batches])
+
+
 def disturbed_scores(
     model: nn.Module,
     batches: Iterable[tuple[Tensor, Tensor]],

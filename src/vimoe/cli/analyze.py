@@ -1,0 +1,93 @@
+"""`vimoe analyze`: which MoE layers of a finished run specialise, what each is worth, and which to keep."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vimoe.cli.arguments import Parser, at_least
+
+if TYPE_CHECKING:
+    from vimoe.analysis.result import Analysis
+    from vimoe.vit.plan import Plan
+
+
+def run(arguments: Sequence[str]) -> None:
+    """Write routing/SPLIT.npz, analysis.json and plan.json into the run folder, and print what they say."""
+    parser = Parser("analyze", "Measure every MoE layer on held-out pictures, knock it out, and plan what to keep.")
+    parser.add_argument("run", type=Path, help="the folder of a finished run")
+    parser.add_argument("--dataset", help="other pictures than the run's own")
+    parser.add_argument("--data-dir", help="where the pictures lie now, if they were moved")
+    parser.add_argument("--split", choices=("train", "val", "test"), default="val", help="which pictures (val)")
+    parser.add_argument("--batch-size", type=at_least(1), default=64, help="pictures at once")
+    parser.add_argument("--workers", type=at_least(0), default=2, help="processes that decode")
+    parser.add_argument("--device", default="auto", help="auto, or a torch device")
+    parser.add_argument("--shuffles", type=at_least(99), default=199, help="shuffled tables behind chance levels (199)")
+    parser.add_argument("--lose", type=_points, default=0.0, help="points that may be lost beyond noise (0)")
+    args = parser.parse_args(list(arguments))
+    from vimoe.analysis.of_run import analyse_run
+
+    analysis, plan = analyse_run(
+        args.run,
+        dataset=args.dataset,
+        data_dir=args.data_dir,
+        split=args.split,
+        batch_size=args.batch_size,
+        workers=args.workers,
+        device=args.device,
+        shuffles=args.shuffles,
+        lose=args.lose,
+        note=parser.note,
+    )
+    print(analysis_table(analysis, plan))
+    print(f"\nThe plan lies in {args.run / 'plan.json'}; `vimoe prune {args.run}` carries it out.")
+
+
+def analysis_table(analysis: Analysis, plan: Plan) -> str:
+    """A line a layer, the last block first, and the decisions in words."""
+    from vimoe.report.tables import plain_table
+
+    rows = []
+    for layer in reversed(analysis.layers):
+        measure, lost = layer.specialisation, {k.name: f"{0 - k.lost.value:+.1f}" for k in layer.knock_outs}
+        rows.append(
+            [
+                str(layer.layer),
+                f"{measure.information:.2f}",
+                f"{measure.normalised:.0%} ({measure.low:.0%}-{measure.high:.0%})",
+                f"{measure.p_value:.3f}",
+                f"{measure.effective_experts:.1f} of {len(measure.load)}",
+                f"{layer.stability:.0%}",
+                *(lost.get(name, "-") for name in ("mean", "random", "second", "shared", "pruned")),
+            ]
+        )
+    header = ("block", "bits", "of the most (95 %)", "p", "in use", "stable", "mean", "random", "second", "shared")
+    score = analysis.score
+    decisions = [
+        f"block {part.layer:2}  {'prune' if part.pruned else 'keep '}  {part.reason}" for part in reversed(plan.layers)
+    ]
+    return "\n".join(
+        [
+            f"{analysis.pictures} pictures of {analysis.split}, {score.value:.1f} % right "
+            f"({score.low:.1f} to {score.high:.1f}). Right of `stable`: points gained or lost when the experts' mean "
+            "answers, routing is random, every choice is the second one, the shared expert is alone, "
+            "a plain FFN takes over.",
+            "",
+            plain_table((*header, "pruned"), rows),
+            "",
+            *decisions,
+            "",
+            f"Computed {analysis.block_evaluations} blocks a picture, where whole forwards take "
+            f"{analysis.without_reuse}.",
+        ]
+    )
+
+
+def _points(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value) or value < 0:
+        raise argparse.ArgumentTypeError(f"must be a number of points, 0 or more, got {text}")
+    return value

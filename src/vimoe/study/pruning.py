@@ -1,0 +1,163 @@
+"""Carrying out a plan on a finished run: surgery, recovery, and the evidence of what it did."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from vimoe.analysis.knockout import picture_scores
+from vimoe.analysis.of_run import finished_run, read_plan, run_pictures, write_plan
+from vimoe.analysis.paired import mean_loss, mean_score
+from vimoe.analysis.result import Estimate
+from vimoe.data.loading import batches
+from vimoe.data.splits import Splits
+from vimoe.errors import UserError
+from vimoe.study.speed import Speed, compare_speed
+from vimoe.training.parallel import pick_device
+from vimoe.training.recipe import Recipe
+from vimoe.training.run import write_text
+from vimoe.training.train import train
+from vimoe.vit.checkpoint import load, read_config, save
+from vimoe.vit.cost import Cost, cost
+from vimoe.vit.plan import Plan
+from vimoe.vit.prune import prune
+
+
+@dataclass(frozen=True)
+class State:
+    """The model at one point of the way.
+
+    Attributes:
+        name: `before`, `right after` or `recovered`.
+        top1: Accuracy on the test pictures, in percent.
+        lost: Percentage points lost against `before`, on the same pictures; negative for a gain.
+        cost: Parameters and multiply-adds.
+        speed: Time and memory.
+    """
+
+    name: str
+    top1: Estimate
+    lost: Estimate
+    cost: Cost
+    speed: Speed
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """What pruning did.
+
+    Attributes:
+        states: The model before, right after the surgery, and recovered where there was a recovery.
+        pictures: Test pictures.
+        epochs: Epochs of recovery.
+        output: The folder of the pruned model.
+    """
+
+    states: tuple[State, ...]
+    pictures: int
+    epochs: int
+    output: Path
+
+    def save(self, path: Path) -> None:
+        """Write the numbers as JSON."""
+        states = [{**asdict(s), "cost": s.cost._asdict(), "speed": s.speed._asdict()} for s in self.states]
+        write_text(path, json.dumps({"pictures": self.pictures, "epochs": self.epochs, "states": states}, indent=2))
+
+
+def prune_run(
+    path: Path,
+    plan_path: Path | None = None,
+    recover: float = 0.25,
+    output: Path | None = None,
+    data_dir: str | None = None,
+    device: str = "auto",
+    say: Callable[[str], None] = lambda _: None,
+) -> Evidence:
+    """Prune a finished run into a folder of its own; the run itself is not touched.
+
+    The folder becomes a run folder: `start/` is the model right after the surgery, `model/` the finished one,
+    `plan.json` what was carried out, `pruning.json` the evidence. The same command goes on where it was stopped.
+
+    Args:
+        path: The run folder.
+        plan_path: The plan; by default the run's own `plan.json`.
+        recover: Epochs of recovery training with the run's own recipe; below 1 a share of the run's epochs, 0 for
+            none.
+        output: The new folder; by default beside the run, its name with `-pruned`.
+        data_dir: Where the pictures lie now, if they were moved.
+        device: `auto`, or a torch device.
+        say: Told what is being done.
+
+    Raises:
+        UserError: The run is not finished, the plan does not fit it, or the folder holds something else.
+    """
+    run, recipe = finished_run(path)
+    plan = read_plan(plan_path or path / "plan.json")
+    output = output or path.resolve().with_name(f"{path.resolve().name}-pruned")
+    if output.resolve() == path.resolve():
+        raise UserError(f"{output} is the run itself: choose another --output")
+    device = pick_device(device)
+    before = load(run.model, device)
+    after = prune(load(run.model, device), plan)
+    recipe = replace(recipe, data_dir=data_dir or recipe.data_dir)
+    splits = run_pictures(run, recipe)
+    if (output / "plan.json").exists() and read_plan(output / "plan.json") != plan:
+        raise UserError(f"{output} holds the result of another plan: choose another --output")
+    epochs = math.ceil(recover * recipe.epochs) if recover < 1 else round(recover)
+    say(_what(plan))
+    names = read_config(run.model).get("label_names") or list(splits.class_names)
+    start = output / ("start" if epochs else "model")
+    if not (start / "config.json").exists():  # else a run that was stopped goes on from its own start
+        save(after, start, extra={"label_names": list(names)})
+    write_plan(plan, output / "plan.json")
+    models = {"before": before, "right after": after}
+    if epochs:
+        say(f"recovery: {epochs} of the recipe's {recipe.epochs} epochs")
+        models["recovered"] = load(train(recovery(recipe, start, epochs, output, device)).model, device)
+    evidence = Evidence(_states(models, splits, device), len(splits.test), epochs, output)
+    evidence.save(output / "pruning.json")
+    return evidence
+
+
+def recovery(recipe: Recipe, start: Path, epochs: int, output: Path, device: str) -> Recipe:
+    """The run's own recipe for a few epochs, from the pruned model, at half its learning rate.
+
+    The model comes from the end of a schedule and has little to learn anew; the full rate would first undo some of
+    what it knows.
+    """
+    return replace(
+        recipe,
+        initial_checkpoint=str(start),
+        pretrained=False,
+        last=0,
+        baseline="",
+        epochs=epochs,
+        lr=recipe.lr / 2,
+        warmup_epochs=min(recipe.warmup_epochs, epochs / 4),
+        device=device,
+        output=str(output),
+    )
+
+
+def _states(models: dict[str, nn.Module], splits: Splits, device: str) -> tuple[State, ...]:
+    scores: dict[str, Tensor] = {
+        name: picture_scores(model, batches(splits.test, 64), device=device) for name, model in models.items()
+    }
+    speeds = compare_speed(list(models.values()), splits.image_shape, device)
+    return tuple(
+        State(name, mean_score(scores[name]), mean_loss(scores["before"], scores[name]), cost(model), speed)
+        for (name, model), speed in zip(models.items(), speeds, strict=True)
+    )
+
+
+def _what(plan: Plan) -> str:
+    gone = [str(part.layer) for part in plan.layers if part.pruned]
+    kept = [f"{part.layer} ({len(part.experts)} experts)" for part in plan.layers if not part.pruned]
+    return (
+        f"surgery: blocks {', '.join(gone) or 'none'} become plain FFNs; MoE layers stay in {', '.join(kept) or 'none'}"
+    )

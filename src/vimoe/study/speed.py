@@ -1,0 +1,109 @@
+"""What a model really takes: seconds a picture and memory, measured."""
+
+from __future__ import annotations
+
+import statistics
+import time
+import weakref
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from vimoe.tasks.classification import evaluating
+
+
+class Speed(NamedTuple):
+    """Measured on this machine.
+
+    Attributes:
+        seconds: For one picture in a batch of `batch_size`, median of several runs.
+        peak_bytes: The most memory that weights and activations took at once while a batch was computed.
+        batch_size: Pictures at once.
+    """
+
+    seconds: float
+    peak_bytes: int
+    batch_size: int
+
+
+def compare_speed(
+    models: Sequence[nn.Module], image_shape: tuple[int, int, int], device: str, batch_size: int = 32, rounds: int = 7
+) -> list[Speed]:
+    """Measure models in turns, so that what else the machine does falls on all of them.
+
+    Args:
+        models: On `device`.
+        image_shape: Channels, height, width.
+        device: Where they are.
+        batch_size: Pictures at once; noise, so that routers choose as they please.
+        rounds: Runs of each model.
+    """
+    pictures = torch.randn(batch_size, *image_shape, generator=torch.Generator().manual_seed(0)).to(device)
+    peaks = [_peak_bytes(model, pictures) for model in models]  # also warms them up
+    seconds: list[list[float]] = [[] for _ in models]
+    for _ in range(rounds):
+        for i, model in enumerate(models):
+            with evaluating(model):
+                seconds[i].append(_seconds(model, pictures))
+    pairs = zip(seconds, peaks, strict=True)
+    return [Speed(statistics.median(s) / batch_size, peak, batch_size) for s, peak in pairs]
+
+
+def _seconds(model: nn.Module, pictures: Tensor) -> float:
+    if pictures.is_cuda:
+        torch.cuda.synchronize()
+    started = time.perf_counter()
+    model(pictures)
+    if pictures.is_cuda:
+        torch.cuda.synchronize()
+    return time.perf_counter() - started
+
+
+def _peak_bytes(model: nn.Module, pictures: Tensor) -> int:
+    """Weights, and the most that torch held beyond what it held before the batch."""
+    weights = sum(p.numel() * p.element_size() for p in [*model.parameters(), *model.buffers()])
+    with evaluating(model):
+        if pictures.is_cuda:
+            model(pictures)
+            torch.cuda.synchronize()
+            torch.cuda.reset_peak_memory_stats()
+            held = torch.cuda.memory_allocated()
+            model(pictures)
+            torch.cuda.synchronize()
+            return weights + torch.cuda.max_memory_allocated() - held
+        with _Held() as held_tensors:
+            model(pictures)
+    return weights + held_tensors.most
+
+
+class _Held(TorchDispatchMode):
+    """Bytes of the tensors that operations make, while they live; what an operation uses inside itself is not seen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.most = 0
+        self.alive: dict[int, weakref.ref[Any]] = {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = {id(x.untyped_storage()) for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)}
+        result = func(*args, **(kwargs or {}))
+        for made in tree_leaves(result):
+            if isinstance(made, Tensor) and id(made.untyped_storage()) not in given:
+                self._add(made.untyped_storage())
+        return result
+
+    def _add(self, storage: Any) -> None:
+        key, size = id(storage), storage.nbytes()
+        if key in self.alive:
+            return
+        self.alive[key] = weakref.ref(storage, lambda _: self._remove(key, size))
+        self.now += size
+        self.most = max(self.most, self.now)
+
+    def _remove(self, key: int, size: int) -> None:
+        del self.alive[key]
+        self.now -= size
