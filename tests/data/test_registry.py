@@ -14,7 +14,7 @@ def test_digits_are_there_without_a_folder() -> None:
 
 
 def test_a_folder_dataset_without_a_folder_is_told_what_it_needs() -> None:
-    with pytest.raises(UserError, match="dataset 'folder' needs data_dir, where its pictures are"):
+    with pytest.raises(UserError, match="dataset 'folder' needs data_dir, the folder of pictures"):
         open_dataset("folder")
 
 

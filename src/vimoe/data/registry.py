@@ -84,7 +84,7 @@ def _find(name: str, data_dir: str | None, splits: tuple[str, str, str]) -> Foun
     if not (name in ("folder", "tar") or kind == "wds" or (kind == "torch" and rest)):
         raise UserError(f"unknown dataset {name!r}; there is {', '.join(NAMES)}")
     if data_dir is None:
-        raise UserError(f"dataset {name!r} needs data_dir, where its pictures are")
+        raise UserError(f"dataset {name!r} needs data_dir, the folder of pictures or archives")
     root = Path(data_dir)
     if kind == "torch":
         return find_torchvision(rest, root, splits)
