@@ -26,9 +26,20 @@ def run(arguments: Sequence[str]) -> int:
     parser.add_argument("--device", help="auto, or a torch device, instead of the study file's")
     parser.add_argument("--data-dir", help="the folder of pictures, instead of the study file's")
     parser.add_argument("--dry-run", action="store_true", help="list the runs and what they cost, and run nothing")
+    parser.add_argument(
+        "--figures-only",
+        type=Path,
+        metavar="DIR",
+        help="only make the tables and figures of DIR/study.csv anew",
+    )
     args = parser.parse_args(list(arguments))
-    if args.config is None:
-        raise UserError("give the study file with -c (see vimoe study --help)")
+    if (args.config is None) == (args.figures_only is None):
+        raise UserError("give either the study file with -c, or --figures-only (see vimoe study --help)")
+    if args.figures_only is not None:
+        from vimoe.study.publish import publish
+
+        print(publish(args.figures_only))
+        return 0
     from vimoe.study.file import read_study
     from vimoe.study.plan import plan_runs
 
@@ -41,6 +52,12 @@ def run(arguments: Sequence[str]) -> int:
         print(dry_run(study, args.jobs or 1))
         return 0
     progress = execute(study, args.jobs)
+    if progress.results:
+        from vimoe.study.publish import gather, publish
+
+        gather(progress, study.output)
+        print(publish(study.output))
+        print(f"tables and figures lie in {study.output}")
     if progress.failures:
         parser.note(failure_line(progress))
     return int(bool(progress.failures))

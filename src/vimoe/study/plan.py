@@ -35,12 +35,14 @@ class PlannedRun:
 
     Attributes:
         setting: What it is, the same for all seeds; no two settings share a name.
+        variant: The part of `setting` beyond N, L and the shared expert, empty where there is none.
         recipe: Its resolved recipe, its folder among it.
         arms: The arms that ask for it.
         needs: Name of the run whose model it starts from, None for none.
     """
 
     setting: str
+    variant: str
     recipe: Recipe
     arms: tuple[str, ...]
     needs: str | None = None
@@ -66,33 +68,37 @@ def plan_runs(study: Study) -> list[PlannedRun]:
     runs: dict[str, PlannedRun] = {}
     for seed in study.seeds:
         for arm, recipe, first in grid:
-            setting, needs = setting_name(recipe, base), None
+            named, needs = name_setting(recipe, base), None
             recipe = replace(recipe, seed=seed)
             if usual is not None and first is not None:
-                name = "-".join([START, *_differences(first, usual)])
+                other = _differences(first, usual)
+                name = "-".join([START, *other]), "-".join(other)
                 start = _planned(study, name, replace(first, seed=seed), arm, None, runs)
                 needs = start.name
                 recipe = replace(recipe, initial_checkpoint=str(Path(start.recipe.output) / "model"))
-            _planned(study, setting, recipe, arm, needs, runs)
+            _planned(study, named, recipe, arm, needs, runs)
     return sorted(runs.values(), key=lambda run: (study.seeds.index(run.recipe.seed), not is_start(run)))
 
 
-def setting_name(recipe: Recipe, base: Recipe) -> str:
-    """What a run is, as a folder's name: `dense`, `N8-L2-shared`, `wide2-L2`, `N8-L2-token-lr=0.001`.
+def name_setting(recipe: Recipe, base: Recipe) -> tuple[str, str]:
+    """What a run is, as a folder's name, and the part of it that is beyond N, L and the shared expert.
 
-    The MoE settings are told in words; of the others those that differ from the base recipe, a short check sum
-    standing for what makes no good file name.
+    `dense`, `N8-L2-shared`, `wide2-L2`; `N8-L2-token-lr=0.001` with the variant `token-lr=0.001`: of the other keys
+    those that differ from the base recipe, a short check sum standing for what makes no good file name.
     """
     words = ["dense"]
     if recipe.last and recipe.baseline:
         words = [f"{recipe.baseline}{recipe.top_k + recipe.shared_expert}", f"L{recipe.last}"]
     elif recipe.last:
         words = [f"N{recipe.num_experts}", f"L{recipe.last}", *(["shared"] if recipe.shared_expert else [])]
-        words += [f"k{recipe.top_k}"] if recipe.top_k > 1 else []
-        words += [value for value in (recipe.routing, recipe.preset) if value not in ("image", "preserve")]
+    variant = []
+    if not recipe.baseline:
+        variant += [f"k{recipe.top_k}"] if recipe.top_k > 1 else []
+        variant += [value for value in (recipe.routing, recipe.preset) if value not in ("image", "preserve")]
     told = ("last", "num_experts", "top_k", "shared_expert", "routing", "preset", "baseline")
     like = _canonical(replace(base, last=recipe.last, baseline=recipe.baseline))
-    return "-".join([*words, *_differences(recipe, like, told)])
+    variant += _differences(recipe, like, told)
+    return "-".join([*words, *variant]), "-".join(variant)
 
 
 def differing_fields(runs: list[PlannedRun]) -> tuple[str, ...]:
@@ -111,10 +117,10 @@ def is_start(run: PlannedRun) -> bool:
 
 
 def _planned(
-    study: Study, setting: str, recipe: Recipe, arm: str, needs: str | None, runs: dict[str, PlannedRun]
+    study: Study, named: tuple[str, str], recipe: Recipe, arm: str, needs: str | None, runs: dict[str, PlannedRun]
 ) -> PlannedRun:
-    """The run of this setting and seed, noted down as one that `arm` asks for."""
-    run = PlannedRun(setting, recipe, (arm,), needs)
+    """The run of this name and seed, noted down as one that `arm` asks for."""
+    run = PlannedRun(*named, recipe, (arm,), needs)
     run = replace(run, recipe=replace(recipe, output=str(study.output / run.name)))
     known = runs.get(run.name)
     if known is not None:

@@ -1,0 +1,132 @@
+"""Figures over several seeds: curves of means with their spread, every seed as a dot."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from vimoe.report.figures import COLOURS
+from vimoe.training.run import write_bytes
+
+FORMATS = ("png", "svg", "pdf")
+GREY = "#555555"
+
+
+@dataclass(frozen=True)
+class Series:
+    """One curve.
+
+    Attributes:
+        label: What it is, the same word in every panel.
+        points: By place on the x axis, a value for each seed.
+        dashed: Whether the curve is dashed.
+        colour: Number of the colour, so that one label has one colour in all panels; grey for None.
+        shade: Instead of a colour by number, a place between 0 and 1 on a dark-to-light scale, for ordered curves.
+    """
+
+    label: str
+    points: Mapping[float, Sequence[float]]
+    dashed: bool = False
+    colour: int | None = None
+    shade: float | None = None
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One set of axes.
+
+    Attributes:
+        title: Above it.
+        series: Its curves.
+        level: A name and a value for each seed, drawn as a horizontal line with a band of a standard deviation.
+    """
+
+    title: str
+    series: Sequence[Series]
+    level: tuple[str, Sequence[float]] | None = None
+
+
+def mean_and_std(values: Sequence[float]) -> tuple[float, float]:
+    """Mean, and standard deviation between seeds (n - 1), 0 for one seed."""
+    return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
+
+
+def panels_over_seeds(
+    panels: Sequence[Sequence[Panel]], x_label: str, y_label: str, *, log_base: int | None = None, dots: bool = True
+) -> Figure:
+    """A grid of panels on common axes: means joined by lines, bars of one standard deviation, seeds as dots.
+
+    Args:
+        panels: Rows of panels; rows may differ in length.
+        x_label: Below.
+        y_label: To the left.
+        log_base: Base of a logarithmic x axis, None for a linear one.
+        dots: Whether seeds and bars are drawn; without them only the means.
+    """
+    columns = max(len(row) for row in panels)
+    figure = Figure(figsize=(1.0 + 3.3 * columns, 0.9 + 2.6 * len(panels)), layout="constrained")
+    axes = figure.subplots(len(panels), columns, squeeze=False, sharex=True, sharey=True)
+    handles: dict[str, Any] = {}
+    for row, row_axes in zip(panels, axes, strict=True):
+        for ax in row_axes[len(row) :]:
+            ax.set_visible(False)
+        for panel, ax in zip(row, row_axes, strict=False):
+            handles |= _draw(ax, panel, dots)
+            ax.spines[["top", "right"]].set_visible(False)
+            ax.tick_params(labelsize=8, labelbottom=True)
+            if log_base is not None:
+                ax.set_xscale("log", base=log_base)
+            elif all(float(x).is_integer() for series in panel.series for x in series.points):
+                ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+    figure.supxlabel(x_label, fontsize=9)
+    figure.supylabel(y_label, fontsize=9)
+    names = list(handles)
+    figure.legend(
+        [handles[name] for name in names], names, loc="outside upper center", ncols=5, frameon=False, fontsize=8
+    )
+    return figure
+
+
+def _draw(ax: Any, panel: Panel, dots: bool) -> dict[str, Any]:
+    handles: dict[str, Any] = {}
+    ax.set_title(panel.title, fontsize=9)
+    if panel.level is not None:
+        name, values = panel.level
+        mean, std = mean_and_std(values)
+        handles[name] = ax.axhline(mean, color=GREY, linewidth=1.2)
+        ax.axhspan(mean - std, mean + std, color=GREY, alpha=0.15, linewidth=0)
+    for series in panel.series:
+        places = sorted(series.points)
+        means, stds = zip(*(mean_and_std(series.points[x]) for x in places), strict=True)
+        style = {"color": _colour(series), "linestyle": "--" if series.dashed else "-", "linewidth": 1.4}
+        if not dots:
+            (handles[series.label],) = ax.plot(places, means, **style)
+            continue
+        handles[series.label] = ax.errorbar(places, means, stds, marker="o", markersize=4, capsize=2, **style)
+        every = [(x, value) for x in places for value in series.points[x]]
+        ax.scatter(*zip(*every, strict=True), s=7, color=_colour(series), alpha=0.45, linewidth=0)
+    return handles
+
+
+def _colour(series: Series) -> Any:
+    if series.shade is not None:
+        return matplotlib.colormaps["viridis"](0.9 * series.shade)
+    return GREY if series.colour is None else COLOURS[series.colour % len(COLOURS)]
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write the figure as PNG, SVG and PDF: `path` with each of their suffixes, the same bytes for the same figure."""
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "vimoe"}):
+        for suffix in FORMATS:
+            buffer = io.BytesIO()
+            metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}[suffix]
+            figure.savefig(buffer, format=suffix, dpi=150, metadata=metadata)
+            write_bytes(path.with_name(f"{path.name}.{suffix}"), buffer.getvalue())
