@@ -1,9 +1,50 @@
-"""One process or many: who this one is, and sums over all. With one process nothing here does anything."""
+"""One process or many: who this one is, and what all know together. With one process nothing here does anything."""
 
 from __future__ import annotations
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from vimoe.errors import UserError, first_line
+
+
+@contextmanager
+def joined(device: str) -> Iterator[None]:
+    """Work together with the processes that `torchrun` started, for as long as the block lasts.
+
+    Args:
+        device: A torch device; with CUDA each process takes its own.
+
+    Raises:
+        UserError: They do not find each other, or another one has died.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
+        yield
+        return
+    on_cuda = device.startswith("cuda")
+    if on_cuda:
+        torch.cuda.set_device(device)
+    try:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if on_cuda else "gloo")
+        yield
+    except RuntimeError as error:
+        if not _is_of_the_network(error):
+            raise
+        line = f"another process of this run has died ({first_line(error)}); the same command goes on"
+        raise UserError(line) from error
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def _is_of_the_network(error: RuntimeError) -> bool:
+    """gloo raises a plain RuntimeError for what NCCL and the store raise a DistError."""
+    return isinstance(error, dist.DistError) or "gloo" in str(error).lower()
 
 
 def are_many() -> bool:
@@ -22,15 +63,21 @@ def world_size() -> int:
 
 
 def sum_over_processes(*tensors: Tensor) -> None:
-    """Replace each tensor by its sum over all processes, in place; every process must call it alike.
+    """Replace each tensor by its sum over all processes, in place; every process must call it alike."""
+    if are_many():
+        for tensor in tensors:
+            dist.all_reduce(tensor)
 
-    The sum runs on the device that the process group works on: a CPU tensor is moved there and back.
-    """
+
+def agreed(*values: float) -> list[float]:
+    """The sum of each number over all processes: what every process then knows alike."""
     if not are_many():
-        return
-    device = "cuda" if dist.get_backend() == "nccl" else None
-    for tensor in tensors:
-        moved = tensor.to(device) if device and not tensor.is_cuda else tensor
-        dist.all_reduce(moved)
-        if moved is not tensor:
-            tensor.copy_(moved)
+        return list(values)
+    together = torch.tensor(values, dtype=torch.float64)
+    dist.all_reduce(together)
+    return together.tolist()
+
+
+def wait_for_all() -> None:
+    """Go on when every process has come here."""
+    agreed(0.0)

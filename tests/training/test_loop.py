@@ -7,9 +7,8 @@ import pytest
 import torch
 
 from tests.training.tiny import recipe
-from vimoe.errors import UserError
 from vimoe.training.interrupt import InterruptedRun
-from vimoe.training.loop import _Trainer, pick_device
+from vimoe.training.loop import _Trainer
 from vimoe.training.run import RunFolder
 from vimoe.training.train import train
 from vimoe.vit.checkpoint import load
@@ -27,13 +26,6 @@ EVERYTHING: dict[str, Any] = {
     "epochs": 2,
     "drop_path": 0.1,
 }
-
-
-def test_auto_takes_what_is_there() -> None:
-    assert pick_device("auto") == ("cuda" if torch.cuda.is_available() else "cpu")
-    assert pick_device("cpu") == "cpu"
-    with pytest.raises(UserError, match="device 'tpu9' cannot be used here"):
-        pick_device("tpu9")
 
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, batches: int) -> None:

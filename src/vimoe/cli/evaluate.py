@@ -25,7 +25,7 @@ def run(arguments: Sequence[str]) -> None:
     args = parser.parse_args(list(arguments))
     from vimoe.report.tables import class_table, figures_table
     from vimoe.tasks.inference import evaluate_folder
-    from vimoe.training.loop import pick_device
+    from vimoe.training.parallel import pick_device
     from vimoe.training.run import write_text
 
     result = evaluate_folder(

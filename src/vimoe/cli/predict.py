@@ -23,7 +23,7 @@ def run(arguments: Sequence[str]) -> None:
     parser.add_argument("--device", default="auto", help="auto, or a torch device")
     args = parser.parse_args(list(arguments))
     from vimoe.tasks.inference import find_pictures, predict
-    from vimoe.training.loop import pick_device
+    from vimoe.training.parallel import pick_device
 
     paths = find_pictures(args.pictures)
     writer = csv.writer(sys.stdout, lineterminator="\n")

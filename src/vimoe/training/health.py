@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vimoe.moe.losses import expert_load, load_balance_loss
+from vimoe.processes import sum_over_processes
 from vimoe.vit.blocks import moe_layers
 
 
@@ -15,20 +16,24 @@ class EpochLoad:
     """The load of every expert, gathered over the batches of an epoch."""
 
     def __init__(self) -> None:
-        self._sums: dict[int, Tensor] = {}
-        self._batches = 0
+        self._counts: dict[int, Tensor] = {}
 
     def add(self, model: nn.Module) -> None:
         """Count what the last forward decided."""
         for number, layer in moe_layers(model).items():
             if layer.last_selection is not None:
-                load = expert_load(layer.last_selection.expert_ids, layer.experts.num_experts)
-                self._sums[number] = self._sums.get(number, 0) + load
-        self._batches += 1
+                ids, experts = layer.last_selection.expert_ids.flatten(), layer.experts.num_experts
+                counts = torch.zeros(experts, dtype=torch.float64, device=ids.device)
+                counts.scatter_add_(0, ids, torch.ones_like(ids, dtype=torch.float64))
+                self._counts[number] = self._counts.get(number, 0) + counts
 
     def of(self, number: int) -> Tensor | None:
-        """`[E]` mean load of a block's experts, None before the first batch."""
-        return self._sums[number] / self._batches if number in self._sums else None
+        """`[E]` load of a block's experts over all processes, None before the first batch; all call this together."""
+        if number not in self._counts:
+            return None
+        counts = self._counts[number].clone()
+        sum_over_processes(counts)
+        return (counts / counts.sum()).float()
 
 
 def routing_health(model: nn.Module, epoch_load: EpochLoad | None = None) -> dict[str, dict[str, Any]]:

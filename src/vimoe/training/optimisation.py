@@ -11,6 +11,7 @@ from torch import nn
 
 from vimoe.errors import UserError
 from vimoe.training.recipe import Recipe
+from vimoe.vit.blocks import find_backbone, moe_layers
 
 
 def build_optimisation(model: nn.Module, recipe: Recipe, steps: int) -> tuple[torch.optim.Optimizer, Any]:
@@ -48,3 +49,13 @@ def build_optimisation(model: nn.Module, recipe: Recipe, steps: int) -> tuple[to
     if schedule is None:
         raise UserError(f"timm knows no schedule {recipe.sched!r}")
     return optimizer, schedule
+
+
+def freeze_all_but_experts(model: nn.Module) -> None:
+    """Let nothing of the backbone learn but its MoE layers and its classifier; what stands around it learns."""
+    backbone = find_backbone(model).vit
+    heads = [module for name, module in backbone.named_children() if name.startswith("head")]
+    learning = [*moe_layers(model).values(), *heads]
+    backbone.requires_grad_(False)
+    for part in learning:
+        part.requires_grad_(True)

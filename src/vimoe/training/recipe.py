@@ -85,7 +85,7 @@ class Recipe:
         compile: Compile the model with torch.compile.
         fsdp: Under torchrun, share out weights and optimiser state between the processes (FSDP2), where one
             process cannot hold them; else every process holds a copy (DDP).
-        log_interval: Steps between two lines of progress where there is no terminal.
+        log_interval: Seconds between two lines of progress where there is no terminal.
         log_tensorboard: Also log to TensorBoard files in the run folder.
         log_wandb: Also log to Weights & Biases.
         checkpoint_minutes: How often the resume state is written within an epoch; it always is after one.
@@ -151,7 +151,7 @@ class Recipe:
     grad_checkpointing: bool = False
     compile: bool = False
     fsdp: bool = False
-    log_interval: int = 50
+    log_interval: float = 60.0
     log_tensorboard: bool = False
     log_wandb: bool = False
     checkpoint_minutes: float = 10.0
@@ -176,9 +176,11 @@ _SHARES = (
     "model_ema_decay",
 )
 _LOWEST: dict[str, float] = {
-    **dict.fromkeys(("num_experts", "top_k", "epochs", "batch_size", "accumulate", "aug_repeats", "log_interval"), 1),
+    **dict.fromkeys(("num_experts", "top_k", "epochs", "batch_size", "accumulate", "aug_repeats"), 1),
     **dict.fromkeys(("last", "balance_weight", "lr", "weight_decay", "warmup_epochs", "min_lr", "clip_grad"), 0),
-    **dict.fromkeys(("workers", "pos_embed_std", "color_jitter", "mixup", "cutmix", "seed", "checkpoint_minutes"), 0),
+    **dict.fromkeys(
+        ("workers", "pos_embed_std", "color_jitter", "mixup", "cutmix", "seed", "checkpoint_minutes", "log_interval"), 0
+    ),
     **dict.fromkeys(_SHARES, 0),
 }
 

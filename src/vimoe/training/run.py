@@ -4,6 +4,7 @@
     metrics.jsonl          one line an epoch
     summary.csv            the same as a table
     checkpoints/state.pt   resume state (tensors and numbers alone, never unpickled as code), and the one before it
+    checkpoints/best/      the model that did best on the validation split
     skipped.csv            broken pictures, where there were any
     model/                 the finished model: model.safetensors, config.json
     routing/*.npz          routing counts
@@ -49,6 +50,16 @@ class RunFolder:
     def model(self) -> Path:
         """The finished model's folder."""
         return self.path / "model"
+
+    @property
+    def best(self) -> Path:
+        """The folder of the model that did best on the validation split so far."""
+        return self.checkpoints / "best"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Where the resume states lie."""
+        return self.path / "checkpoints"
 
     @property
     def finished(self) -> bool:
@@ -142,8 +153,7 @@ class RunFolder:
 
     @property
     def _states(self) -> tuple[Path, Path]:
-        folder = self.path / "checkpoints"
-        return folder / "state.pt", folder / "state.before.pt"
+        return self.checkpoints / "state.pt", self.checkpoints / "state.before.pt"
 
     def write_skipped(self, lines: Collection[str]) -> None:
         """Write the list of broken pictures."""

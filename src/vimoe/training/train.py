@@ -15,12 +15,16 @@ from vimoe.data.memory import hold_in_memory
 from vimoe.data.registry import open_dataset
 from vimoe.data.splits import Splits, generator
 from vimoe.errors import UserError, first_line
+from vimoe.processes import joined
 from vimoe.tasks.classification import Classification
 from vimoe.training.loop import fit
+from vimoe.training.parallel import pick_device
 from vimoe.training.recipe import Recipe
 from vimoe.training.run import RunFolder
+from vimoe.vit.blocks import find_backbone
 from vimoe.vit.checkpoint import load, read_config
 from vimoe.vit.upcycle import upcycle
+from vimoe.vit.widen import widen
 
 
 def train(recipe: Recipe) -> RunFolder:
@@ -30,11 +34,12 @@ def train(recipe: Recipe) -> RunFolder:
         UserError: Something in the recipe cannot be done.
     """
     run = RunFolder(Path(recipe.output))
-    run.check(recipe)
-    if not run.finished:
-        splits = open_recipe_data(recipe)
-        model = build_model(recipe, splits)
-        fit(model, splits, Classification(len(splits.class_names), recipe.smoothing), recipe, run)
+    with joined(pick_device(recipe.device)):
+        run.check(recipe)
+        if not run.finished:
+            splits = open_recipe_data(recipe)
+            model = build_model(recipe, splits)
+            fit(model, splits, Classification(len(splits.class_names), recipe.smoothing), recipe, run)
     return run
 
 
@@ -100,7 +105,10 @@ def build_model(recipe: Recipe, splits: Splits) -> nn.Module:
             model.reset_classifier(len(splits.class_names))
     else:
         model = _create(recipe, splits)
-    if recipe.last:
+    if recipe.last and recipe.baseline == "wide":
+        depth = len(find_backbone(model).blocks)
+        widen(model, range(depth - recipe.last, depth), recipe.top_k + recipe.shared_expert)
+    elif recipe.last and not recipe.baseline:
         upcycle(
             model,
             recipe.last,

@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from vimoe.errors import UserError, first_line
 from vimoe.moe.config import MoEConfig
 from vimoe.vit.upcycle import get_config, install
+from vimoe.vit.widen import widen, widening
 
-WEIGHTS, CONFIG, MOE_KEY = "model.safetensors", "config.json", "vimoe"
+WEIGHTS, CONFIG, MOE_KEY, WIDENED_KEY = "model.safetensors", "config.json", "vimoe", "vimoe_widened"
 
 
 def save(
@@ -52,6 +53,8 @@ def save(
         raise UserError("only models made by timm.create_model can be saved: this one does not know its own name")
     config = get_config(model)
     entries = {**(extra or {}), **({MOE_KEY: config.to_dict()} if config else {})}
+    if changed := widening(model):
+        entries[WIDENED_KEY] = changed
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as scratch:
@@ -112,6 +115,8 @@ def _make_model(entries: dict[str, Any], model_args: dict[str, Any]) -> nn.Modul
         pretrained_cfg_overlay=overlay,
         **args,
     )
+    if WIDENED_KEY in entries:
+        widen(model, **entries[WIDENED_KEY])
     if MOE_KEY in entries:
         install(model, MoEConfig.from_dict(moe))
     return model

@@ -1,0 +1,105 @@
+"""How a run is getting on: a bar on a terminal, a line now and then elsewhere, and its speed for the log."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from typing import TypeVar
+
+import torch
+from tqdm import tqdm
+
+Item = TypeVar("Item")
+
+
+class Progress:
+    """Speed of one epoch, told while it goes on.
+
+    Args:
+        epoch: The epoch, from 1.
+        epochs: How many there are.
+        steps: Batches of the epoch.
+        first: How many of them were done before.
+        interval: Seconds between two lines where there is no terminal.
+        loud: Whether to tell at all (process 0 does).
+    """
+
+    def __init__(self, epoch: int, epochs: int, steps: int, first: int, interval: float, loud: bool) -> None:
+        self.epoch, self.epochs, self.steps, self.first, self.done = epoch, epochs, steps, first, first
+        self.interval, self.loud = interval, loud
+        self.started = self._told = time.perf_counter()
+        self.waited, self.pictures = 0.0, 0
+        name = f"epoch {epoch}/{epochs}"
+        self._bar = tqdm(total=steps, initial=first, desc=name, leave=False, disable=None if loud else True)
+
+    def waiting(self, items: Iterable[Item]) -> Iterator[Item]:
+        """The same items; the time until each one comes counts as waiting for data."""
+        source = iter(items)
+        while True:
+            asked = time.perf_counter()
+            item = next(source, None)
+            self.waited += time.perf_counter() - asked
+            if item is None:
+                return
+            yield item
+
+    def step(self, pictures: int, loss: float, lr: float) -> None:
+        """Note one more batch.
+
+        Args:
+            pictures: How many pictures it had, over all processes.
+            loss: Mean loss of the epoch so far.
+            lr: The largest learning rate.
+        """
+        self.done += 1
+        self.pictures += pictures
+        self._bar.update()
+        now = time.perf_counter()
+        if self.loud and now - self._told >= (1.0 if not self._bar.disable else self.interval):
+            self._told = now
+            figures = self.line(loss, lr)
+            if self._bar.disable:
+                print(f"  epoch {self.epoch}/{self.epochs} batch {self.done}/{self.steps}  {figures}", file=sys.stderr)
+            else:
+                self._bar.set_postfix_str(figures)
+
+    def line(self, loss: float, lr: float) -> str:
+        """Loss, learning rate, speed, waiting, memory and the time that is left, in one line."""
+        figures = self.figures()
+        left = (self.epochs - self.epoch + 1) * self.steps - self.done
+        eta = (time.perf_counter() - self.started) / max(1, self.done - self.first) * left
+        return (
+            f"loss {loss:.3f}  lr {lr:.2g}  {figures['pictures_per_second']:.0f} pictures/s  "
+            f"data {figures['data_wait']:.0%}  {figures['memory_mb']:.0f} MB  {duration(eta)} left"
+        )
+
+    def figures(self) -> dict[str, float]:
+        """For `metrics.jsonl`: pictures a second, share of the time that went into waiting for data, peak memory."""
+        seconds = max(1e-9, time.perf_counter() - self.started)
+        return {
+            "pictures_per_second": round(self.pictures / seconds, 1),
+            "data_wait": round(self.waited / seconds, 4),
+            "memory_mb": round(peak_memory_mb(), 1),
+        }
+
+    def close(self) -> None:
+        """Take the bar away."""
+        self._bar.close()
+
+
+def peak_memory_mb() -> float:
+    """The most this process has held so far: on the GPU where it has one, else in main memory; in 10^6 bytes."""
+    if torch.cuda.is_available() and torch.cuda.is_initialized():
+        return torch.cuda.max_memory_allocated() / 1e6
+    kilobytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return kilobytes / 1e6 if sys.platform == "darwin" else kilobytes * 1024 / 1e6
+
+
+def duration(seconds: float) -> str:
+    """`2 h 05 min`, `3 min 20 s` or `7 s`."""
+    whole = round(seconds)
+    if whole >= 3600:
+        return f"{whole // 3600} h {whole % 3600 // 60:02} min"
+    return f"{whole // 60} min {whole % 60:02} s" if whole >= 60 else f"{whole} s"

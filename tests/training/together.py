@@ -1,0 +1,73 @@
+"""A run of a tiny recipe by several processes, as torchrun would start them."""
+
+import json
+import multiprocessing
+import os
+import signal
+import socket
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from vimoe.errors import UserError
+from vimoe.training.interrupt import InterruptedRun
+from vimoe.training.loop import _Trainer
+from vimoe.training.recipe import Recipe
+
+
+def run_together(recipe: Recipe, processes: int, **changes: Any) -> list[dict[str, Any]]:
+    """What each process tells of the run: its losses, and how it ended. See `_run` for `changes`."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    context = multiprocessing.get_context("spawn")
+    told = Path(recipe.output).with_suffix(".told")
+    told.mkdir(parents=True, exist_ok=True)
+    workers = [
+        context.Process(target=_run, args=(recipe, rank, processes, port, told), kwargs=changes)
+        for rank in range(processes)
+    ]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join(120)
+        assert worker.exitcode is not None, "a process hangs"
+    return [json.loads(path.read_text()) for path in sorted(told.iterdir())]
+
+
+def _run(
+    recipe: Recipe, rank: int, processes: int, port: int, told: Path, stop_at: int = 0, die_at: int = 0, val: int = 0
+) -> None:
+    """Train; process 0 gets a SIGTERM at batch `stop_at`, process 1 dies at batch `die_at`, `val` pictures decide."""
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    from vimoe.training import train as home
+
+    losses = list[float]()
+    train_batch = _Trainer._train_batch
+
+    def noted(self: _Trainer, *args: torch.Tensor) -> float:
+        if rank == 0 and len(losses) + 1 == stop_at:
+            signal.raise_signal(signal.SIGTERM)
+        if rank == 1 and len(losses) + 1 == die_at:
+            os._exit(9)
+        losses.append(train_batch(self, *args))
+        return losses[-1]
+
+    _Trainer._train_batch = noted  # type: ignore[method-assign]
+    if val:
+        whole = home.open_recipe_data
+        home.open_recipe_data = lambda recipe: _fewer(whole(recipe), val)
+    end = "finished"
+    try:
+        home.train(recipe)
+    except (UserError, InterruptedRun) as error:
+        end = str(error)
+    (told / str(rank)).write_text(json.dumps({"losses": losses, "end": end}))
+
+
+def _fewer(splits: Any, val: int) -> Any:
+    return replace(splits, val=type(splits.val)(splits.val.pictures[:val], splits.val.labels[:val]))
