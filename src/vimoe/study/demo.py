@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from dataclasses import dataclass, replace
 from importlib.resources import as_file, files
@@ -10,17 +9,16 @@ from pathlib import Path
 
 import torch
 
-from vimoe.analysis.counts import RoutingCounts, count_routing
-from vimoe.analysis.planning import choose_layers
-from vimoe.analysis.specialisation import Specialisation, specialisation
-from vimoe.data.loading import batches
+from vimoe.analysis.counts import RoutingCounts
+from vimoe.analysis.of_run import analyse_run
+from vimoe.analysis.specialisation import Specialisation
 from vimoe.data.registry import open_dataset
 from vimoe.report.arm import Arm, conclusion, standard_error
 from vimoe.report.page import Report, write_page
 from vimoe.report.tables import arm_table
 from vimoe.tasks.classification import Classification
 from vimoe.training.recipe import Recipe, load_recipe
-from vimoe.training.run import RunFolder, write_text
+from vimoe.training.run import RunFolder
 from vimoe.training.train import train
 from vimoe.vit.checkpoint import load, save
 from vimoe.vit.cost import cost
@@ -86,8 +84,8 @@ def run_demo(folder: Path, seed: int, device: str) -> Path:
     vimoe = train(stages.vimoe)
     _say("3/5  the control: the dense model goes on for the same number of steps")
     control = train(stages.control)
-    _say("4/5  where does each class go? Layers that route by class stay, the others become plain FFNs")
-    counts, measures, plan = look_and_choose(vimoe, stages.vimoe)
+    _say("4/5  what is each layer worth? Layers that matter stay, the others become plain FFNs")
+    counts, measures, plan = look_and_choose(vimoe, device)
     for part in plan.layers:
         _say(f"     block {part.layer:2}  {'prune' if part.pruned else 'keep '}  {part.reason}")
     _prune(vimoe, plan)
@@ -119,15 +117,11 @@ def run_demo(folder: Path, seed: int, device: str) -> Path:
     return path
 
 
-def look_and_choose(run: RunFolder, recipe: Recipe) -> tuple[RoutingCounts, dict[int, Specialisation], Plan]:
-    """Count the routing of a finished run on its validation split, measure it, choose layers; all three are kept."""
-    splits = open_dataset(recipe.dataset)
-    counts = count_routing(load(run.model), batches(splits.val), splits.class_names)
-    counts.save(run.path / "routing" / "val.npz")
-    measures = {layer: specialisation(counts.layer(layer)) for layer in counts.layers}
-    plan = choose_layers(measures)
-    write_text(run.path / "plan.json", json.dumps(plan.to_dict(), indent=2) + "\n")
-    return counts, measures, plan
+def look_and_choose(run: RunFolder, device: str) -> tuple[RoutingCounts, dict[int, Specialisation], Plan]:
+    """Analyse a finished run on its validation split and plan what to keep; what was found is kept in its folder."""
+    analysis, plan = analyse_run(run.path, device=device)
+    counts = RoutingCounts.load(run.path / "routing" / "val.npz")
+    return counts, {layer.layer: layer.specialisation for layer in analysis.layers}, plan
 
 
 def _prune(run: RunFolder, plan: Plan) -> None:
