@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,13 +11,16 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.transforms import ScaledTranslation
 
 from vimoe.report.figures import COLOURS
 from vimoe.training.run import write_bytes
 
 FORMATS = ("png", "svg", "pdf")
 GREY = "#555555"
+# Points (1/72 inch) between two curves.
+_BESIDE = 7
+_MOST_TICKS = 13
 
 
 @dataclass(frozen=True)
@@ -26,14 +29,14 @@ class Series:
 
     Attributes:
         label: What it is, the same word in every panel.
-        points: By place on the x axis, a value for each seed.
+        points: Places on the x axis, each with a value for each seed.
         dashed: Whether the curve is dashed.
         colour: Number of the colour, so that one label has one colour in all panels; grey for None.
         shade: Instead of a colour by number, a place between 0 and 1 on a dark-to-light scale, for ordered curves.
     """
 
     label: str
-    points: Mapping[float, Sequence[float]]
+    points: Sequence[tuple[float, Sequence[float]]]
     dashed: bool = False
     colour: int | None = None
     shade: float | None = None
@@ -64,6 +67,9 @@ def panels_over_seeds(
 ) -> Figure:
     """A grid of panels on common axes: means joined by lines, bars of one standard deviation, seeds as dots.
 
+    Where x takes a few whole numbers, the curves of a panel stand a little beside each other, so that none hides
+    another; dots stand a little to the right of their mean.
+
     Args:
         panels: Rows of panels; rows may differ in length.
         x_label: Below.
@@ -74,28 +80,30 @@ def panels_over_seeds(
     columns = max(len(row) for row in panels)
     figure = Figure(figsize=(1.0 + 3.3 * columns, 0.9 + 2.6 * len(panels)), layout="constrained")
     axes = figure.subplots(len(panels), columns, squeeze=False, sharex=True, sharey=True)
+    places = sorted({x for row in panels for panel in row for series in panel.series for x, _ in series.points})
+    few = log_base is None and len(places) <= _MOST_TICKS and all(float(x).is_integer() for x in places)
     handles: dict[str, Any] = {}
     for row, row_axes in zip(panels, axes, strict=True):
         for ax in row_axes[len(row) :]:
             ax.set_visible(False)
         for panel, ax in zip(row, row_axes, strict=False):
-            handles |= _draw(ax, panel, dots)
-            ax.spines[["top", "right"]].set_visible(False)
-            ax.tick_params(labelsize=8, labelbottom=True)
             if log_base is not None:
                 ax.set_xscale("log", base=log_base)
-            elif all(float(x).is_integer() for series in panel.series for x in series.points):
-                ax.xaxis.set_major_locator(MaxNLocator(integer=True))
+            elif few:
+                ax.set_xticks(places)
+            ax.margins(x=0.08)
+            handles |= _draw(ax, panel, _BESIDE if few else 0, dots)
+            ax.spines[["top", "right"]].set_visible(False)
+            ax.tick_params(labelsize=8, labelbottom=True)
     figure.supxlabel(x_label, fontsize=9)
     figure.supylabel(y_label, fontsize=9)
-    names = list(handles)
     figure.legend(
-        [handles[name] for name in names], names, loc="outside upper center", ncols=5, frameon=False, fontsize=8
+        list(handles.values()), list(handles), loc="outside upper center", ncols=2 * columns, frameon=False, fontsize=8
     )
     return figure
 
 
-def _draw(ax: Any, panel: Panel, dots: bool) -> dict[str, Any]:
+def _draw(ax: Any, panel: Panel, beside: float, dots: bool) -> dict[str, Any]:
     handles: dict[str, Any] = {}
     ax.set_title(panel.title, fontsize=9)
     if panel.level is not None:
@@ -103,17 +111,31 @@ def _draw(ax: Any, panel: Panel, dots: bool) -> dict[str, Any]:
         mean, std = mean_and_std(values)
         handles[name] = ax.axhline(mean, color=GREY, linewidth=1.2)
         ax.axhspan(mean - std, mean + std, color=GREY, alpha=0.15, linewidth=0)
-    for series in panel.series:
-        places = sorted(series.points)
-        means, stds = zip(*(mean_and_std(series.points[x]) for x in places), strict=True)
+    for i, series in enumerate(panel.series):
+        points = sorted(series.points)
+        places = [x for x, _ in points]
+        means, stds = zip(*(mean_and_std(values) for _, values in points), strict=True)
         style = {"color": _colour(series), "linestyle": "--" if series.dashed else "-", "linewidth": 1.4}
         if not dots:
             (handles[series.label],) = ax.plot(places, means, **style)
             continue
-        handles[series.label] = ax.errorbar(places, means, stds, marker="o", markersize=4, capsize=2, **style)
-        every = [(x, value) for x in places for value in series.points[x]]
-        ax.scatter(*zip(*every, strict=True), s=7, color=_colour(series), alpha=0.45, linewidth=0)
+        shift = beside * (i - (len(panel.series) - 1) / 2)
+        handles[series.label] = ax.errorbar(
+            places, means, stds, marker="o", markersize=4.5, capsize=2, transform=_shifted(ax, shift), **style
+        )
+        seeds = [(x, value) for x, values in points for value in values]
+        where = _shifted(ax, shift + _BESIDE / 2)
+        ax.scatter(*zip(*seeds, strict=True), s=9, color=_colour(series), linewidth=0, transform=where)
+        # What is moved does not count for the axes' range, so that they are told.
+        bars = [(x, mean + sign * std) for x, mean, std in zip(places, means, stds, strict=True) for sign in (-1, 1)]
+        ax.update_datalim([*seeds, *bars])
+    ax.autoscale_view()
     return handles
+
+
+def _shifted(ax: Any, points: float) -> Any:
+    """The axes' own scale, moved to the right by so many points."""
+    return ax.transData + ScaledTranslation(points / 72, 0, ax.figure.dpi_scale_trans)
 
 
 def _colour(series: Series) -> Any:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from vimoe.study.rows import StudyRow, by_setting
@@ -44,21 +44,23 @@ class Comparison(NamedTuple):
 def comparisons(rows: Sequence[StudyRow]) -> list[Comparison]:
     """Every comparison that the settings of a study allow, question by question.
 
-    MoE against dense; MoE against a dense model of equal activated parameters; and settings that differ in one recipe
-    key alone, other than N and L: with a shared expert against without, token against image routing, and so on. A
-    question that is asked of several settings is also asked of their mean over all of them, seed by seed.
+    MoE against dense; MoE against a dense model of equal activated parameters; all the MoE layers that were tried
+    against the number that is best on the validation split; and settings that differ in one recipe key alone, other
+    than N and L: with a shared expert against without, token against image routing, and so on. A question that is
+    asked of several settings is also asked of their mean over all of them, seed by seed.
     """
     settings = by_setting(row for row in rows if row.kind != "start")
     first = {name: same[0] for name, same in settings.items()}
-    found: list[Comparison] = []
-    found += _question("MoE against dense", settings, _against("moe", "dense", first))
-    found += _question("MoE against dense of equal activated parameters", settings, _against("moe", "wide", first))
-    found += _question("dense with more parameters against dense", settings, _against("wide", "dense", first))
-    for key in dict.fromkeys(key for row in first.values() for key in row.recipe):
-        if key not in _ALONG_THE_AXES:
-            for question, pairs in _one_key_apart(key, first).items():
-                found += _question(question, settings, pairs)
-    return found
+    asked: dict[str, list[tuple[str, str]]] = {}
+    for question, one, other in (
+        *_against("moe", "dense", "dense", first),
+        *_against("moe", "wide", "dense of equal activated parameters", first),
+        *_against("wide", "dense", "dense", first),
+        *_deepest_against_best(settings),
+        *_one_key_apart(first),
+    ):
+        asked.setdefault(question, []).append((one, other))
+    return [comparison for question, pairs in asked.items() for comparison in _ask(question, settings, pairs)]
 
 
 def spread(found: Sequence[Comparison]) -> float:
@@ -83,8 +85,8 @@ def share_training(row: StudyRow, other: StudyRow) -> bool:
     return _differ_in(row, other) <= _MODEL_KEYS
 
 
-def _question(
-    question: str, settings: dict[str, list[StudyRow]], pairs: Iterable[tuple[str, str]]
+def _ask(
+    question: str, settings: Mapping[str, Sequence[StudyRow]], pairs: Iterable[tuple[str, str]]
 ) -> Iterator[Comparison]:
     asked = []
     for one, other in pairs:
@@ -99,28 +101,56 @@ def _question(
         yield Comparison(question, f"mean of {len(asked)}", "their controls", means, of_many=True)
 
 
-def _against(kind: str, control_kind: str, first: dict[str, StudyRow]) -> Iterator[tuple[str, str]]:
+def _against(
+    kind: str, control_kind: str, control_name: str, first: Mapping[str, StudyRow]
+) -> Iterator[tuple[str, str, str]]:
     """Each setting of a kind with the control that shares the rest of its recipe (a wide one its L and width too)."""
     for name, row in first.items():
         for other, control in first.items():
             if (row.kind, control.kind) != (kind, control_kind) or not share_training(row, control):
                 continue
             if control.kind != "wide" or _last_and_width(control) == _last_and_width(row):
-                yield name, other
+                yield f"{_family(row)} against {control_name}", name, other
 
 
-def _one_key_apart(key: str, first: dict[str, StudyRow]) -> dict[str, list[tuple[str, str]]]:
-    """By question, the pairs that differ in this key alone; against the value that comes first, or against false."""
-    values = list(dict.fromkeys(json.dumps(row.recipe[key]) for row in first.values()))
-    usual = "false" if "false" in values else values[0]
-    found: dict[str, list[tuple[str, str]]] = {}
-    for name, row in first.items():
-        for other, control in first.items():
-            if row.kind == control.kind and _differ_in(row, control) == {key}:
-                value, theirs = json.dumps(row.recipe[key]), json.dumps(control.recipe[key])
-                if theirs == usual:
-                    found.setdefault(f"{key} {value} against {theirs}".replace('"', ""), []).append((name, other))
-    return found
+def _deepest_against_best(settings: Mapping[str, Sequence[StudyRow]]) -> Iterator[tuple[str, str, str]]:
+    """Over each curve in L, its end and its best place; the validation split says which that is, not the test split."""
+    curves: dict[str, dict[int, str]] = {}
+    for name, same in settings.items():
+        row = same[0]
+        if row.kind == "moe":
+            curve = f"N = {row.recipe['num_experts']}, {_family(row)}"
+            curves.setdefault(curve, {})[row.recipe["last"]] = name
+    for curve, by_last in curves.items():
+        best = max(by_last.values(), key=lambda name: sum(row.val for row in settings[name]) / len(settings[name]))
+        if by_last[max(by_last)] != best:
+            yield f"{curve}: most layers against the best L on val", by_last[max(by_last)], best
+
+
+def _one_key_apart(first: Mapping[str, StudyRow]) -> Iterator[tuple[str, str, str]]:
+    """The settings that differ in one recipe key alone; against the value that comes first, or against false."""
+    for key in dict.fromkeys(key for row in first.values() for key in row.recipe):
+        if key in _ALONG_THE_AXES:
+            continue
+        values = list(dict.fromkeys(json.dumps(row.recipe[key]) for row in first.values()))
+        usual = "false" if "false" in values else values[0]
+        for name, row in first.items():
+            for other, control in first.items():
+                if row.kind == control.kind and _differ_in(row, control) == {key}:
+                    value, theirs = json.dumps(row.recipe[key]), json.dumps(control.recipe[key])
+                    if theirs == usual:
+                        where = _family(control, besides=key)
+                        yield f"{where}: {key} {value} against {theirs}".replace('"', ""), name, other
+
+
+def _family(row: StudyRow, besides: str = "") -> str:
+    """What kind of model it is, in words, whatever its N and L."""
+    if row.kind != "moe":
+        return "dense with more parameters" if row.kind == "wide" else row.kind
+    words = ["MoE"]
+    if besides != "shared_expert":
+        words.append("with a shared expert" if row.recipe["shared_expert"] else "without a shared expert")
+    return " ".join([*words, *([f"({row.variant})"] if row.variant else [])])
 
 
 def _differ_in(row: StudyRow, other: StudyRow) -> set[str]:

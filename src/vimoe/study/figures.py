@@ -13,6 +13,7 @@ from vimoe.study.rows import StudyRow, by_setting
 # One label has one colour in all figures.
 DENSE, WIDE = "dense", "dense, equal activated parameters"
 _COLOURS = {"no shared expert": 1, "shared expert": 0, WIDE: 2}
+_METRICS = {"top1": "top-1 %", "miou": "mean IoU %"}
 # By run, the figures of each epoch.
 Curves = Mapping[str, Sequence[Mapping[str, float]]]
 
@@ -23,16 +24,16 @@ def study_figures(rows: Sequence[StudyRow], curves: Curves) -> dict[str, Figure]
     if not moe:
         return {}
     metric = rows[0].metric
-    test = f"test {metric}"
+    test = f"test {_METRICS.get(metric, metric)}"
     figures = {
         "accuracy_by_depth": _by_depth(rows, test),
         "accuracy_by_parameters": _by_cost(rows, "activated_params", 1e6, "activated parameters, millions", test),
-        "accuracy_by_macs": _by_cost(rows, "macs", 1e9, "multiply-adds of a picture, 10⁹", test),
+        "accuracy_by_macs": _by_cost(rows, "macs", *_mac_unit(rows), test),
         "accuracy_by_routing_degree": _by_routing_degree(rows, test),
         "specialisation_by_layer": _specialisation(rows),
     }
     if curves:
-        figures["training_curves"] = _training(rows, curves, f"val_{metric}")
+        figures["training_curves"] = _training(rows, curves, metric)
     return figures
 
 
@@ -68,6 +69,12 @@ def _by_cost(rows: Sequence[StudyRow], count: str, unit: float, x_label: str, y_
         return Panel(title, series)
 
     return panels_over_seeds(_panels(rows, panel), x_label, y_label)
+
+
+def _mac_unit(rows: Sequence[StudyRow]) -> tuple[float, str]:
+    """GMAC, or MMAC for small models, and what the axis says."""
+    small = max(row.counts["macs"] for row in rows) < 1e8
+    return (1e6, "multiply-adds for a picture, millions") if small else (1e9, "multiply-adds for a picture, GMAC")
 
 
 def _by_routing_degree(rows: Sequence[StudyRow], y_label: str) -> Figure:
@@ -106,7 +113,7 @@ def _specialisation(rows: Sequence[StudyRow]) -> Figure:
                     for block, value in row.information.items():
                         points.setdefault(block, []).append(value)
             if points:
-                series.append(Series(label, points, colour=_COLOURS[label]))
+                series.append(Series(label, list(points.items()), colour=_COLOURS[label]))
         return Panel(title, series)
 
     y_label = "how far the class decides the expert\n(normalised mutual information)"
@@ -118,12 +125,12 @@ def _training(rows: Sequence[StudyRow], curves: Curves, metric: str) -> Figure:
     moe = [row for row in rows if row.kind == "moe"]
     depths = sorted({_last(row) for row in moe})
 
-    def over_epochs(some: Sequence[StudyRow]) -> dict[float, list[float]]:
+    def over_epochs(some: Sequence[StudyRow]) -> list[tuple[float, list[float]]]:
         points: dict[float, list[float]] = {}
         for row in some:
             for epoch in curves.get(row.run, ()):
-                points.setdefault(epoch["epoch"], []).append(epoch[metric])
-        return points
+                points.setdefault(epoch["epoch"], []).append(epoch[f"val_{metric}"])
+        return list(points.items())
 
     def panel(title: str, here: Sequence[StudyRow]) -> Panel:
         series = []
@@ -144,7 +151,7 @@ def _training(rows: Sequence[StudyRow], curves: Curves, metric: str) -> Figure:
         ]
         for variant in _variants(moe)
     ]
-    return panels_over_seeds(grid, "epoch of the fine-tuning", metric.replace("_", " "), dots=False)
+    return panels_over_seeds(grid, "epoch of the fine-tuning", f"val {_METRICS.get(metric, metric)}", dots=False)
 
 
 def _panels(rows: Sequence[StudyRow], panel: Callable[[str, Sequence[StudyRow]], Panel]) -> list[list[Panel]]:
@@ -169,8 +176,8 @@ def _by_shared(rows: Sequence[StudyRow], place: Callable[[StudyRow], float]) -> 
 
 def _points(
     rows: Sequence[StudyRow], place: Callable[[StudyRow], float], value: Callable[[StudyRow], float]
-) -> dict[float, list[float]]:
-    return {place(same[0]): [value(row) for row in same] for same in by_setting(rows).values()}
+) -> list[tuple[float, list[float]]]:
+    return [(place(same[0]), [value(row) for row in same]) for same in by_setting(rows).values()]
 
 
 def _wide(rows: Sequence[StudyRow], here: Sequence[StudyRow], place: Callable[[StudyRow], float]) -> Iterator[Series]:

@@ -15,6 +15,8 @@ from vimoe.study.rows import StudyRow, by_setting
 from vimoe.study.statistics import smallest_difference
 
 _SPECIAL = str.maketrans({c: f"\\{c}" for c in "&%$#_{}"} | {"±": r"$\pm$", "−": "$-$"})
+# Told of each setting where the task has them.
+_MORE = ("test_nll", "test_ece")
 
 
 class Table(NamedTuple):
@@ -48,7 +50,8 @@ class Table(NamedTuple):
 def settings_table(rows: Sequence[StudyRow]) -> Table:
     """Every setting: how good it is over its seeds, and what it costs."""
     metric = rows[0].metric if rows else ""
-    header = ("setting", "seeds", f"test {metric}", f"val {metric}", "test nll", "test ece", "activated", "stored")
+    more = [key for key in _MORE if any(key in row.figures for row in rows)]
+    header = ("setting", "seeds", f"test {metric}", f"val {metric}", *(key.replace("_", " ") for key in more))
     cells = []
     for setting, same in by_setting(rows).items():
         first = same[0]
@@ -58,7 +61,7 @@ def settings_table(rows: Sequence[StudyRow]) -> Table:
                 str(len(same)),
                 _spread_cell([row.test for row in same]),
                 _spread_cell([row.val for row in same]),
-                *(_spread_cell([row.figures[key] for row in same if key in row.figures]) for key in _MORE),
+                *(_spread_cell([row.figures[key] for row in same if key in row.figures]) for key in more),
                 millions(first.counts["activated_params"]),
                 millions(first.counts["stored_params"]),
                 giga_macs(first.counts["macs"]),
@@ -67,10 +70,7 @@ def settings_table(rows: Sequence[StudyRow]) -> Table:
             ]
         )
     notes = ("Mean ± standard deviation between seeds.",)
-    return Table((*header, "a picture", "routing degree", "seconds"), cells, notes)
-
-
-_MORE = ("test_nll", "test_ece")
+    return Table((*header, "activated", "stored", "a picture", "routing degree", "seconds"), cells, notes)
 
 
 def comparisons_table(found: Sequence[Comparison], metric: str) -> Table:
