@@ -11,7 +11,7 @@ from tests.data.pictures import write_folder
 from vimoe.cli import main
 from vimoe.data.folder import picture_form
 from vimoe.training.recipe import load_recipe
-from vimoe.training.train import _recipe_form
+from vimoe.training.source import _recipe_form
 from vimoe.vit.checkpoint import read_config
 
 MODEL = ["--model", "vit_tiny_patch16_224", "--img-size", "16", "--workers", "0"]

@@ -38,11 +38,13 @@ def test_splits_are_found_by_name_and_labels_are_the_class_folders_in_order(tmp_
     assert label == 2
 
 
-def test_without_a_test_folder_val_is_reported_and_without_val_test_decides(tmp_path: Path) -> None:
+def test_without_a_test_folder_val_is_reported_and_without_val_some_training_pictures_decide(tmp_path: Path) -> None:
     splits = open_(write_folder(tmp_path / "a", {"train": 4, "val": 2}))
     assert paths(splits.test) == paths(splits.val)
     splits = open_(write_folder(tmp_path / "b", {"train": 4, "test": 2}))
-    assert paths(splits.val) == paths(splits.test)
+    assert {path.parent.parent.name for path in paths(splits.test)} == {"test"}
+    assert {path.parent.parent.name for path in paths(splits.val)} == {"train"}
+    assert not paths(splits.val) & paths(splits.train)
 
 
 def test_an_unsplit_folder_sets_the_same_share_of_every_class_aside_by_seed(tmp_path: Path) -> None:

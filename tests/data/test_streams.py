@@ -141,13 +141,13 @@ def write_mnist(root: Path, labels: dict[str, list[int]]) -> None:
         (raw / f"{part}-labels-idx1-ubyte").write_bytes(head + np.array(values, dtype=np.uint8).tobytes())
 
 
-def test_torchvisions_sets_have_their_class_names_and_test_decides(tmp_path: Path) -> None:
-    write_mnist(tmp_path, {"train": [3, 1, 9, 0], "t10k": [2, 5]})
+def test_torchvisions_sets_have_their_class_names_and_test_never_decides(tmp_path: Path) -> None:
+    write_mnist(tmp_path, {"train": [3, 1, 3, 1], "t10k": [2, 5]})
     splits = open_dataset("torch/mnist", str(tmp_path), FORM)
     assert splits.class_names[:2] == ("0 - zero", "1 - one")
-    assert greys(splits) == [(0, 3), (20, 1), (40, 9), (60, 0)]
-    assert greys(splits, "val") == greys(splits, "test") == [(0, 2), (20, 5)]
-    assert len(pickle.loads(pickle.dumps(splits.train))) == 4  # for workers that are not forked
+    assert sorted(greys(splits) + greys(splits, "val")) == [(0, 3), (20, 1), (40, 3), (60, 1)]
+    assert greys(splits, "test") == [(0, 2), (20, 5)]
+    assert len(pickle.loads(pickle.dumps(splits.train))) == 2  # for workers that are not forked
 
 
 def test_torchvisions_files_are_read_like_any_others(tmp_path: Path) -> None:
@@ -194,7 +194,7 @@ def hugging_face_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
 def test_hugging_faces_tables_are_read_by_position(hugging_face_folder: Path, kind: str) -> None:
     splits, told = open_dataset(f"{kind}/{hugging_face_folder}", None, FORM), list[str]()
     assert splits.class_names == ("cat", "dog")
-    assert greys(splits) == [(10, 0), (20, 1), (30, 0), (40, 1)]
+    assert sorted(greys(splits) + greys(splits, "val")) == [(10, 0), (20, 1), (30, 0), (40, 1)]
     assert [len(labels) for _, labels in batches(splits.val, 4, 2, told.append)] == [1]
     assert told == [f"row 1 of test in {hugging_face_folder} is no picture that can be read"]
 

@@ -4,8 +4,8 @@ import pytest
 
 from tests.training.tiny import recipe
 from vimoe.data.digits import digits
+from vimoe.training.build import build_model
 from vimoe.training.optimisation import build_optimisation
-from vimoe.training.train import build_model
 
 
 def test_the_schedule_warms_up_from_0_peaks_at_lr_and_ends_low(tmp_path: Path) -> None:

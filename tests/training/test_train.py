@@ -10,8 +10,9 @@ from vimoe.data.digits import digits
 from vimoe.errors import UserError
 from vimoe.moe.layer import MoELayer
 from vimoe.training import loop
+from vimoe.training.build import build_model
 from vimoe.training.run import RunFolder
-from vimoe.training.train import build_model, train
+from vimoe.training.train import train
 from vimoe.vit.checkpoint import load
 from vimoe.vit.upcycle import get_config
 

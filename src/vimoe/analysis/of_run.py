@@ -15,7 +15,7 @@ from vimoe.errors import UserError
 from vimoe.training.parallel import pick_device
 from vimoe.training.recipe import Recipe, load_recipe
 from vimoe.training.run import RunFolder, write_text
-from vimoe.training.train import open_recipe_data
+from vimoe.training.source import open_recipe_data
 from vimoe.vit.checkpoint import load, read_config
 from vimoe.vit.plan import Plan
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from collections.abc import Callable, Iterable, Iterator
 
@@ -12,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.data import default_collate as stack
 
 from vimoe.data.decode import BrokenPictureError
+from vimoe.data.masks import IGNORE
 from vimoe.data.splits import EpochOrder, Pictures, generator
 from vimoe.errors import UserError
 from vimoe.processes import rank, world_size
@@ -19,6 +21,8 @@ from vimoe.processes import rank, world_size
 OnBroken = Callable[[str], None]
 Item = tuple[tuple[Tensor, int] | None, list[str]]
 
+# The label of a picture that is not to be counted.
+NOBODY = -1
 # So many unreadable pictures in a row are no accident: the disk is gone, or the data set is no data set.
 _PATIENCE = 32
 
@@ -68,9 +72,11 @@ def batches(
 ) -> Iterable[tuple[Tensor, Tensor]]:
     """All pictures once, in their own order, for evaluation; broken ones are left out.
 
-    With several processes each gets every so manieth picture, so that together they see each one once.
+    With several processes each gets every so manieth picture, so that together they see each one once. Where the
+    pictures do not come out even, some get one more that is labelled `NOBODY`, so that all take as many steps.
     """
-    mine = range(rank(), len(pictures), world_size())
+    everyone = math.ceil(len(pictures) / world_size()) * world_size()
+    mine = range(rank(), everyone, world_size())
     loaded = _load(_Told(pictures), workers, on_broken, batch_size=batch_size, sampler=mine)
     return (batch for batch in loaded if batch is not None)
 
@@ -86,6 +92,9 @@ class _Told(Dataset[Item]):
 
     def __getitem__(self, index: int) -> Item:
         try:
+            if index >= len(self.pictures):
+                picture, label = self.pictures[index % len(self.pictures)]
+                return (picture, torch.full_like(label, IGNORE) if isinstance(label, Tensor) else NOBODY), []
             return self.pictures[index], []
         except BrokenPictureError as error:
             return None, [_line(error)]

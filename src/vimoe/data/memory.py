@@ -12,7 +12,7 @@ from timm.data import create_transform
 from torch import Tensor
 from torch.nn import functional as F
 
-from vimoe.data.decode import BrokenPictureError, read_picture
+from vimoe.data.decode import BrokenPictureError
 from vimoe.data.folder import PictureFiles, Variation
 from vimoe.data.splits import Pictures, Splits
 from vimoe.errors import UserError
@@ -58,7 +58,7 @@ def decode(files: PictureFiles, splits: Splits) -> DecodedPictures:
     broken = {}
     for i, (path, _) in enumerate(files.samples):
         try:
-            picture = read_picture(path)
+            picture = files.read(path)
         except BrokenPictureError as error:
             broken[i] = str(error)
             continue

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 
+from vimoe.data.ade20k import open_ade20k
 from vimoe.data.archive import find_tar
 from vimoe.data.digits import digits
 from vimoe.data.folder import (
@@ -17,10 +18,13 @@ from vimoe.data.folder import (
     find_folder,
     training_transform,
 )
+from vimoe.data.joint import JointVariation
+from vimoe.data.scenes import digit_scenes
 from vimoe.data.splits import Found, Samples, Splits, generator
 from vimoe.data.streams import find_hugging_face, find_torchvision, find_webdataset
 from vimoe.errors import UserError
 
+EMBEDDED = ("digits", "digit_scenes")
 NAMES = ("digits", "folder", "tar", "torch/NAME", "wds/NAME", "hfds/NAME", "hfids/NAME")
 
 
@@ -35,8 +39,8 @@ def open_dataset(
 ) -> Splits:
     """The pictures behind a recipe's `dataset`.
 
-    Splits are found by their usual names where they are not told. Without `val`, `test` decides; without either,
-    `val_share` of each class is set aside, drawn with `seed`. What is missing beyond that is taken from `val`.
+    Splits are found by their usual names where they are not told. Without `val`, `val_share` of each class is set
+    aside from the training pictures, drawn with `seed`; without `test`, `val` is reported.
 
     Args:
         name: `digits` (embedded; takes nothing else), `folder` and `tar` (one folder a class), or, as timm has them,
@@ -58,10 +62,10 @@ def open_dataset(
         raise UserError(f"dataset {name!r} needs a model that says in what form it wants its pictures")
     for part, samples in found.parts.items():
         _check(samples, part, found.class_names)
-    if found.parts.keys() == {"train"}:
-        found = found._replace(parts=_set_aside(found, val_share, seed))
+    if "val" not in found.parts:
+        found = found._replace(parts={**found.parts, **_set_aside(found, val_share, seed)})
     evaluation = evaluation_transform(form)
-    val = found.parts.get("val") or found.parts["test"]
+    val = found.parts["val"]
     return Splits(
         train=PictureFiles(found.parts["train"], training_transform(form, variation), found.read),
         val=PictureFiles(val, evaluation, found.read),
@@ -73,6 +77,38 @@ def open_dataset(
         interpolation=form.interpolation,
         crop_pct=form.crop_pct,
     )
+
+
+def open_masks(
+    name: str,
+    data_dir: str | None = None,
+    form: PictureForm | None = None,
+    variation: JointVariation | None = None,
+    reduce_zero_label: bool = True,
+    splits: tuple[str, str, str] = ("", "", ""),
+    short_side: int | None = None,
+) -> Splits:
+    """The pictures with masks behind a segmentation recipe's `dataset`.
+
+    Args:
+        name: `digit_scenes` (embedded; takes nothing else) or `ade20k` (see `vimoe.data.ade20k.open_ade20k`).
+        data_dir: The folder.
+        form: How the model wants its pictures.
+        variation: How training pictures are varied together with their masks.
+        reduce_zero_label: Whether masks say 0 for unlabelled.
+        splits: Names of the splits for `train`, `val` and `test`; empty ones are found by the usual names.
+        short_side: Pixels that the shorter side is brought to first.
+
+    Raises:
+        UserError: The name is not known, or the data set cannot be used.
+    """
+    if name == "digit_scenes":
+        return digit_scenes()
+    if name != "ade20k":
+        raise UserError(f"dataset {name!r} has no masks; for segmentation there is digit_scenes, ade20k")
+    if data_dir is None or form is None:
+        raise UserError("dataset 'ade20k' needs data_dir, the folder of images and annotations")
+    return open_ade20k(Path(data_dir), form, variation, reduce_zero_label, splits, short_side)
 
 
 def _find(name: str, data_dir: str | None, splits: tuple[str, str, str]) -> Found:

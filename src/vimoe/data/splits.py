@@ -92,11 +92,13 @@ def choose_splits(there: Collection[str], wanted: tuple[str, str, str], where: s
     Raises:
         UserError: A split that is wanted is not there, or none is there to learn from.
     """
-    chosen, listed = {}, ", ".join(list(there)[:10]) or "none"
+    chosen = dict[str, str]()
+    listed = ", ".join(list(there)[:10]) or "none"
     for role, name, usual in zip(("train", "val", "test"), wanted, (TRAIN_NAMES, VAL_NAMES, TEST_NAMES), strict=True):
         if name and name not in there:
             raise UserError(f"{where} has no split {name!r}; there is {listed}")
-        if found := name or next((n for n in usual if n in there), ""):
+        taken = (*chosen.values(), *wanted)
+        if found := name or next((n for n in usual if n in there and n not in taken), ""):
             chosen[role] = found
     if "train" not in chosen:
         raise UserError(f"{where} has no training split; name one with train_split: there is {listed}")

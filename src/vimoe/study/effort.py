@@ -12,8 +12,9 @@ from vimoe.data.splits import Splits
 from vimoe.errors import UserError
 from vimoe.report.tables import giga_macs, millions, plain_table
 from vimoe.study.plan import DATA_AND_MODEL, PlannedRun
+from vimoe.training.build import build_model
 from vimoe.training.recipe import Recipe
-from vimoe.training.train import build_model, open_recipe_data
+from vimoe.training.source import open_recipe_data
 from vimoe.vit.cost import Cost, cost
 
 # A backward takes twice the multiply-adds of its forward.

@@ -15,7 +15,8 @@ from vimoe.tasks.classification import Classification
 from vimoe.training.parallel import pick_device
 from vimoe.training.recipe import Recipe
 from vimoe.training.run import RunFolder, write_text
-from vimoe.training.train import open_recipe_data, train
+from vimoe.training.source import open_recipe_data
+from vimoe.training.train import train
 from vimoe.vit.checkpoint import load
 from vimoe.vit.cost import cost
 from vimoe.vit.upcycle import get_config

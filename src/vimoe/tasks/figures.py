@@ -26,7 +26,8 @@ class ClassificationFigures:
         self._hits = torch.zeros(bins, dtype=torch.float64)
 
     def add(self, logits: Tensor, labels: Tensor) -> None:
-        """Count a batch: logits `[B, classes]` fp32 and labels `[B]` int64, both on the CPU."""
+        """Count a batch: logits `[B, classes]` fp32 and labels `[B]` int64, -1 for none, both on the CPU."""
+        logits, labels = logits[labels >= 0], labels[labels >= 0]
         classes, bins = len(self.pictures), len(self._hits)
         top = logits.topk(min(5, classes), dim=-1).indices
         hit = top[:, 0] == labels

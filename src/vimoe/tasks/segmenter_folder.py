@@ -113,6 +113,15 @@ def load_segmenter(folder: str | Path, device: str | torch.device = "cpu", **mod
     return model.to(device).eval()
 
 
+def holds_segmenter(folder: Path) -> bool:
+    """Whether this model folder is a segmentation model's.
+
+    Raises:
+        UserError: It is no model folder.
+    """
+    return KEY in checkpoint.read_config(folder)
+
+
 def read_segmentation(folder: Path) -> SegmentationEntry:
     """The entry `segmentation` of a folder's `config.json`.
 

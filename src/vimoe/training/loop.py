@@ -72,12 +72,12 @@ def fit(model: nn.Module, splits: Splits, task: Task, recipe: Recipe, run: RunFo
             file cannot be written.
         InterruptedRun: The process was asked to stop; the state is written.
     """
+    trainer = _Trainer(model, splits, task, recipe, run)
     first = rank() == 0
     with ExitStack() as stack:
         if first:
             stack.enter_context(run.locked())
         stop = stack.enter_context(listening())
-        trainer = _Trainer(model, splits, task, recipe, run)
         rows = trainer.resume()
         if first:
             run.write_recipe(recipe)
@@ -159,11 +159,16 @@ class _Trainer:
             return []
         self.scaler.load_state_dict(state["scaler"])
         self.position = Position(**state["position"])
+        self.broken = set(state["broken"])
         return self.run.read_rows()[: self.position.epoch]
 
     def write_state(self) -> None:
         """Write all that a later process needs to go on from here; all processes call this together."""
-        rest = {"scaler": self.scaler.state_dict(), "position": asdict(self.position)}
+        rest = {
+            "scaler": self.scaler.state_dict(),
+            "position": asdict(self.position),
+            "broken": sorted(self.broken),
+        }
         if self.recipe.fsdp:
             average = None if self.ema is None else self.ema.module
             write_shards(self.run.checkpoints, self.model, self.optimizer, average, rest)
@@ -276,7 +281,7 @@ class _Trainer:
         if line in self.broken:
             return
         self.broken.add(line)
-        self.run.write_skipped(self.broken)
+        self.run.write_skipped(self.broken, rank())
         if len(self.broken) > self.recipe.max_broken * len(self.splits.train):
             raise UserError(
                 f"{len(self.broken)} of {len(self.splits.train)} training pictures are broken, more than max_broken "

@@ -51,6 +51,8 @@ def spread(model: nn.Module, batch_size: int) -> nn.Module:
         raise UserError(f"batch_size {batch_size} is for all processes together: {world_size()} cannot share it evenly")
     if not are_many() or isinstance(model, FSDPModule):
         return model
+    if next(model.parameters()).is_cuda:  # a process's share is too small for a batch norm of its own
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     return DistributedDataParallel(model)
 
 

@@ -30,6 +30,8 @@ class Recipe:
         test_split: Name of the split that is reported; found by the usual names when empty.
         reduce_zero_label: Masks say 0 for unlabelled and 1 to K for the classes; else 0 to K - 1, and 255 for
             unlabelled.
+        short_side: Pixels that a segmentation picture's shorter side is brought to before it is cropped or looked at;
+            its own by default.
         in_memory: Decode all pictures once, hold them as bytes, and vary whole batches on the device: for sets of
             small pictures.
         val_share: Share of each class set aside for validation where the folder is not split.
@@ -101,6 +103,7 @@ class Recipe:
     val_split: str = ""
     test_split: str = ""
     reduce_zero_label: bool = True
+    short_side: int | None = None
     in_memory: bool = False
     val_share: float = 0.1
     img_size: int | None = None

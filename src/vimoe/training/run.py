@@ -155,10 +155,11 @@ class RunFolder:
     def _states(self) -> tuple[Path, Path]:
         return self.checkpoints / "state.pt", self.checkpoints / "state.before.pt"
 
-    def write_skipped(self, lines: Collection[str]) -> None:
-        """Write the list of broken pictures."""
+    def write_skipped(self, lines: Collection[str], rank: int = 0) -> None:
+        """Write the list of broken pictures that the process of this number has met."""
         if lines:
-            write_text(self.path / "skipped.csv", "reason\n" + "".join(f'"{_quote(line)}"\n' for line in sorted(lines)))
+            name = f"skipped-{rank}.csv" if rank else "skipped.csv"
+            write_text(self.path / name, "reason\n" + "".join(f'"{_quote(line)}"\n' for line in sorted(lines)))
 
 
 def _quote(text: str) -> str:
@@ -171,7 +172,7 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         UserError: It cannot be written.
     """
-    write_bytes(path, text.encode())
+    write_bytes(path, text.encode(errors="backslashreplace"))
 
 
 def write_bytes(path: Path, data: bytes) -> None:

@@ -1,0 +1,104 @@
+"""A recipe's model: made by timm or read from a folder, given a decoder, upcycled or widened as the recipe says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from torch import nn
+
+from vimoe.data.splits import Splits, generator
+from vimoe.errors import UserError, first_line
+from vimoe.tasks.segmenter import build_segmenter, check_token_routing
+from vimoe.tasks.segmenter_folder import holds_segmenter, load_segmenter
+from vimoe.training.recipe import Recipe
+from vimoe.vit.blocks import find_backbone
+from vimoe.vit.checkpoint import load
+from vimoe.vit.upcycle import upcycle
+from vimoe.vit.widen import widen
+
+
+def build_model(recipe: Recipe, splits: Splits) -> nn.Module:
+    """The recipe's model for this data, in training mode.
+
+    Raises:
+        UserError: timm does not know the model, or it does not fit the data.
+    """
+    torch.manual_seed(generator("init", recipe.seed).initial_seed())
+    classes = len(splits.class_names)
+    if recipe.task == "classification":
+        make = _read if recipe.initial_checkpoint else _create
+        model: Any = make(recipe, splits, classes)
+    elif recipe.initial_checkpoint and holds_segmenter(Path(recipe.initial_checkpoint)):
+        model = load_segmenter(recipe.initial_checkpoint, drop_path_rate=recipe.drop_path)
+        if model.num_classes != classes:
+            model = build_segmenter(model.backbone, recipe.decoder, classes)
+    else:
+        make = _read if recipe.initial_checkpoint else _create
+        model = build_segmenter(make(recipe, splits, 0, dynamic_img_size=True), recipe.decoder, classes)
+    _change(model, recipe)
+    if recipe.task == "segmentation":
+        check_token_routing(model)
+    return model.train()
+
+
+def _change(model: nn.Module, recipe: Recipe) -> None:
+    """Upcycle, or widen for the control of equal size, or leave the model dense."""
+    if recipe.last and recipe.baseline == "wide":
+        depth = len(find_backbone(model).blocks)
+        if recipe.last > depth:
+            raise UserError(f"last must be at most {depth}, the number of blocks of this model, got {recipe.last}")
+        widen(model, range(depth - recipe.last, depth), recipe.top_k + recipe.shared_expert)
+    elif recipe.last and not recipe.baseline:
+        upcycle(
+            model,
+            recipe.last,
+            recipe.num_experts,
+            recipe.top_k,
+            recipe.shared_expert,
+            recipe.routing,
+            preset=recipe.preset,
+            router_noise=recipe.router_noise,
+        )
+
+
+def _read(recipe: Recipe, splits: Splits, num_classes: int, **changes: Any) -> nn.Module:
+    if recipe.img_size:
+        changes["img_size"] = splits.image_shape[1:]
+    model: nn.Module = load(str(recipe.initial_checkpoint), drop_path_rate=recipe.drop_path, **changes)
+    if model.num_classes != num_classes:
+        model.reset_classifier(num_classes)  # type: ignore[operator]
+    return model
+
+
+def _create(recipe: Recipe, splits: Splits, num_classes: int, **changes: Any) -> nn.Module:
+    channels, height, width = splits.image_shape
+    args = {"img_size": (height, width), "in_chans": channels, **changes, **recipe.model_args}
+    try:
+        model: nn.Module = timm.create_model(
+            recipe.model,
+            pretrained=recipe.pretrained,
+            num_classes=num_classes,
+            drop_path_rate=recipe.drop_path,
+            pretrained_cfg_overlay=None if recipe.pretrained else _as_seen(splits),
+            **args,
+        )
+    except Exception as error:  # timm raises whatever its models raise
+        raise UserError(f"timm cannot make the model {recipe.model!r} with {args}: {first_line(error)}") from error
+    positions = getattr(model, "pos_embed", None)
+    if isinstance(positions, nn.Parameter) and not recipe.pretrained:
+        nn.init.normal_(positions, std=recipe.pos_embed_std)
+    return model
+
+
+def _as_seen(splits: Splits) -> dict[str, Any]:
+    """How a model from scratch sees pictures: noted in its `config.json`, for whoever uses it later."""
+    return {
+        "input_size": splits.image_shape,
+        "mean": splits.mean,
+        "std": splits.std,
+        "interpolation": splits.interpolation,
+        "crop_pct": splits.crop_pct,
+    }

@@ -1,0 +1,79 @@
+"""A recipe's pictures, in the form its model wants them."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import timm
+
+from vimoe.data.folder import PictureForm, Variation, picture_form
+from vimoe.data.joint import JointVariation
+from vimoe.data.memory import hold_in_memory
+from vimoe.data.registry import EMBEDDED, open_dataset, open_masks
+from vimoe.data.splits import Splits
+from vimoe.errors import UserError
+from vimoe.training.recipe import Recipe
+from vimoe.vit.checkpoint import read_config
+
+
+class _Source(NamedTuple):
+    """What of a classification recipe decides which pictures are opened."""
+
+    name: str
+    data_dir: str | None
+    form: PictureForm | None
+    variation: Variation | None
+    val_share: float
+    seed: int
+    splits: tuple[str, str, str]
+
+
+def open_recipe_data(recipe: Recipe) -> Splits:
+    """The recipe's pictures, in the form its model wants them.
+
+    Raises:
+        UserError: The data cannot be used, or timm does not know the model.
+    """
+    form = None if recipe.dataset in EMBEDDED else _recipe_form(recipe)
+    splits = (recipe.train_split, recipe.val_split, recipe.test_split)
+    if recipe.task == "segmentation":
+        if recipe.in_memory:
+            raise UserError("in_memory is for classification: masks are read with their pictures")
+        joint = JointVariation(recipe.hflip, recipe.color_jitter) if recipe.augment else None
+        return open_masks(
+            recipe.dataset, recipe.data_dir, form, joint, recipe.reduce_zero_label, splits, recipe.short_side
+        )
+    variation = Variation(recipe.scale, recipe.hflip, recipe.color_jitter, recipe.aa, recipe.reprob)
+    source = _Source(
+        recipe.dataset,
+        recipe.data_dir,
+        form,
+        variation if recipe.augment else None,
+        recipe.val_share,
+        recipe.seed,
+        splits,
+    )
+    return _open_in_memory(source) if recipe.in_memory else open_dataset(*source)
+
+
+@lru_cache(maxsize=1)
+def _open_in_memory(source: _Source) -> Splits:
+    """Decoding takes its time: a process that runs several recipes on the same pictures does it once."""
+    return hold_in_memory(open_dataset(*source._replace(variation=None)), source.variation)
+
+
+def _recipe_form(recipe: Recipe) -> PictureForm:
+    if recipe.initial_checkpoint:
+        settings: dict[str, Any] = read_config(Path(recipe.initial_checkpoint))["pretrained_cfg"]
+    else:
+        known = timm.get_pretrained_cfg(recipe.model, allow_unregistered=True) if timm.is_model(recipe.model) else None
+        if known is None:
+            raise UserError(f"timm has no model {recipe.model!r}")
+        settings = known.to_dict()
+        channels = recipe.model_args.get("in_chans", settings["input_size"][0])
+        if channels != settings["input_size"][0]:
+            settings["input_size"] = (channels, *settings["input_size"][1:])
+            settings |= {key: (sum(settings[key]) / len(settings[key]),) * channels for key in ("mean", "std")}
+    return picture_form(settings, recipe.img_size)
