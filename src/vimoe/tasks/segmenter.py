@@ -31,13 +31,13 @@ class Segmenter(nn.Module):
         blocks: Numbers of the blocks whose outputs (normalised as the last one's is) the decoder sees.
     """
 
-    def __init__(self, backbone: nn.Module, decoder: nn.Module, blocks: Sequence[int]) -> None:
+    def __init__(self, backbone: Any, decoder: LinearDecoder | MultiLevelDecoder, blocks: Sequence[int]) -> None:
         super().__init__()
-        self.backbone: Any = backbone
+        self.backbone = backbone
         self.decoder = decoder
         self.blocks = tuple(blocks)
-        self.num_classes: int = self.decoder.get_submodule("classify").out_channels
-        self.patch_size: tuple[int, int] = tuple(self.backbone.patch_embed.patch_size)
+        self.num_classes = decoder.classify.out_channels
+        self.patch_size: tuple[int, int] = tuple(backbone.patch_embed.patch_size)
 
     def forward(self, pictures: Tensor) -> Tensor:
         """`[B, C, H, W]` to logits `[B, classes, H, W]`."""
@@ -109,7 +109,7 @@ def build_segmenter(
     return Segmenter(vit, _decoder(decoder, vit.embed_dim, num_classes, dim), blocks)
 
 
-def _decoder(name: DecoderName, width: int, num_classes: int, dim: int) -> nn.Module:
+def _decoder(name: DecoderName, width: int, num_classes: int, dim: int) -> LinearDecoder | MultiLevelDecoder:
     return LinearDecoder(width, num_classes) if name == "linear" else MultiLevelDecoder(width, num_classes, dim)
 
 
