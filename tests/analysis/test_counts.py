@@ -81,3 +81,13 @@ def test_a_missing_or_foreign_table_gets_one_line(tmp_path: Path) -> None:
 def test_a_dense_model_has_nothing_to_count() -> None:
     with pytest.raises(vimoe.UserError, match="no MoE layer"):
         count_routing(small_vit(), [(torch.randn(1, 1, 8, 8), torch.zeros(1, dtype=torch.long))], ("a",))
+
+
+def test_counts_of_another_layer_set_get_one_line() -> None:
+    table = RoutingCounts((1, 3), (2, 2), ("a", "b"), np.zeros((2, 2, 2), dtype=np.int64))
+    table.check(vimoe.MoEConfig(layers=(1, 3), num_experts=(2, 2)))
+    for layers, experts in (((1, 2), (2, 2)), ((1, 3), (2, 4)), ((3,), (2,))):
+        with pytest.raises(
+            vimoe.UserError, match="of another model: of blocks 1 \\(2 experts\\), 3 \\(2 experts\\), and"
+        ):
+            table.check(vimoe.MoEConfig(layers=layers, num_experts=experts))

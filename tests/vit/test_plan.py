@@ -11,7 +11,9 @@ from vimoe.vit.plan import LayerPlan
 CONFIG = MoEConfig(layers=(1, 2), num_experts=(4, 3), top_k=2)
 PLAN = Plan(
     (
-        LayerPlan(1, (), load=(0.5, 0.25, 0.25, 0.0), reason="the class does not decide the expert"),
+        LayerPlan(
+            1, (), load=(0.5, 0.25, 0.25, 0.0), reason="the class does not decide the expert", evidence={"lost": 0.5}
+        ),
         LayerPlan(2, (2, 0)),
     )
 )
@@ -36,8 +38,9 @@ def test_a_plan_says_in_words_what_becomes_of_a_layer() -> None:
                 "experts": [],
                 "load": [0.5, 0.25, 0.25, 0.0],
                 "reason": "the class does not decide the expert",
+                "evidence": {"lost": 0.5},
             },
-            {"layer": 2, "action": "keep", "experts": [2, 0], "load": None, "reason": ""},
+            {"layer": 2, "action": "keep", "experts": [2, 0], "load": None, "reason": "", "evidence": {}},
         ]
     }
     assert [part.pruned for part in PLAN.layers] == [True, False]
@@ -101,7 +104,7 @@ def test_a_layer_that_appears_twice_gets_one_line() -> None:
         ({"layers": [{"layer": 1}]}, "not a plan: KeyError 'action'"),
         (
             {"layers": [{"layer": 1, "action": "prune", "laod": [1.0]}]},
-            "plan for block 1: unknown key 'laod'; there is layer, action, experts, load, reason",
+            "plan for block 1: unknown key 'laod'; there is layer, action, experts, load, reason, evidence",
         ),
         ({"layers": [{"layer": "x", "action": "prune"}]}, "not a plan: layer must be a whole number, got 'x'"),
         ({"layers": [{"layer": 1.5, "action": "prune"}]}, "not a plan: layer must be a whole number, got 1.5"),

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from vimoe.analysis.behaviour import Behaviour, agreement
 from vimoe.analysis.counts import RoutingCounts
 from vimoe.analysis.experts import classes_of_expert, output_similarity, weight_similarity
-from vimoe.analysis.interventions import Answer, interventions, pruned, without_experts
+from vimoe.analysis.interventions import Answer, interventions, without_experts
 from vimoe.analysis.knockout import Score, block_evaluations, disturbed_scores, share_of_right_labels
 from vimoe.analysis.paired import mean_loss, mean_score
 from vimoe.analysis.planning import plan_layers
@@ -88,6 +88,7 @@ def analyse(
         for number, layer in modules.items()
         for name, answer in interventions(number, layer, config, loads[number], behaviour.layers[number].mass).items()
     ]
+    plain = {number: change[number] for number, name, change in disturbances if name == "pruned"}
     after = disturbed_scores(model, batches(), [change for *_, change in disturbances], score, device)
     knock_outs: dict[int, list[KnockOut]] = {number: [] for number in modules}
     for (number, name, _), scores in zip(disturbances, after, strict=True):
@@ -119,10 +120,7 @@ def analyse(
     def try_out(changes: Mapping[int, tuple[int, ...]]) -> Tensor:
         nonlocal tried
         tried += 1
-        answers = {
-            n: without_experts(modules[n], kept) if kept else pruned(modules[n], config, loads[n])
-            for n, kept in changes.items()
-        }
+        answers = {n: without_experts(modules[n], kept) if kept else plain[n] for n, kept in changes.items()}
         return disturbed_scores(model, batches(), [answers], score, device)[0]
 
     plan, steps = plan_layers(layers, before, try_out, lose, config.top_k)

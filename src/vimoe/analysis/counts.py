@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vimoe.errors import UserError
+from vimoe.moe.config import MoEConfig
 from vimoe.tasks.classification import evaluating
 from vimoe.training.run import write_bytes
 from vimoe.vit.blocks import moe_layers
@@ -40,6 +41,13 @@ class RoutingCounts:
         """`[classes, experts]` of one block."""
         i = self.layers.index(number)
         return self.counts[i, :, : self.num_experts[i]]
+
+    def check(self, config: MoEConfig) -> None:
+        """Raise a `UserError` where the counts are not those of a model of this configuration."""
+        mine, its = (dict(zip(c.layers, c.num_experts, strict=True)) for c in (self, config))
+        if mine != its:
+            told = ["blocks " + ", ".join(f"{n} ({e} experts)" for n, e in sizes.items()) for sizes in (mine, its)]
+            raise UserError(f"the routing counts are of another model: of {told[0]}, and the model has {told[1]}")
 
     def save(self, path: Path) -> None:
         """Write the table as npz, whole or not at all."""

@@ -32,18 +32,13 @@ def interventions(number: int, layer: MoELayer, config: MoEConfig, load: Tensor,
     found: dict[str, Answer] = {
         "mean": _mean(layer, load, mass),
         "random": _rerouted(layer, _at_random(number)),
-        "pruned": pruned(layer, config, load),
+        "pruned": plain_ffn(copy.deepcopy(layer), config, load),
     }
     if layer.experts.num_experts > layer.router.top_k:
         found["second"] = _rerouted(layer, _next_choice)
     if layer.shared_expert is not None:
         found["shared"] = _shared_alone(layer.shared_expert, config.shared_share)
     return found
-
-
-def pruned(layer: MoELayer, config: MoEConfig, load: Tensor) -> Answer:
-    """The plain FFN that `vimoe.prune` would leave with this load; the layer is not changed."""
-    return plain_ffn(copy.deepcopy(layer), config, load)
 
 
 def without_experts(layer: MoELayer, kept: Sequence[int]) -> Answer:

@@ -1,0 +1,45 @@
+from pathlib import Path
+
+import pytest
+
+from tests.training.tiny import recipe
+from vimoe.analysis.of_run import read_plan
+from vimoe.cli import analyze, prune
+from vimoe.errors import UserError
+from vimoe.training.train import train
+
+
+def test_a_run_is_analysed_and_pruned_in_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run = train(recipe(tmp_path / "moe", last=2, num_experts=3, epochs=2)).path
+    capsys.readouterr()
+    analyze.run([str(run), "--lose", "100", "--shuffles", "99", "--batch-size", "128"])
+    told = capsys.readouterr().out
+    assert "360 pictures of val" in told
+    for number in (1, 2):
+        assert f"block  {number}  prune  dispensable: " in told
+    assert "within noise and the 100 points that may be lost" in told
+    assert f"`vimoe prune {run}` carries it out" in told
+    assert [part.layer for part in read_plan(run / "plan.json").layers] == [1, 2]
+
+    prune.run([str(run), "--recover-epochs", "1", "--output", str(tmp_path / "out"), "--device", "cpu"])
+    captured = capsys.readouterr()
+    assert "surgery: blocks 1, 2 become plain FFNs; MoE layers stay in none" in captured.err
+    for state in ("before", "right after", "recovered"):
+        assert state in captured.out
+    assert (tmp_path / "out" / "model" / "config.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("verb", "flags", "line"),
+    [
+        (analyze, ["--lose", "-1"], "must be a number of points, 0 or more, got -1"),
+        (analyze, ["--lose", "nan"], "must be a number of points, 0 or more, got nan"),
+        (analyze, ["--shuffles", "5"], "must be at least 99, got 5"),
+        (analyze, ["--split", "none"], "invalid choice: 'none'"),
+        (prune, ["--recover-epochs", "1.5"], r"must be a share below 1 or a whole number of epochs, got 1\.5"),
+        (prune, ["--recover-epochs", "-1"], "must be a share below 1 or a whole number of epochs, got -1"),
+    ],
+)
+def test_a_wrong_flag_gets_one_line(verb: object, flags: list[str], line: str) -> None:
+    with pytest.raises(UserError, match=line):
+        verb.run(["run", *flags])  # type: ignore[attr-defined]
