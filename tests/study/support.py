@@ -1,0 +1,62 @@
+"""Small studies, and rows of studies that were never run."""
+
+from pathlib import Path
+from typing import Any
+
+from vimoe.study.file import Study, read_study
+from vimoe.study.rows import StudyRow
+
+TINY = """
+base:
+  dataset: digits
+  model_args: {patch_size: 4, embed_dim: 16, depth: 2, num_heads: 2, weight_init: jax}
+  pos_embed_std: 1.0
+  batch_size: 256
+  epochs: 1
+  warmup_epochs: 0.0
+  device: cpu
+start: {augment: false}
+seeds: [0]
+arms:
+  - {name: main, last: [0, 2], num_experts: 2, shared_expert: [true, false]}
+"""
+
+
+def study(folder: Path, text: str = TINY) -> Study:
+    (folder / "tiny.yaml").write_text(text)
+    return read_study(folder / "tiny.yaml", folder / "runs")
+
+
+def row(setting: str, seed: int, test: float, **changes: Any) -> StudyRow:
+    """A run as `name_setting` would call it; `changes` are recipe keys, and `val` where it is not `test`."""
+    moe = setting.startswith("N")
+    words = setting.split("-")
+    last = next((int(word[1:]) for word in words if word[0] == "L"), 0)
+    recipe = {
+        "last": last,
+        "num_experts": int(words[0][1:]) if moe else 8,
+        "top_k": 1,
+        "shared_expert": "shared" in words if moe else True,
+        "routing": "image",
+        "preset": "paper" if "paper" in words else "preserve",
+        "baseline": "wide" if setting.startswith("wide") else "",
+    }
+    return StudyRow(
+        run=f"seed{seed}/{setting}",
+        setting=setting,
+        variant="paper" if "paper" in words else "",
+        arms=("main",),
+        kind="moe" if moe else "wide" if setting.startswith("wide") else words[0],
+        seed=seed,
+        recipe=recipe | {key: value for key, value in changes.items() if key != "val"},
+        metric="top1",
+        figures={"test_top1": test, "val_top1": changes.get("val", test), "test_nll": 0.5, "seconds": 10.0},
+        counts={
+            "stored_params": 1000 + last,
+            "activated_params": 900 + last,
+            "macs": 10_000_000 + last,
+            "routing_degree": recipe["num_experts"] ** last if moe else 1,
+        },
+        information={block: 0.1 * block for block in range(12 - last, 12)} if moe else {},
+        max_load=dict.fromkeys(range(12 - last, 12), 0.5) if moe else {},
+    )

@@ -1,0 +1,92 @@
+import math
+
+import pytest
+
+from tests.study.support import row
+from vimoe.study.comparisons import Comparison, adjusted, comparisons, spread
+from vimoe.study.rows import StudyRow
+
+
+def seeds(setting: str, *tests: float, **changes: object) -> list[StudyRow]:
+    return [row(setting, seed, test, **changes) for seed, test in enumerate(tests)]
+
+
+def asked(rows: list[StudyRow]) -> dict[tuple[str, str, str], dict[int, float]]:
+    return {(c.question, c.one, c.other): c.differences for c in comparisons(rows)}
+
+
+DENSE = seeds("dense", 80.0, 81.0)
+
+
+def test_moe_is_compared_with_dense_seed_by_seed() -> None:
+    rows = [*seeds("start", 70.0, 70.0), *DENSE, *seeds("N8-L2-shared", 81.0, 81.5), *seeds("N8-L2", 80.5, 80.0)]
+    found = asked(rows)
+    assert found[("MoE with a shared expert against dense", "N8-L2-shared", "dense")] == {0: 1.0, 1: 0.5}
+    assert found[("MoE without a shared expert against dense", "N8-L2", "dense")] == {0: 0.5, 1: -1.0}
+    assert found[("MoE: shared_expert true against false", "N8-L2-shared", "N8-L2")] == {0: 0.5, 1: 1.5}
+    assert len(found) == 3  # nothing with the pretraining
+
+
+def test_the_wide_control_fits_its_own_number_of_layers_and_a_shared_expert_alone() -> None:
+    rows = [
+        *DENSE,
+        *seeds("N8-L2-shared", 81.0),
+        *seeds("N8-L2", 80.0),
+        *seeds("wide2-L2", 80.5),
+        *seeds("wide2-L4", 80.75),
+    ]
+    question = "MoE with a shared expert against dense of equal activated parameters"
+    controls = {
+        (one, other): d for (q, one, other), d in asked(rows).items() if q.endswith("equal activated parameters")
+    }
+    assert controls == {("N8-L2-shared", "wide2-L2"): {0: 0.5}}
+    assert (question, "N8-L2-shared", "wide2-L2") in asked(rows)
+    assert ("dense with more parameters against dense", "wide2-L4", "dense") in asked(rows)
+
+
+def test_a_seed_that_one_of_the_two_lacks_does_not_count() -> None:
+    rows = [row("dense", 0, 80.0), row("dense", 2, 82.0), row("N8-L2", 1, 99.0), row("N8-L2", 2, 83.0)]
+    assert list(asked(rows).values()) == [{2: 1.0}]
+
+
+def test_other_keys_are_compared_one_by_one_within_models_of_one_kind() -> None:
+    rows = [
+        *seeds("N8-L2", 80.0),
+        *seeds("N8-L2-paper", 79.0),
+        *seeds("N8-L4-paper", 70.0),
+        *seeds("N8-L2-shared", 85.0),
+    ]
+    found = asked(rows)
+    assert found[("MoE without a shared expert: preset paper against preserve", "N8-L2-paper", "N8-L2")] == {0: -1.0}
+    assert [q for q, _, _ in found if "preset" in q] == ["MoE without a shared expert: preset paper against preserve"]
+
+
+def test_a_question_asked_of_several_settings_is_asked_of_their_mean() -> None:
+    rows = [*DENSE, *seeds("N8-L2", 81.0, 83.0), *seeds("N8-L4", 82.0, 80.0)]
+    many = [c for c in comparisons(rows) if c.of_many]
+    assert [(c.one, c.differences) for c in many] == [("mean of 2", {0: 1.5, 1: 0.5})]
+
+
+def test_the_best_number_of_layers_is_chosen_on_the_validation_split() -> None:
+    rows = [
+        *seeds("N8-L1", 99.0, 99.0, val=50.0),  # best on the test split, which must not choose
+        *seeds("N8-L2", 80.0, 82.0, val=70.0),
+        *seeds("N8-L4", 79.0, 80.0, val=60.0),
+    ]
+    found = {(q, one, other): d for (q, one, other), d in asked(rows).items() if "best L on val" in q}
+    question = "N = 8, MoE without a shared expert: most layers against the best L on val"
+    assert found == {(question, "N8-L4", "N8-L2"): {0: -1.0, 1: -2.0}}
+
+
+def test_spread_and_adjustment_leave_means_alone() -> None:
+    rows = [*DENSE, *seeds("N8-L2", 81.0, 83.0), *seeds("N8-L4", 82.0, 80.0)]
+    found = [c for c in comparisons(rows) if c.question == "MoE without a shared expert against dense"]
+    # Differences 1, 2 and 2, -1: squared deviations 0.5 and 4.5 over 2 degrees of freedom.
+    assert spread(found) == pytest.approx(math.sqrt(2.5))
+    plain = [c.paired.p_value for c in found]
+    assert adjusted(found) == pytest.approx([min(1.0, 2 * plain[0]), max(2 * plain[0], plain[1]), plain[2]])
+
+
+def test_without_a_second_seed_there_is_no_spread() -> None:
+    assert math.isnan(spread([Comparison("q", "a", "b", {0: 1.0})]))
+    assert comparisons([]) == []
