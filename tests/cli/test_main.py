@@ -29,7 +29,7 @@ def test_a_mistake_is_one_line_on_stderr_and_exit_code_2() -> None:
     assert done.stdout == ""
     assert (
         done.stderr
-        == "vimoe: error: unknown verb 'trian', did you mean 'train'? There is demo, train, evaluate, predict, info\n"
+        == "vimoe: error: unknown verb 'trian', did you mean 'train'? There is demo, train, evaluate, predict, analyze, prune, study, info\n"
     )
 
 

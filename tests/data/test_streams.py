@@ -195,7 +195,7 @@ def test_hugging_faces_tables_are_read_by_position(hugging_face_folder: Path, ki
     splits, told = open_dataset(f"{kind}/{hugging_face_folder}", None, FORM), list[str]()
     assert splits.class_names == ("cat", "dog")
     assert sorted(greys(splits) + greys(splits, "val")) == [(10, 0), (20, 1), (30, 0), (40, 1)]
-    assert [len(labels) for _, labels in batches(splits.val, 4, 2, told.append)] == [1]
+    assert [len(labels) for _, labels in batches(splits.test, 4, 2, told.append)] == [1]
     assert told == [f"row 1 of test in {hugging_face_folder} is no picture that can be read"]
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -15,6 +16,9 @@ VERBS = {
     "train": "train a model as a recipe says: dense, or upcycled to a Mixture-of-Experts",
     "evaluate": "how good a finished model is on labelled pictures: accuracy, by class, calibration",
     "predict": "what a finished model says about pictures, and which experts it chose",
+    "analyze": "which MoE layers of a run specialise, what each is worth, and which to keep",
+    "prune": "carry out a plan on a run, recover, and show the evidence",
+    "study": "a grid of runs over settings and seeds, its tables and figures",
     "info": "what a model costs, dense and upcycled: parameters, multiply-adds, routing degree",
 }
 
@@ -47,14 +51,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise UserError(f"unknown verb {verb!r}{hint} {', '.join(VERBS)}")
         import_module(f"vimoe.cli.{verb}").run(arguments[1:])
     except UserError as error:
-        return _fail(str(error))
+        return _fail(f"process {rank}: {error}" if (rank := os.environ.get("RANK", "0")) != "0" else str(error))
     except OSError as error:
         return _fail(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}")
     except KeyboardInterrupt:
         print("vimoe: interrupted; the same command goes on from the last state it wrote", file=sys.stderr)
         return 130
     except InterruptedRun as error:
-        print(f"vimoe: {error}", file=sys.stderr)
+        if os.environ.get("RANK", "0") == "0":
+            print(f"vimoe: {error}", file=sys.stderr)
         return 130
     return 0
 

@@ -5,9 +5,13 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable
-from typing import NoReturn
+from dataclasses import replace
+from typing import TYPE_CHECKING, NoReturn
 
 from vimoe.errors import UserError
+
+if TYPE_CHECKING:
+    from vimoe.tasks.windows import View
 
 
 class Parser(argparse.ArgumentParser):
@@ -34,3 +38,22 @@ def at_least(lowest: int) -> Callable[[str], int]:
         return value
 
     return whole_number
+
+
+def add_view(parser: argparse.ArgumentParser) -> None:
+    """How a segmentation model looks at pictures, see `vimoe.tasks.windows.View`."""
+    how = parser.add_argument_group("how a segmentation model looks at pictures")
+    how.add_argument("--short-side", type=at_least(1), help="pixels of the shorter side (as in training)")
+    how.add_argument("--window", type=at_least(1), help="side of sliding windows in pixels (none: the whole picture)")
+    how.add_argument("--stride", type=at_least(1), default=341, help="pixels from window to window (341)")
+    how.add_argument("--window-batch", type=at_least(1), default=8, help="windows at once (8)")
+    how.add_argument("--scales", type=float, nargs="+", default=[1.0], help="sizes to look at in turn (1)")
+    how.add_argument("--flips", action="store_true", help="look at mirrored pictures too")
+
+
+def chosen_view(args: argparse.Namespace, trained: View) -> View:
+    """What the flags of `add_view` say, on top of how the model was trained."""
+    view = replace(trained, scales=tuple(args.scales), flips=args.flips, batch=args.window_batch)
+    if args.window is not None:
+        view = replace(view, window=args.window, stride=args.stride)
+    return view if args.short_side is None else replace(view, short_side=args.short_side)

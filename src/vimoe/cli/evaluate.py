@@ -2,44 +2,90 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
-from vimoe.cli.arguments import Parser, at_least
+from vimoe.cli.arguments import Parser, add_view, at_least, chosen_view
 from vimoe.errors import UserError
 
 
 def run(arguments: Sequence[str]) -> None:
     """Print the figures; with --json and --csv, write them."""
-    parser = Parser("evaluate", "Accuracy, mean per class, calibration, and a table by class.")
+    parser = Parser("evaluate", "How good a model is, and a table by class; of pixels for a segmentation model.")
     parser.add_argument("model", type=Path, help="a run folder or a model folder")
-    parser.add_argument("--dataset", default="folder", help="folder (default) or digits")
-    parser.add_argument("--data-dir", help="the folder of pictures, in train, val and test, or one folder a class")
-    parser.add_argument("--split", choices=("train", "val", "test"), default="test", help="which pictures (test)")
-    parser.add_argument("--batch-size", type=at_least(1), default=64, help="pictures at once")
+    parser.add_argument("--dataset", help="folder or ade20k (default), digits, digit_scenes, or a name of timm's")
+    parser.add_argument("--data-dir", help="the folder of pictures")
+    parser.add_argument("--split", default="test", help="train, val, test (default), or a split's own name")
+    parser.add_argument("--batch-size", type=at_least(1), default=64, help="pictures at once (classification)")
     parser.add_argument("--workers", type=at_least(0), default=2, help="processes that decode")
     parser.add_argument("--device", default="auto", help="auto, or a torch device")
     parser.add_argument("--json", type=Path, help="write all figures there")
     parser.add_argument("--csv", type=Path, help="write the table by class there")
+    add_view(parser)
     args = parser.parse_args(list(arguments))
-    from vimoe.report.tables import class_table, figures_table
-    from vimoe.tasks.inference import evaluate_folder
-    from vimoe.training.parallel import pick_device
+    from vimoe.report.tables import csv_table, figures_table, plain_table
+    from vimoe.tasks.inference import model_folder
+    from vimoe.tasks.segmenter_folder import holds_segmenter
     from vimoe.training.run import write_text
 
-    result = evaluate_folder(
-        args.model, args.dataset, args.data_dir, args.split, args.batch_size, args.workers, pick_device(args.device)
-    )
-    for line in result.broken:
+    of_pixels = holds_segmenter(model_folder(args.model))
+    figures, header, rows, broken = (_pixels if of_pixels else _pictures)(args)
+    for line in broken:
         parser.note(line)
-    if not result.figures.pictures.sum():
+    if not figures["pictures"]:
         raise UserError("none of the pictures can be read")
-    names, by_class = result.class_names, result.figures.per_class()
-    print(f"{figures_table(result.figures.summary())}\n\n{class_table(names, by_class)}")
+    cells = [[name, str(count), *(f"{value:.1f}" for value in values)] for name, count, *values in rows]
+    print(f"{figures_table(figures)}\n\n{plain_table(header, cells)}")
     if args.json:
-        table = [{"class": n, "pictures": p, "top1": t} for n, (p, t) in zip(names, by_class, strict=True)]
-        figures = {**result.figures.summary(), "broken": len(result.broken), "classes": table}
-        write_text(args.json, json.dumps(figures, indent=2, ensure_ascii=False) + "\n")
+        by_class = [dict(zip(("class", *header[1:]), row, strict=True)) for row in rows]
+        told = {**figures, "broken": len(broken), "classes": by_class}
+        write_text(args.json, json.dumps(told, indent=2, ensure_ascii=False) + "\n")
     if args.csv:
-        write_text(args.csv, class_table(names, by_class, as_csv=True))
+        write_text(args.csv, csv_table(header, cells))
+
+
+Told = tuple[dict[str, float], tuple[str, ...], list[tuple[Any, ...]], list[str]]
+
+
+def _pictures(args: argparse.Namespace) -> Told:
+    """Figures, header and rows of the table by class, and lines on broken pictures, of a classifier."""
+    from vimoe.tasks.inference import evaluate_folder
+    from vimoe.training.parallel import pick_device
+
+    device, dataset = pick_device(args.device), args.dataset or "folder"
+    role, names = _role(args.split)
+    result = evaluate_folder(args.model, dataset, args.data_dir, role, args.batch_size, args.workers, device, names)
+    rows = zip(result.class_names, result.figures.per_class(), strict=True)
+    table = [(name, pictures, top1) for name, (pictures, top1) in rows]
+    return result.figures.summary(), ("class", "pictures", "top-1 %"), table, result.broken
+
+
+def _pixels(args: argparse.Namespace) -> Told:
+    """The same of a segmentation model."""
+    from vimoe.data.registry import open_masks
+    from vimoe.tasks.mask_inference import default_view, evaluate_masks
+    from vimoe.training.parallel import pick_device
+
+    view, (role, names) = chosen_view(args, default_view(args.model)), _role(args.split)
+    result = evaluate_masks(
+        args.model,
+        lambda form, reduce: open_masks(
+            args.dataset or "ade20k", args.data_dir, form, None, reduce, names, view.short_side
+        ),
+        role,
+        view,
+        args.workers,
+        pick_device(args.device),
+    )
+    rows = zip(result.class_names, result.confusion.per_class(), strict=True)
+    table = [(name, figures.pixels, figures.iou, figures.acc) for name, figures in rows]
+    figures = {**result.confusion.figures(), "pictures": result.pictures}
+    return figures, ("class", "pixels", "IoU %", "accuracy %"), table, result.broken
+
+
+def _role(split: str) -> tuple[str, tuple[str, str, str]]:
+    """Which split is meant, and the names to look for: one that is none of the three is looked for as `test`."""
+    return (split, ("", "", "")) if split in ("train", "val", "test") else ("test", ("", "", split))

@@ -1,31 +1,44 @@
-"""`vimoe predict`: what a finished model says about pictures, one line each."""
+"""`vimoe predict`: what a finished model says about pictures."""
 
 from __future__ import annotations
 
+import argparse
 import csv
 import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from vimoe.cli.arguments import Parser, at_least
+from vimoe.cli.arguments import Parser, add_view, at_least, chosen_view
 from vimoe.errors import UserError
 
 
 def run(arguments: Sequence[str]) -> None:
-    """Print one JSON or CSV line a picture; broken pictures are told on stderr."""
-    parser = Parser("predict", "Labels, probabilities and chosen experts for pictures, from the model folder alone.")
+    """Print one JSON or CSV line a picture, write masks for a segmentation model; broken pictures are told."""
+    parser = Parser("predict", "Labels and chosen experts, or masks, for pictures, from the model folder alone.")
     parser.add_argument("model", type=Path, help="a run folder or a model folder")
     parser.add_argument("pictures", nargs="+", help="picture files, folders, or globs in quotes")
     parser.add_argument("--top-k", type=at_least(1), default=5, help="how many labels (5)")
     parser.add_argument("--format", choices=("jsonl", "csv"), default="jsonl", help="JSON lines (default) or CSV")
-    parser.add_argument("--batch-size", type=at_least(1), default=32, help="pictures at once")
+    parser.add_argument("--output", type=Path, default=Path("masks"), help="where masks and overlays go (masks)")
+    parser.add_argument("--batch-size", type=at_least(1), default=32, help="pictures at once (classification)")
     parser.add_argument("--device", default="auto", help="auto, or a torch device")
+    add_view(parser)
     args = parser.parse_args(list(arguments))
-    from vimoe.tasks.inference import find_pictures, predict
-    from vimoe.training.parallel import pick_device
+    from vimoe.tasks.inference import find_pictures, model_folder
+    from vimoe.tasks.segmenter_folder import holds_segmenter
 
     paths = find_pictures(args.pictures)
+    of_pixels = holds_segmenter(model_folder(args.model))
+    if not (_masks if of_pixels else _labels)(args, paths, parser):
+        raise UserError("none of the pictures can be read")
+
+
+def _labels(args: argparse.Namespace, paths: list[Path], parser: Parser) -> int:
+    """Print what a classifier says; gives the number of pictures."""
+    from vimoe.tasks.inference import predict
+    from vimoe.training.parallel import pick_device
+
     writer = csv.writer(sys.stdout, lineterminator="\n")
     told = 0
     for answer in predict(args.model, paths, args.top_k, args.batch_size, pick_device(args.device), parser.note):
@@ -43,5 +56,44 @@ def run(arguments: Sequence[str]) -> None:
             for rank, (label, p) in enumerate(answer.labels, 1):
                 writer.writerow([answer.path, rank, label, f"{p:.6f}", experts])
         told += 1
-    if not told:
-        raise UserError("none of the pictures can be read")
+    return told
+
+
+def _masks(args: argparse.Namespace, paths: list[Path], parser: Parser) -> int:
+    """Write masks and overlays and print the shares of the classes; gives the number of pictures."""
+    from vimoe.tasks.mask_inference import default_view, predict_masks
+    from vimoe.training.parallel import pick_device
+    from vimoe.training.run import write_bytes
+
+    view = chosen_view(args, default_view(args.model))
+    writer = csv.writer(sys.stdout, lineterminator="\n")
+    names = _distinct(paths)
+    told = 0
+    for answer in predict_masks(args.model, paths, view, pick_device(args.device), parser.note):
+        mask, overlay = (args.output / f"{names[answer.path]}{end}.png" for end in ("", ".overlay"))
+        write_bytes(mask, answer.mask)
+        write_bytes(overlay, answer.overlay)
+        if args.format == "jsonl":
+            shares = {name: round(share, 6) for name, share in answer.shares.items()}
+            record = {"path": str(answer.path), "mask": str(mask), "overlay": str(overlay), "shares": shares}
+            print(json.dumps(record, ensure_ascii=False), flush=True)
+        else:
+            if not told:
+                writer.writerow(["path", "mask", "class", "share"])
+            for name, share in answer.shares.items():
+                writer.writerow([answer.path, mask, name, f"{share:.6f}"])
+        told += 1
+    return told
+
+
+def _distinct(paths: list[Path]) -> dict[Path, str]:
+    """A file name for each picture's mask: its own, numbered where several pictures share it."""
+    names, taken = dict[Path, str](), set[str]()
+    for path in paths:
+        name, number = path.stem, 1
+        while name in taken:
+            number += 1
+            name = f"{path.stem}-{number}"
+        taken.add(name)
+        names[path] = name
+    return names

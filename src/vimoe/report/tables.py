@@ -88,6 +88,9 @@ def figures_table(figures: Mapping[str, float]) -> str:
         "mean_class": ("mean of the classes", "%"),
         "nll": ("cross-entropy", "nats"),
         "ece": ("calibration error", "points"),
+        "miou": ("mean IoU", "%"),
+        "aacc": ("pixel accuracy", "%"),
+        "macc": ("mean class accuracy", "%"),
         "pictures": ("pictures", ""),
     }
     rows = [
@@ -97,12 +100,8 @@ def figures_table(figures: Mapping[str, float]) -> str:
     return "\n".join(f"{name:20} {value:>8} {unit}".rstrip() for name, value, unit in rows)
 
 
-def class_table(names: Sequence[str], by_class: Sequence[tuple[int, float]], as_csv: bool = False) -> str:
-    """Pictures and top-1 of each class, as plain text or CSV."""
-    header = ("class", "pictures", "top-1 %")
-    rows = [[name, str(count), f"{top1:.1f}"] for name, (count, top1) in zip(names, by_class, strict=True)]
-    if not as_csv:
-        return plain_table(header, rows)
+def csv_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table as CSV."""
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([header, *rows])
     return text.getvalue()

@@ -50,21 +50,30 @@ def model_folder(path: Path) -> Path:
 
 
 def evaluate_folder(
-    path: Path, dataset: str, data_dir: str | None, split: str, batch_size: int, workers: int, device: str
+    path: Path,
+    dataset: str,
+    data_dir: str | None,
+    split: str,
+    batch_size: int,
+    workers: int,
+    device: str,
+    names: tuple[str, str, str] = ("", "", ""),
 ) -> Evaluation:
-    """Evaluate a model folder on a split of labelled pictures.
+    """Evaluate a model folder on the `train`, `val` or `test` split of labelled pictures.
+
+    `names` are what these splits are called where they do not have one of the usual names.
 
     Raises:
         UserError: The model or the data cannot be used, or their classes differ.
     """
     folder = model_folder(path)
     config = read_config(folder)
-    splits = open_dataset(dataset, data_dir, picture_form(config["pretrained_cfg"]))
-    names = config.get("label_names")
-    if names is not None and tuple(names) != splits.class_names:
-        odd = sorted(set(names) ^ set(splits.class_names))
+    splits = open_dataset(dataset, data_dir, picture_form(config["pretrained_cfg"]), splits=names)
+    labels = config.get("label_names")
+    if labels is not None and tuple(labels) != splits.class_names:
+        odd = sorted(set(labels) ^ set(splits.class_names))
         raise UserError(
-            f"the pictures have other classes than the model: {len(splits.class_names)} against {len(names)}"
+            f"the pictures have other classes than the model: {len(splits.class_names)} against {len(labels)}"
             + (f", the first that differs is {odd[0]!r}" if odd else ", in another order")
         )
     broken: list[str] = []
