@@ -1,11 +1,14 @@
 from pathlib import Path
 
 import pytest
+import torch
 
 from tests.training.tiny import recipe
 from vimoe.data.digits import digits
 from vimoe.training.build import build_model
-from vimoe.training.optimisation import build_optimisation
+from vimoe.training.optimisation import build_optimisation, freeze_all_but_experts
+from vimoe.training.train import train
+from vimoe.vit.checkpoint import load
 
 
 def test_the_schedule_warms_up_from_0_peaks_at_lr_and_ends_low(tmp_path: Path) -> None:
@@ -35,3 +38,14 @@ def test_layer_decay_slows_the_early_blocks_and_routers_have_no_weight_decay(tmp
     assert decays["blocks.2.mlp.experts.fc1.weight"] == 0.05
     assert decays["blocks.2.mlp.experts.fc1.bias"] == decays["blocks.2.mlp.router.weight"] == 0.0
     assert len(rates) == len(list(model.parameters()))
+
+
+def test_a_frozen_model_learns_in_its_moe_layers_and_head_alone(tmp_path: Path) -> None:
+    model = build_model(recipe(tmp_path, last=1, num_experts=3), digits())
+    freeze_all_but_experts(model)
+    learning = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert learning == {name for name, _ in model.named_parameters() if name.startswith(("blocks.2.mlp.", "head."))}
+    run = train(recipe(tmp_path / "run", last=1, num_experts=3, epochs=1, freeze=True))
+    fresh = build_model(recipe(tmp_path, last=1, num_experts=3), digits()).state_dict()
+    trained = load(run.model).state_dict()
+    assert {name for name in trained if not torch.equal(trained[name], fresh[name])} == learning

@@ -1,6 +1,7 @@
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -9,11 +10,13 @@ from tests.training.tiny import ARGS, recipe
 from vimoe.data.digits import digits
 from vimoe.errors import UserError
 from vimoe.moe.layer import MoELayer
+from vimoe.tasks.segmenter_folder import load_segmenter
 from vimoe.training import loop
 from vimoe.training.build import build_model
 from vimoe.training.run import RunFolder
 from vimoe.training.train import train
 from vimoe.vit.checkpoint import load
+from vimoe.vit.cost import cost
 from vimoe.vit.upcycle import get_config
 
 
@@ -84,7 +87,7 @@ def test_an_upcycled_run_starts_from_a_dense_one_and_logs_its_routers(tmp_path: 
     start = recipe(tmp_path / "moe", initial_checkpoint=str(dense.model), last=2, num_experts=3, epochs=1)
     model = build_model(start, digits())
     assert isinstance(model.get_submodule("blocks.2.mlp"), MoELayer)
-    pictures = digits().test.pictures
+    pictures = digits().test.pictures  # type: ignore[attr-defined]
     with torch.no_grad():
         expected = load(dense.model)(pictures)
         assert torch.allclose(model.eval()(pictures), expected, atol=1e-5)
@@ -147,3 +150,61 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(
     with pytest.raises(UserError, match=r"the loss is nan at step 0 \(epoch 1\): try a lower lr than 0.002"):
         train(recipe(tmp_path / "run"))
     assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_the_dense_control_is_the_same_run_without_experts(tmp_path: Path) -> None:
+    control = train(recipe(tmp_path / "control", last=2, num_experts=3, baseline="dense", epochs=1))
+    dense = train(recipe(tmp_path / "dense", epochs=1))
+    assert same(control, dense)
+
+
+def test_the_wide_control_activates_what_the_moe_model_does_but_for_routers(tmp_path: Path) -> None:
+    settings = recipe(tmp_path / "wide", last=2, num_experts=3, epochs=1)
+    wide = load(train(replace(settings, baseline="wide")).model)
+    moe = build_model(settings, digits())
+    assert get_config(wide) is None
+    assert cost(moe).activated_params > cost(wide).activated_params > 0.97 * cost(moe).activated_params
+
+
+def test_a_segmentation_run_is_trained_and_read_back_from_its_folder(tmp_path: Path) -> None:
+    args = {"patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2, "weight_init": "jax"}
+    settings = recipe(
+        tmp_path / "run",
+        task="segmentation",
+        dataset="digit_scenes",
+        model_args=args,
+        last=1,
+        num_experts=3,
+        routing="token",
+        epochs=1,
+        color_jitter=0.2,
+    )
+    run = train(settings)
+    row = run.read_rows()[-1]
+    assert {"val_miou", "val_aacc", "val_macc", "val_pictures"} <= set(row)
+    assert row["val_aacc"] > 30
+    model = load_segmenter(run.model)
+    assert model(torch.randn(1, 3, 32, 40)).shape == (1, 11, 32, 40)
+    again = train(replace(settings, output=str(tmp_path / "more"), initial_checkpoint=str(run.model), last=0))
+    assert set(load_segmenter(again.model).state_dict()) == set(model.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"routing": "image"}, "use routing 'token' for segmentation"),
+        ({"routing": "token", "mixup": 0.2}, "mixup and cutmix mix the labels of whole pictures"),
+        ({"routing": "token", "in_memory": True}, "in_memory is for classification"),
+        ({"routing": "token", "dataset": "digits"}, "dataset 'digits' has no masks"),
+        ({"routing": "token", "last": 9}, "last must be 1 to 3"),
+        ({"routing": "token", "last": 9, "baseline": "wide"}, "last must be at most 3"),
+    ],
+)
+def test_what_makes_no_sense_in_a_segmentation_recipe_is_told(
+    tmp_path: Path, changes: dict[str, Any], line: str
+) -> None:
+    base: dict[str, Any] = {"task": "segmentation", "dataset": "digit_scenes", "last": 1, "num_experts": 3}
+    settings = recipe(tmp_path / "run", **{**base, **changes})
+    with pytest.raises(UserError, match=line):
+        train(settings)
+    assert not (tmp_path / "run").exists()

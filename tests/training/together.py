@@ -15,6 +15,7 @@ from vimoe.errors import UserError
 from vimoe.training.interrupt import InterruptedRun
 from vimoe.training.loop import _Trainer
 from vimoe.training.recipe import Recipe
+from vimoe.training.source import open_recipe_data
 
 
 def run_together(recipe: Recipe, processes: int, **changes: Any) -> list[dict[str, Any]]:
@@ -49,18 +50,17 @@ def _run(
     losses = list[float]()
     train_batch = _Trainer._train_batch
 
-    def noted(self: _Trainer, *args: torch.Tensor) -> float:
+    def noted(self: _Trainer, pictures: torch.Tensor, labels: torch.Tensor) -> float:
         if rank == 0 and len(losses) + 1 == stop_at:
             signal.raise_signal(signal.SIGTERM)
         if rank == 1 and len(losses) + 1 == die_at:
             os._exit(9)
-        losses.append(train_batch(self, *args))
+        losses.append(train_batch(self, pictures, labels))
         return losses[-1]
 
     _Trainer._train_batch = noted  # type: ignore[method-assign]
     if val:
-        whole = home.open_recipe_data
-        home.open_recipe_data = lambda recipe: _fewer(whole(recipe), val)
+        home.__dict__["open_recipe_data"] = lambda recipe: _fewer(open_recipe_data(recipe), val)
     end = "finished"
     try:
         home.train(recipe)

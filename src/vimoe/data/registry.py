@@ -36,6 +36,7 @@ def open_dataset(
     val_share: float = 0.1,
     seed: int = 0,
     splits: tuple[str, str, str] = ("", "", ""),
+    per_class: int | None = None,
 ) -> Splits:
     """The pictures behind a recipe's `dataset`.
 
@@ -51,6 +52,7 @@ def open_dataset(
         val_share: Share of each class to set aside where there is no `val` and no `test`.
         seed: The run's seed.
         splits: Names of the splits for `train`, `val` and `test`; empty ones are found by the usual names.
+        per_class: So many training pictures of each class, drawn with `seed`; all of them if None.
 
     Raises:
         UserError: The name is not known, or the data set cannot be used.
@@ -64,10 +66,13 @@ def open_dataset(
         _check(samples, part, found.class_names)
     if "val" not in found.parts:
         found = found._replace(parts={**found.parts, **_set_aside(found, val_share, seed)})
+    train = found.parts["train"]
+    if per_class is not None:
+        train = [train[place] for place in _drawn(train, len(found.class_names), per_class, seed)]
     evaluation = evaluation_transform(form)
     val = found.parts["val"]
     return Splits(
-        train=PictureFiles(found.parts["train"], training_transform(form, variation), found.read),
+        train=PictureFiles(train, training_transform(form, variation), found.read),
         val=PictureFiles(val, evaluation, found.read),
         test=PictureFiles(found.parts.get("test") or val, evaluation, found.read),
         class_names=found.class_names,
@@ -135,6 +140,20 @@ def _check(samples: Samples, part: str, class_names: tuple[str, ...]) -> None:
             raise UserError(
                 f"label {label} of picture {where} is out of range: there are {len(class_names)} classes, from 0"
             )
+
+
+def _drawn(samples: Samples, num_classes: int, per_class: int, seed: int) -> list[int]:
+    """Places of so many samples of each class (fewer where there are fewer), in the samples' own order."""
+    if per_class < 1:
+        raise UserError(f"per_class must be at least 1, got {per_class}")
+    members: list[list[int]] = [[] for _ in range(num_classes)]
+    for place, (_, label) in enumerate(samples):
+        members[label].append(place)
+    drawn = set[int]()
+    for label, places in enumerate(members):
+        order = torch.randperm(len(places), generator=generator("per class", seed, label)).tolist()
+        drawn |= {places[i] for i in order[:per_class]}
+    return sorted(drawn)
 
 
 def _set_aside(found: Found, share: float, seed: int) -> Mapping[str, Samples]:

@@ -35,6 +35,7 @@ class Recipe:
         in_memory: Decode all pictures once, hold them as bytes, and vary whole batches on the device: for sets of
             small pictures.
         val_share: Share of each class set aside for validation where the folder is not split.
+        per_class: So many training pictures of each class, drawn with the seed; all of them by default.
         img_size: Pixels of a picture's side; the model's own by default.
         workers: Processes that decode pictures.
         max_broken: Largest share of the training pictures that may be broken.
@@ -106,6 +107,7 @@ class Recipe:
     short_side: int | None = None
     in_memory: bool = False
     val_share: float = 0.1
+    per_class: int | None = None
     img_size: int | None = None
     workers: int = 2
     max_broken: float = 0.01

@@ -28,6 +28,7 @@ class _Source(NamedTuple):
     val_share: float
     seed: int
     splits: tuple[str, str, str]
+    per_class: int | None
 
 
 def open_recipe_data(recipe: Recipe) -> Splits:
@@ -54,6 +55,7 @@ def open_recipe_data(recipe: Recipe) -> Splits:
         recipe.val_share,
         recipe.seed,
         splits,
+        recipe.per_class,
     )
     return _open_in_memory(source) if recipe.in_memory else open_dataset(*source)
 
