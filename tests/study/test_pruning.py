@@ -35,8 +35,8 @@ def written(run: Path) -> dict[str, bytes]:
 def accuracy(folder: Path) -> float:
     test = digits().test
     with torch.no_grad():
-        answers = load(folder)(torch.stack([x for x, _ in test])).argmax(-1)
-    return 100 * (answers == torch.tensor([y for _, y in test])).float().mean().item()
+        answers = load(folder)(test.pictures).argmax(-1)  # type: ignore[attr-defined]
+    return 100 * (answers == test.labels).float().mean().item()  # type: ignore[attr-defined]
 
 
 def test_a_run_is_pruned_recovers_and_is_not_touched_itself(trained: Path, tmp_path: Path) -> None:
@@ -47,9 +47,9 @@ def test_a_run_is_pruned_recovers_and_is_not_touched_itself(trained: Path, tmp_p
     for state, folder in zip(
         evidence.states, (trained / "model", tmp_path / "pruned/start", tmp_path / "pruned/model")
     ):
-        assert state.top1.value == pytest.approx(accuracy(folder))
+        assert state.score.value == pytest.approx(accuracy(folder))
         assert state.cost == cost(load(folder))
-        assert state.lost.value == pytest.approx(evidence.states[0].top1.value - state.top1.value)
+        assert state.lost.value == pytest.approx(evidence.states[0].score.value - state.score.value)
         assert state.speed.peak_bytes > 4 * state.cost.stored_params
     config = get_config(load(tmp_path / "pruned" / "model"))
     assert config is not None
@@ -60,16 +60,16 @@ def test_a_run_is_pruned_recovers_and_is_not_touched_itself(trained: Path, tmp_p
     names = json.loads((tmp_path / "pruned" / "start" / "config.json").read_text())["label_names"]
     assert names == list(digits().class_names)
     numbers = json.loads((tmp_path / "pruned" / "pruning.json").read_text())
-    assert numbers["states"][2]["top1"]["value"] == evidence.states[2].top1.value
+    assert numbers["states"][2]["score"]["value"] == evidence.states[2].score.value
     again = prune_run(trained, recover=0.5, output=tmp_path / "pruned")  # goes on where nothing is left to do
-    assert [s.top1 for s in again.states] == [s.top1 for s in evidence.states]
+    assert [s.score for s in again.states] == [s.score for s in evidence.states]
 
 
 def test_without_recovery_the_surgery_is_all_and_lies_beside_the_run(trained: Path) -> None:
     evidence = prune_run(trained, recover=0)
     assert [state.name for state in evidence.states] == ["before", "right after"]
     assert evidence.output == trained.with_name("moe-pruned")
-    assert accuracy(evidence.output / "model") == pytest.approx(evidence.states[1].top1.value)
+    assert accuracy(evidence.output / "model") == pytest.approx(evidence.states[1].score.value)
 
 
 def test_the_loss_right_after_is_the_one_that_the_analysis_foretold(trained: Path, tmp_path: Path) -> None:

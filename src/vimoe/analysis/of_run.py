@@ -8,15 +8,17 @@ from dataclasses import replace
 from pathlib import Path
 
 from vimoe.analysis.analysis import analyse
+from vimoe.analysis.held_out import held_out
 from vimoe.analysis.result import Analysis
-from vimoe.data.loading import batches
 from vimoe.data.splits import Pictures, Splits
 from vimoe.errors import UserError
+from vimoe.tasks.model import load_model
+from vimoe.tasks.segmenter_folder import KEY
 from vimoe.training.parallel import pick_device
 from vimoe.training.recipe import Recipe, load_recipe
 from vimoe.training.run import RunFolder, write_text
 from vimoe.training.source import open_recipe_data
-from vimoe.vit.checkpoint import load, read_config
+from vimoe.vit.checkpoint import read_config
 from vimoe.vit.plan import Plan
 
 
@@ -57,14 +59,20 @@ def analyse_run(
     pictures: Pictures = getattr(splits, split)
     device = pick_device(device)
     broken: dict[str, None] = {}  # in order, and each once however often it is met
+    model = load_model(run.model, device)
+    classes, note_broken = len(splits.class_names), broken.setdefault
+    seen = held_out(model, pictures, classes, batch_size, workers, recipe.short_side, note_broken)
     counts, analysis, plan = analyse(
-        load(run.model, device),
-        lambda: batches(pictures, batch_size, workers, lambda line: broken.setdefault(line)),
+        model,
+        seen.batches,
         splits.class_names,
         split=split,
         device=device,
         shuffles=shuffles,
         lose=lose,
+        metric=seen.metric,
+        score=seen.score,
+        classes=seen.classes,
     )
     for line in broken:
         note(line)
@@ -84,17 +92,14 @@ def finished_run(path: Path) -> tuple[RunFolder, Recipe]:
     """A run and its recipe.
 
     Raises:
-        UserError: There is no run, it is not finished, or of a task that cannot be analysed.
+        UserError: There is no run, or it is not finished.
     """
     run = RunFolder(path)
     if not (path / "recipe.yaml").exists():
         raise UserError(f"{path} is not a run folder: it holds no recipe.yaml")
     if not run.finished:
         raise UserError(f"the run in {path} is not finished: the `vimoe train` command that began it goes on with it")
-    recipe = load_recipe(path / "recipe.yaml")
-    if recipe.task != "classification":
-        raise UserError(f"{path} is a {recipe.task} run, and only classification runs can be analysed and pruned yet")
-    return run, recipe
+    return run, load_recipe(path / "recipe.yaml")
 
 
 def run_pictures(run: RunFolder, recipe: Recipe, dataset: str | None = None, data_dir: str | None = None) -> Splits:
@@ -107,7 +112,7 @@ def run_pictures(run: RunFolder, recipe: Recipe, dataset: str | None = None, dat
     source = replace(recipe, dataset=dataset or recipe.dataset, data_dir=data_dir or recipe.data_dir, augment=False)
     # The finished model says how it wants its pictures: what it started from may have gone since.
     splits = open_recipe_data(replace(source, initial_checkpoint=str(run.model)))
-    names = tuple(config.get("label_names") or splits.class_names)
+    names = tuple(config.get("label_names") or config.get(KEY, {}).get("class_names") or splits.class_names)
     if names != splits.class_names:
         odd = sorted(set(names) ^ set(splits.class_names))
         raise UserError(
@@ -140,6 +145,6 @@ def read_plan(path: Path) -> Plan:
 
 def _paths(pictures: Pictures, places: set[int]) -> dict[int, str]:
     """Where pictures from files lie."""
-    samples = getattr(pictures, "samples", ())
+    samples = getattr(pictures, "samples", getattr(pictures, "pairs", ()))
     found = {place: samples[place][0] for place in sorted(places) if place < len(samples)}
     return {place: str(source) for place, source in found.items() if isinstance(source, str | Path)}

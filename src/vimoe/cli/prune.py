@@ -40,11 +40,12 @@ def evidence_table(evidence: Evidence) -> str:
     """Accuracy, cost and speed, a line a state."""
     from vimoe.report.tables import giga_macs, millions, plain_table
 
-    header = ("model", "test top-1 % (95 %)", "change (95 %)", "activated", "stored", "multiply-adds", "ms", "peak MB")
+    right = {"top1": "test top-1 %", "pixels": "test pixels right %"}[evidence.metric]
+    header = ("model", f"{right} (95 %)", "change (95 %)", "activated", "stored", "multiply-adds", "ms", "peak MB")
     rows = [
         [
             state.name,
-            f"{state.top1.value:.1f} ({state.top1.low:.1f} to {state.top1.high:.1f})",
+            f"{state.score.value:.1f} ({state.score.low:.1f} to {state.score.high:.1f})",
             "" if not i else f"{0 - state.lost.value:+.1f} ({0 - state.lost.high:+.1f} to {0 - state.lost.low:+.1f})",
             millions(state.cost.activated_params),
             millions(state.cost.stored_params),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,12 +10,8 @@ from vimoe.cli.arguments import Parser, at_least
 from vimoe.errors import UserError
 
 
-def run(arguments: Sequence[str]) -> int:
-    """Do what is left of a study and write what came of it.
-
-    Returns:
-        1 where a run failed, else 0.
-    """
+def run(arguments: Sequence[str]) -> None:
+    """Do what is left of a study and write what came of it; the exit code is 1 where a run failed."""
     parser = Parser(
         "study",
         "Runs what a study file asks for, each run once, and writes study.csv, tables and figures. "
@@ -39,7 +36,7 @@ def run(arguments: Sequence[str]) -> int:
         from vimoe.study.publish import publish
 
         print(publish(args.figures_only))
-        return 0
+        return
     from vimoe.study.file import read_study
     from vimoe.study.plan import plan_runs
 
@@ -50,7 +47,7 @@ def run(arguments: Sequence[str]) -> int:
 
     if args.dry_run:
         print(dry_run(study, args.jobs or 1))
-        return 0
+        return
     progress = execute(study, args.jobs)
     if progress.results:
         from vimoe.study.publish import gather, publish
@@ -60,4 +57,4 @@ def run(arguments: Sequence[str]) -> int:
         print(f"tables and figures lie in {study.output}")
     if progress.failures:
         parser.note(failure_line(progress))
-    return int(bool(progress.failures))
+        sys.exit(1)

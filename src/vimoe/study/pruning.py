@@ -10,19 +10,18 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
+from vimoe.analysis.held_out import HeldOut, held_out
 from vimoe.analysis.knockout import picture_scores
 from vimoe.analysis.of_run import finished_run, read_plan, run_pictures, write_plan
 from vimoe.analysis.paired import mean_loss, mean_score
 from vimoe.analysis.result import Estimate
-from vimoe.data.loading import batches
-from vimoe.data.splits import Splits
 from vimoe.errors import UserError
 from vimoe.study.speed import Speed, compare_speed
+from vimoe.tasks.model import load_model
 from vimoe.training.parallel import pick_device
 from vimoe.training.recipe import Recipe
 from vimoe.training.run import write_text
-from vimoe.training.train import train
-from vimoe.vit.checkpoint import load, read_config, save
+from vimoe.training.train import recipe_task, train
 from vimoe.vit.cost import Cost, cost
 from vimoe.vit.plan import Plan
 from vimoe.vit.prune import prune
@@ -34,14 +33,14 @@ class State:
 
     Attributes:
         name: `before`, `right after` or `recovered`.
-        top1: Accuracy on the test pictures, in percent.
+        score: Share of the test pictures (or of their pixels) that are right, in percent.
         lost: Percentage points lost against `before`, on the same pictures; negative for a gain.
         cost: Parameters and multiply-adds.
         speed: Time and memory.
     """
 
     name: str
-    top1: Estimate
+    score: Estimate
     lost: Estimate
     cost: Cost
     speed: Speed
@@ -53,12 +52,14 @@ class Evidence:
 
     Attributes:
         states: The model before, right after the surgery, and recovered where there was a recovery.
+        metric: What the score is: `top1`, or `pixels`.
         pictures: Test pictures.
         epochs: Epochs of recovery.
         output: The folder of the pruned model.
     """
 
     states: tuple[State, ...]
+    metric: str
     pictures: int
     epochs: int
     output: Path
@@ -66,7 +67,8 @@ class Evidence:
     def save(self, path: Path) -> None:
         """Write the numbers as JSON."""
         states = [{**asdict(s), "cost": s.cost._asdict(), "speed": s.speed._asdict()} for s in self.states]
-        write_text(path, json.dumps({"pictures": self.pictures, "epochs": self.epochs, "states": states}, indent=2))
+        told = {"metric": self.metric, "pictures": self.pictures, "epochs": self.epochs, "states": states}
+        write_text(path, json.dumps(told, indent=2))
 
 
 def prune_run(
@@ -102,24 +104,25 @@ def prune_run(
     if output.resolve() == path.resolve():
         raise UserError(f"{output} is the run itself: choose another --output")
     device = pick_device(device)
-    before = load(run.model, device)
-    after = prune(load(run.model, device), plan)
+    before = load_model(run.model, device)
+    after = prune(load_model(run.model, device), plan)
     recipe = replace(recipe, data_dir=data_dir or recipe.data_dir)
     splits = run_pictures(run, recipe)
     if (output / "plan.json").exists() and read_plan(output / "plan.json") != plan:
         raise UserError(f"{output} holds the result of another plan: choose another --output")
     epochs = math.ceil(recover * recipe.epochs) if recover < 1 else round(recover)
     say(_what(plan))
-    names = read_config(run.model).get("label_names") or list(splits.class_names)
     start = output / ("start" if epochs else "model")
     if not (start / "config.json").exists():  # else a run that was stopped goes on from its own start
-        save(after, start, extra={"label_names": list(names)})
+        recipe_task(recipe, splits).save(after, start, splits)
     write_plan(plan, output / "plan.json")
     models = {"before": before, "right after": after}
     if epochs:
         say(f"recovery: {epochs} of the recipe's {recipe.epochs} epochs")
-        models["recovered"] = load(train(recovery(recipe, start, epochs, output, device)).model, device)
-    evidence = Evidence(_states(models, splits, device), len(splits.test), epochs, output)
+        models["recovered"] = load_model(train(recovery(recipe, start, epochs, output, device)).model, device)
+    seen = held_out(before, splits.test, len(splits.class_names), short_side=recipe.short_side)
+    states = _states(models, seen, splits.image_shape, device)
+    evidence = Evidence(states, seen.metric, len(splits.test), epochs, output)
     evidence.save(output / "pruning.json")
     return evidence
 
@@ -144,11 +147,13 @@ def recovery(recipe: Recipe, start: Path, epochs: int, output: Path, device: str
     )
 
 
-def _states(models: dict[str, nn.Module], splits: Splits, device: str) -> tuple[State, ...]:
+def _states(
+    models: dict[str, nn.Module], seen: HeldOut, image_shape: tuple[int, int, int], device: str
+) -> tuple[State, ...]:
     scores: dict[str, Tensor] = {
-        name: picture_scores(model, batches(splits.test, 64), device=device) for name, model in models.items()
+        name: picture_scores(model, seen.batches(), seen.score, device) for name, model in models.items()
     }
-    speeds = compare_speed(list(models.values()), splits.image_shape, device)
+    speeds = compare_speed(list(models.values()), image_shape, device)
     return tuple(
         State(name, mean_score(scores[name]), mean_loss(scores["before"], scores[name]), cost(model), speed)
         for (name, model), speed in zip(models.items(), speeds, strict=True)
