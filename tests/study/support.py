@@ -59,4 +59,5 @@ def row(setting: str, seed: int, test: float, **changes: Any) -> StudyRow:
         },
         information={block: 0.1 * block for block in range(12 - last, 12)} if moe else {},
         max_load=dict.fromkeys(range(12 - last, 12), 0.5) if moe else {},
+        touched=dict.fromkeys(range(12 - last, 12), 1.0) if moe else {},
     )

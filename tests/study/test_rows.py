@@ -17,7 +17,10 @@ RESULT: dict[str, Any] = {
 MOE = {
     **RESULT,
     "routing_degree": 4,
-    "layers": {"0": {"normalised": 0.25, "load": [0.75, 0.25]}, "1": {"normalised": 0.5, "load": [0.5, 0.5]}},
+    "layers": {
+        "0": {"normalised": 0.25, "load": [0.75, 0.25], "experts_touched": 1.0},
+        "1": {"normalised": 0.5, "load": [0.5, 0.5], "experts_touched": 1.5},
+    },
 }
 
 
@@ -34,6 +37,7 @@ def test_each_finished_run_is_a_row_that_tells_what_varies(tmp_path: Path) -> No
     assert rows[0].counts["routing_degree"] == 1
     assert moe.information == {0: 0.25, 1: 0.5}
     assert moe.max_load == {0: 0.75, 1: 0.5}
+    assert moe.touched == {0: 1.0, 1: 1.5}
 
 
 def test_kinds_are_told_apart(tmp_path: Path) -> None:

@@ -4,27 +4,37 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterable
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-from vimoe.analysis.counts import count_routing
+import torch
+from torch import Tensor, nn
+
+from vimoe.analysis.counts import RoutingCounts, count_routing
+from vimoe.analysis.patches import count_patch_routing
 from vimoe.analysis.specialisation import specialisation
 from vimoe.data.loading import batches
-from vimoe.tasks.classification import Classification
+from vimoe.data.splits import Splits
+from vimoe.tasks.classification import evaluating
+from vimoe.tasks.segmenter import Segmenter
+from vimoe.tasks.segmenter_folder import holds_segmenter, load_segmenter
 from vimoe.training.parallel import pick_device
 from vimoe.training.recipe import Recipe
 from vimoe.training.run import RunFolder, write_text
 from vimoe.training.source import open_recipe_data
-from vimoe.training.train import train
+from vimoe.training.train import recipe_task, train
+from vimoe.vit.blocks import moe_layers
 from vimoe.vit.checkpoint import load
 from vimoe.vit.cost import cost
+from vimoe.vit.recording import record_routing
 from vimoe.vit.upcycle import get_config
 
 Result = dict[str, Any]
 
 FILE = "result.json"
-# Shuffled labels behind each layer's p-value.
+# Shuffled tables behind each layer's chance level.
 SHUFFLES = 199
 
 
@@ -56,13 +66,14 @@ def measure(run: RunFolder, recipe: Recipe) -> Result:
 
     Returns:
         `recipe` (what differs from the defaults), `seed`, `metric` (the task's main figure), every figure of the task
-        as `val_…` and `test_…`, `stored_params`, `activated_params`, `macs`, `seconds` of training, and of an MoE model
-        `routing_degree` and `layers`: by block, its normalised mutual information and the rest of `Specialisation`.
+        as `val_…` and `test_…`, `stored_params`, `activated_params`, `macs`, `train_pictures`, `seconds` of training,
+        and of an MoE model `routing_degree` and `layers`: by block, its `Specialisation` and how many `experts_touched`
+        a picture's tokens are sent to.
     """
     device = pick_device(recipe.device)
     splits = open_recipe_data(recipe)
-    task = Classification(len(splits.class_names), recipe.smoothing)
-    model = load(run.model, device)
+    task = recipe_task(recipe, splits)
+    model = load_segmenter(run.model, device) if holds_segmenter(run.model) else load(run.model, device)
     last = run.read_rows()[-1]
     test = task.evaluate(model, splits.test, device, recipe.workers)
     result: Result = {
@@ -77,21 +88,47 @@ def measure(run: RunFolder, recipe: Recipe) -> Result:
     }
     config = get_config(model)
     if config is not None:
-        labelled = batches(splits.val, workers=recipe.workers)
-        counts = count_routing(model, labelled, splits.class_names, device)
+        counts = _count(model, splits, recipe, device)
         counts.save(run.path / "routing" / "val.npz")
+        touched = experts_touched(model, _val(splits, recipe), device)
         result["routing_degree"] = config.routing_degree
-        measures = {layer: specialisation(counts.layer(layer), SHUFFLES) for layer in counts.layers}
-        result["layers"] = {str(layer): asdict(measure) for layer, measure in measures.items()}
+        result["layers"] = {
+            str(layer): asdict(specialisation(counts.layer(layer), SHUFFLES)) | {"experts_touched": touched[layer]}
+            for layer in counts.layers
+        }
     return result
 
 
+def experts_touched(model: nn.Module, pictures: Iterable[tuple[Tensor, Tensor]], device: str) -> dict[int, float]:
+    """How many experts of each layer a picture's tokens are sent to, mean over pictures (the paper's Table 6)."""
+    layers = moe_layers(model)
+    sums, seen = dict.fromkeys(layers, 0.0), 0
+    with evaluating(model):
+        for batch, _ in pictures:
+            with record_routing(model) as record:
+                model(batch.to(device))
+            for number, ids in record.expert_ids.items():
+                used = torch.zeros(len(batch), layers[number].experts.num_experts, dtype=torch.bool)
+                used.scatter_(1, ids.reshape(len(batch), -1), True)
+                sums[number] += int(used.sum())
+            seen += len(batch)
+    return {number: total / max(1, seen) for number, total in sums.items()}
+
+
+def _count(model: nn.Module, splits: Splits, recipe: Recipe, device: str) -> RoutingCounts:
+    if isinstance(model, Segmenter):
+        return count_patch_routing(model, _val(splits, recipe), splits.class_names, device, recipe.short_side)[0]
+    return count_routing(model, _val(splits, recipe), splits.class_names, device)
+
+
+def _val(splits: Splits, recipe: Recipe) -> Iterable[tuple[Tensor, Tensor]]:
+    """The validation split in batches; pictures of different sizes, which files with masks have, one by one."""
+    alone = recipe.task == "segmentation" and splits.val.from_files
+    return batches(splits.val, 1 if alone else 256, recipe.workers)
+
+
 def _settings(recipe: Recipe) -> dict[str, Any]:
-    """What of a recipe is not the default, `model_args` and all; its place and its device are not settings."""
-    plain = Recipe()
-    values = asdict(recipe)
-    return {
-        field.name: values[field.name]
-        for field in fields(Recipe)
-        if field.name not in ("output", "device") and values[field.name] != getattr(plain, field.name)
-    }
+    """What of a recipe is not the default; its place and its device are not settings."""
+    plain, values = asdict(Recipe()), asdict(recipe)
+    keys = (field.name for field in fields(Recipe) if field.name not in ("output", "device"))
+    return {key: values[key] for key in keys if values[key] != plain[key]}

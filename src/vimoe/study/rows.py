@@ -17,6 +17,7 @@ from vimoe.training.run import write_text
 # Recipe keys that every study tells, whether they vary or not.
 _ALWAYS = ("last", "num_experts", "top_k", "shared_expert", "routing", "preset", "baseline", "epochs")
 _COUNTS = ("stored_params", "activated_params", "macs", "routing_degree")
+_BY_BLOCK = ("information", "max_load", "touched")
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class StudyRow:
         counts: `stored_params`, `activated_params`, `macs`, `routing_degree` (1 without MoE layers).
         information: Normalised mutual information of class and expert, by block.
         max_load: Largest share of the assignments that went to one expert, by block.
+        touched: Experts that a picture's tokens are sent to, by block.
     """
 
     run: str
@@ -50,6 +52,7 @@ class StudyRow:
     counts: dict[str, int]
     information: dict[int, float]
     max_load: dict[int, float]
+    touched: dict[int, float]
 
     @property
     def test(self) -> float:
@@ -79,15 +82,14 @@ def write_study(rows: Sequence[StudyRow], path: Path) -> None:
         ["run", "setting", "variant", "arms", "kind", "seed"]
         + [f"recipe.{key}" for key in keys]
         + ["metric", *figures, *_COUNTS]
-        + [f"{name}.{block}" for name in ("information", "max_load") for block in blocks]
+        + [f"{name}.{block}" for name in _BY_BLOCK for block in blocks]
     )
     for row in rows:
         writer.writerow(
             [row.run, row.setting, row.variant, ";".join(row.arms), row.kind, row.seed]
             + [json.dumps(row.recipe[key]) for key in keys]
             + [row.metric, *(row.figures.get(key, "") for key in figures), *(row.counts[key] for key in _COUNTS)]
-            + [row.information.get(block, "") for block in blocks]
-            + [row.max_load.get(block, "") for block in blocks]
+            + [getattr(row, name).get(block, "") for name in _BY_BLOCK for block in blocks]
         )
     write_text(path, table.getvalue())
 
@@ -131,6 +133,7 @@ def _row(run: PlannedRun, result: Mapping[str, Any], keys: Sequence[str]) -> Stu
         counts={"routing_degree": 1, **{key: result[key] for key in _COUNTS if key in result}},
         information={int(block): layer["normalised"] for block, layer in layers.items()},
         max_load={int(block): max(layer["load"]) for block, layer in layers.items()},
+        touched={int(block): layer["experts_touched"] for block, layer in layers.items()},
     )
 
 
@@ -159,4 +162,5 @@ def _read(line: Mapping[str, str]) -> StudyRow:
         counts={key: int(line[key]) for key in _COUNTS},
         information=by_block("information"),
         max_load=by_block("max_load"),
+        touched=by_block("touched"),
     )

@@ -8,6 +8,8 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
+
 from vimoe.report.study_figures import mean_and_std
 from vimoe.report.tables import giga_macs, millions
 from vimoe.study.comparisons import Comparison, adjusted, spread
@@ -66,11 +68,17 @@ def settings_table(rows: Sequence[StudyRow]) -> Table:
                 millions(first.counts["stored_params"]),
                 giga_macs(first.counts["macs"]),
                 f"{first.counts['routing_degree']:,}",
+                _spread_cell([float(np.mean(list(row.touched.values()))) for row in same if row.touched]),
                 f"{mean_and_std([row.figures['seconds'] for row in same])[0]:.0f}",
             ]
         )
-    notes = ("Mean ± standard deviation between seeds.",)
-    return Table((*header, "activated", "stored", "a picture", "routing degree", "seconds"), cells, notes)
+    notes = (
+        "Mean ± standard deviation between seeds. Experts touched: those of a layer that one picture's tokens are sent "
+        "to, mean over the MoE layers.",
+    )
+    return Table(
+        (*header, "activated", "stored", "a picture", "routing degree", "experts touched", "seconds"), cells, notes
+    )
 
 
 def comparisons_table(found: Sequence[Comparison], metric: str) -> Table:

@@ -1,0 +1,67 @@
+from pathlib import Path
+
+import pytest
+
+from tests.study.support import TINY, study
+from vimoe.errors import UserError
+from vimoe.study.effort import Effort, duration, effort_table, efforts, expected_seconds, shown_pictures
+from vimoe.study.plan import PlannedRun, plan_runs
+from vimoe.training.build import build_model
+from vimoe.training.recipe import Recipe
+from vimoe.training.source import open_recipe_data
+from vimoe.vit.cost import Cost, cost
+
+
+def planned(setting: str, seed: int = 0) -> PlannedRun:
+    return PlannedRun(setting, "", Recipe(seed=seed), ("main",))
+
+
+def test_efforts_are_those_of_the_real_models_though_none_was_pretrained_yet(tmp_path: Path) -> None:
+    runs = [run for run in plan_runs(study(tmp_path, TINY)) if run.setting in ("start", "N2-L2-shared")]
+    found = efforts(runs)
+    upcycled = build_model(Recipe(**{**vars(runs[1].recipe), "initial_checkpoint": None}), open_recipe_data(Recipe()))
+    assert found["N2-L2-shared"].cost == cost(upcycled)
+    assert found["start"].cost.stored_params < found["N2-L2-shared"].cost.stored_params
+    assert found["start"].pictures == 4 * 256  # of 1,077 digits
+    assert found["start"].macs == 3 * 4 * 256 * found["start"].cost.macs
+
+
+def test_what_cannot_be_made_is_told_with_the_runs_name(tmp_path: Path) -> None:
+    runs = plan_runs(study(tmp_path, TINY.replace("last: [0, 2]", "last: 3")))
+    with pytest.raises(UserError, match="run seed0/N2-L3-shared: last must be"):
+        efforts(runs)
+
+
+def test_batches_that_fill_no_step_show_no_pictures() -> None:
+    assert shown_pictures(Recipe(epochs=2, batch_size=10, accumulate=3), 99) == 2 * 3 * 30
+
+
+EFFORT = {"a": Effort(Cost(1, 1, 100), 10), "b": Effort(Cost(1, 1, 300), 10)}
+
+
+def test_a_run_is_expected_to_take_as_long_as_its_like_did() -> None:
+    assert expected_seconds(planned("a"), EFFORT, {"a": [4.0, 6.0], "b": [99.0]}) == 5.0
+
+
+def test_a_run_without_its_like_goes_by_its_multiply_adds() -> None:
+    assert expected_seconds(planned("b"), EFFORT, {"a": [4.0, 6.0]}) == pytest.approx(15.0)
+    assert expected_seconds(planned("b"), EFFORT, {}) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"), [(0.4, "0 s"), (89, "89 s"), (91, "2 min"), (5300, "88 min"), (7500, "2 h 05 min")]
+)
+def test_durations_are_for_people(seconds: float, words: str) -> None:
+    assert duration(seconds) == words
+
+
+def test_the_table_counts_shared_runs_once_and_what_is_left() -> None:
+    runs = [planned("a"), planned("b"), planned("a", 1), planned("b", 1)]
+    table = effort_table(runs, EFFORT, {"a": [60.0]}, ["seed0/a"], jobs=2)
+    lines = table.splitlines()
+    assert len([line for line in lines if line.startswith(("a ", "b "))]) == 2
+    assert lines[2].split()[1:3] == ["2", "1"]
+    assert "4 runs, 1 done" in table
+    # One more a of 60 s and two b of 180 s each, two at a time.
+    assert "about 4 min left with 2 at a time" in table
+    assert "left" not in effort_table(runs, EFFORT, {}, [], jobs=2)

@@ -1,0 +1,132 @@
+"""A whole study at a size that takes seconds, from its file to its figures; the workers are tested by themselves."""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+
+from tests.study.support import TINY, study
+from vimoe.analysis.counts import RoutingCounts
+from vimoe.errors import UserError
+from vimoe.report import study_figures
+from vimoe.study import execute as execution
+from vimoe.study.execute import dry_run, execute, failure_line, offered_devices
+from vimoe.study.plan import PlannedRun
+from vimoe.study.publish import gather, publish
+from vimoe.study.queue import Outcome, Queue
+from vimoe.study.rows import read_study_rows
+from vimoe.study.workers import Work
+from vimoe.training.run import write_bytes
+
+
+@pytest.fixture
+def begun(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The runs are done in this process, one after the other; gives the names of those that were begun."""
+    names: list[str] = []
+
+    def one_by_one(
+        runs: Sequence[PlannedRun], work: Work, jobs: int, devices: Sequence[str], on_end: Callable[[Outcome], None]
+    ) -> None:
+        queue = Queue.of(runs)
+        while (run := queue.take()) is not None:
+            names.append(run.name)
+            try:
+                work(run)
+                failure = ""
+            except UserError as error:
+                failure = str(error)
+            for outcome in queue.note(Outcome(run, failure)):
+                on_end(outcome)
+
+    monkeypatch.setattr(execution, "run_all", one_by_one)
+    return names
+
+
+RUNS = ["seed0/start", "seed0/dense", "seed0/N2-L2-shared", "seed0/N2-L2"]
+
+
+def test_a_study_is_run_once_and_ends_in_tables_and_figures(
+    begun: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tiny = study(tmp_path, TINY)
+    assert "4 runs, 0 done" in dry_run(tiny, 1)
+    progress = execute(tiny)
+    assert begun == RUNS
+    assert list(progress.results) == RUNS
+    assert not progress.failures
+    told = capsys.readouterr().err.splitlines()
+    assert told[0] == "4 runs, 4 to go, 1 at a time on cpu"
+    assert told[-1].startswith("   4/4  seed0/N2-L2  val top1 ")
+
+    result = json.loads((tiny.output / "seed0/N2-L2/result.json").read_text())
+    assert result["recipe"]["last"] == 2
+    assert result["routing_degree"] == 4
+    assert list(result["layers"]) == ["0", "1"]
+    assert result["layers"]["0"]["experts_touched"] == 1  # one choice a picture
+    assert result["test_pictures"] == 360
+    counts = RoutingCounts.load(tiny.output / "seed0/N2-L2/routing/val.npz")
+    assert counts.counts.sum() == 2 * 360
+    assert not (tiny.output / "seed0/N2-L2/checkpoints").exists()
+    assert "layers" not in progress.results["seed0/dense"]
+
+    begun.clear()
+    again = execute(tiny)
+    assert begun == []
+    assert again.results == progress.results
+    assert "4 runs, 4 done" in dry_run(tiny, 1)
+
+    monkeypatch.setattr(study_figures, "FORMATS", ("svg",))
+    gather(progress, tiny.output)
+    assert publish(tiny.output) == "One seed tells nothing about the spread between seeds."
+    assert [row.run for row in read_study_rows(tiny.output / "study.csv")] == RUNS
+    assert "N2-L2-shared | dense" in (tiny.output / "tables" / "comparisons.md").read_text()
+    figures = {path.name: path.read_bytes() for path in (tiny.output / "figures").iterdir()}
+    assert {"accuracy_by_depth.svg", "training_curves.svg", "heatmaps-N2-L2.svg"} <= set(figures)
+
+    # The study's own files suffice: no run folder is needed to make the same figures again.
+    elsewhere = tmp_path / "elsewhere"
+    for path in (*tiny.output.glob("*.csv"), *(tiny.output / "routing").iterdir()):
+        write_bytes(elsewhere / path.relative_to(tiny.output), path.read_bytes())
+    publish(elsewhere)
+    assert {path.name: path.read_bytes() for path in (elsewhere / "figures").iterdir()} == figures
+
+
+def test_a_failed_run_is_told_and_the_others_are_kept(
+    begun: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = "  - {name: bad, last: 2, num_experts: 2, lr: 1.0e+30, clip_grad: 0.0}\n"
+    progress = execute(study(tmp_path, TINY + bad))
+    assert list(progress.failures) == ["seed0/N2-L2-shared-lr=1e+30-clip_grad=0.0"]
+    assert list(progress.results) == RUNS
+    assert "failed: the loss is " in capsys.readouterr().err
+    assert failure_line(progress).startswith("1 of 5 runs failed: seed0/N2-L2-shared-lr=1e+30")
+    begun.clear()
+    execute(study(tmp_path, TINY + bad))
+    assert begun == ["seed0/N2-L2-shared-lr=1e+30-clip_grad=0.0"]  # it is tried again, and nothing else
+
+
+def test_a_folder_of_another_study_is_refused_before_anything_runs(begun: list[str], tmp_path: Path) -> None:
+    tiny = study(tmp_path, TINY)
+    (tiny.output / "seed0/start").mkdir(parents=True)
+    (tiny.output / "seed0/start/recipe.yaml").write_text("epochs: 9\n")
+    with pytest.raises(UserError, match="holds a run of another recipe"):
+        execute(tiny)
+    assert begun == []
+
+
+def test_a_named_device_is_the_only_one() -> None:
+    assert offered_devices("cpu") == ["cpu"]
+    assert offered_devices("cuda:1") == ["cuda:1"]
+
+
+def test_every_gpu_is_offered_where_there_are_some(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert offered_devices("auto") == offered_devices("cuda") == ["cuda:0", "cuda:1"]
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    assert offered_devices("auto") == ["cpu"]
+
+
+def test_a_folder_without_a_study_has_no_figures(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot read"):
+        publish(tmp_path)
