@@ -74,3 +74,9 @@ def test_info_prints_the_papers_cost_table(capsys: pytest.CaptureFixture[str]) -
     shown = capsys.readouterr().out
     assert "ViMoE N=8 L=2  40.9 M     24.4 M      6.73 GMAC" in shown
     assert "C(8, 1)^2 = 64" in shown
+
+
+def test_a_reader_that_has_seen_enough_is_no_mistake() -> None:
+    command = f"{sys.executable} -m vimoe info vit_tiny_patch16_224 | true"
+    ended = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120)
+    assert ended.stderr == ""

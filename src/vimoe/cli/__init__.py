@@ -52,6 +52,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         import_module(f"vimoe.cli.{verb}").run(arguments[1:])
     except UserError as error:
         return _fail(f"process {rank}: {error}" if (rank := os.environ.get("RANK", "0")) != "0" else str(error))
+    except BrokenPipeError:  # whoever reads along has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except OSError as error:
         return _fail(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}")
     except KeyboardInterrupt:

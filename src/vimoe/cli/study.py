@@ -50,9 +50,8 @@ def run(arguments: Sequence[str]) -> None:
         return
     progress = execute(study, args.jobs)
     if progress.results:
-        from vimoe.study.publish import gather, publish
+        from vimoe.study.publish import publish
 
-        gather(progress, study.output)
         print(publish(study.output))
         print(f"tables and figures lie in {study.output}")
     if progress.failures:

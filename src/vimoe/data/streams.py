@@ -113,7 +113,7 @@ def find_hugging_face(name: str, cache: str | None, wanted: Wanted = ("", "", ""
         UserError: The library is not installed, or the data set is not there or has no such columns.
     """
     try:
-        import datasets  # type: ignore[import-untyped]  # optional, and slow to import
+        import datasets  # optional, and slow to import
     except ImportError as error:
         raise UserError(f"{name} needs Hugging Face's library: pip install datasets") from error
     try:

@@ -46,7 +46,7 @@ class Logs:
             self._tensorboard = SummaryWriter(str(self.folder / "tensorboard"))
         if self.recipe.log_wandb:
             try:
-                import wandb  # type: ignore[import-not-found,unused-ignore]
+                import wandb
             except ImportError as error:
                 raise UserError("log_wandb needs Weights & Biases: pip install 'vimoe[wandb]'") from error
             name = self.folder.name
