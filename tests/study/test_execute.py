@@ -13,7 +13,7 @@ from vimoe.report import study_figures
 from vimoe.study import execute as execution
 from vimoe.study.execute import dry_run, execute, failure_line, offered_devices
 from vimoe.study.plan import PlannedRun
-from vimoe.study.publish import gather, publish
+from vimoe.study.publish import publish
 from vimoe.study.queue import Outcome, Queue
 from vimoe.study.rows import read_study_rows
 from vimoe.study.workers import Work
@@ -77,7 +77,6 @@ def test_a_study_is_run_once_and_ends_in_tables_and_figures(
     assert "4 runs, 4 done" in dry_run(tiny, 1)
 
     monkeypatch.setattr(study_figures, "FORMATS", ("svg",))
-    gather(progress, tiny.output)
     assert publish(tiny.output) == "One seed tells nothing about the spread between seeds."
     assert [row.run for row in read_study_rows(tiny.output / "study.csv")] == RUNS
     assert "N2-L2-shared | dense" in (tiny.output / "tables" / "comparisons.md").read_text()

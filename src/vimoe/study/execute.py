@@ -10,6 +10,7 @@ import torch
 
 from vimoe.study.effort import duration, effort_table, efforts, expected_seconds
 from vimoe.study.file import Study
+from vimoe.study.gather import gather
 from vimoe.study.plan import PlannedRun, plan_runs
 from vimoe.study.queue import Outcome
 from vimoe.study.result import Result, read_result, run_to_result
@@ -55,7 +56,8 @@ def standing(study: Study) -> Progress:
 
 
 def execute(study: Study, jobs: int | None = None) -> Progress:
-    """Do all runs of the study that are not done yet, a line of progress for each.
+    """Do all runs of the study that are not done yet, a line of progress for each; after each the study's own files
+    are brought up to date.
 
     Args:
         study: The study.
@@ -66,10 +68,10 @@ def execute(study: Study, jobs: int | None = None) -> Progress:
         InterruptedRun: The process was asked to stop.
     """
     progress = standing(study)
-    effort = efforts(progress.runs)
+    left = [run for run in progress.runs if run.name not in progress.results]
+    effort = efforts(progress.runs) if left else {}
     devices = offered_devices(str(study.base.get("device", "auto")))
     jobs = jobs or len(devices)
-    left = [run for run in progress.runs if run.name not in progress.results]
     _say(f"{len(progress.runs)} runs, {len(left)} to go, {jobs} at a time on {', '.join(devices)}")
 
     def note(outcome: Outcome) -> None:
@@ -82,6 +84,7 @@ def execute(study: Study, jobs: int | None = None) -> Progress:
             result = read_result(Path(run.recipe.output))
             assert result is not None
             progress.results[run.name] = result
+            gather(progress.runs, progress.results, study.output)
             metric = result["metric"]
             told = f"val {metric} {result[f'val_{metric}']:.2f}  test {metric} {result[f'test_{metric}']:.2f}"
             told += f"  {duration(result['seconds'])}"
@@ -91,7 +94,10 @@ def execute(study: Study, jobs: int | None = None) -> Progress:
         about = f"  about {duration(rest)} left" if left and rest else ""
         _say(f"{ended:4}/{len(progress.runs)}  {run.name}  {told}{about}")
 
-    run_all(list(left), run_planned, jobs, devices, note)
+    if left:
+        run_all(list(left), run_planned, jobs, devices, note)
+    else:
+        gather(progress.runs, progress.results, study.output)
     return progress
 
 

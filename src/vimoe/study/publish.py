@@ -1,17 +1,12 @@
-"""A study's folder for its readers: what it measured as CSV, and from that alone the tables and figures.
+"""The tables and figures of a study, from what `gather` keeps of it and nothing else.
 
-study.csv         a row a run
-curves.csv        a row a run and epoch
-routing/*.npz     counts [layer, class, expert] of the runs with the most MoE layers, first seed
-tables/           settings and comparisons, as .md, .csv and .tex
-figures/          as .png, .svg and .pdf
+tables/    settings and comparisons, as .md, .csv and .tex
+figures/   as .png, .svg and .pdf
 """
 
 from __future__ import annotations
 
 import csv
-import io
-from collections.abc import Sequence
 from pathlib import Path
 
 from vimoe.analysis.counts import RoutingCounts
@@ -20,23 +15,10 @@ from vimoe.errors import UserError
 from vimoe.report.figures import routing_heatmaps
 from vimoe.report.study_figures import save_figure
 from vimoe.study.comparisons import comparisons, spread
-from vimoe.study.execute import Progress
-from vimoe.study.figures import Curves, deepest, study_figures
-from vimoe.study.rows import StudyRow, read_study_rows, study_rows, write_study
+from vimoe.study.figures import Curves, study_figures
+from vimoe.study.rows import read_study_rows
 from vimoe.study.tables import comparisons_table, power_line, settings_table
-from vimoe.training.run import RunFolder, write_bytes, write_text
-
-
-def gather(progress: Progress, folder: Path) -> None:
-    """Write what the finished runs measured into the study's folder."""
-    rows = study_rows(progress.runs, progress.results)
-    write_study(rows, folder / "study.csv")
-    _write_curves(rows, folder)
-    first_seed = rows[0].seed if rows else 0
-    for row in deepest(rows):
-        if row.seed == first_seed:
-            counts = (folder / row.run / "routing" / "val.npz").read_bytes()
-            write_bytes(folder / "routing" / f"{row.setting}.npz", counts)
+from vimoe.training.run import write_text
 
 
 def publish(folder: Path) -> str:
@@ -65,17 +47,6 @@ def publish(folder: Path) -> str:
         measures = {layer: specialisation(counts.layer(layer), shuffles=99) for layer in counts.layers}
         save_figure(routing_heatmaps(counts, measures), folder / "figures" / f"heatmaps-{path.stem}")
     return power_line(spread(found))
-
-
-def _write_curves(rows: Sequence[StudyRow], folder: Path) -> None:
-    """Every epoch of every run: loss and the figures of the validation split."""
-    epochs = [(row.run, epoch) for row in rows for epoch in RunFolder(folder / row.run).read_rows()]
-    columns = list(dict.fromkeys(key for _, epoch in epochs for key, value in epoch.items() if key != "routing"))
-    table = io.StringIO()
-    writer = csv.writer(table, lineterminator="\n")
-    writer.writerow(["run", *columns])
-    writer.writerows([run, *(epoch.get(key, "") for key in columns)] for run, epoch in epochs)
-    write_text(folder / "curves.csv", table.getvalue())
 
 
 def _read_curves(folder: Path) -> Curves:
