@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from vimoe.errors import UserError, first_line
+from vimoe.errors import UserError
 
 
 @contextmanager
@@ -35,8 +35,7 @@ def joined(device: str) -> Iterator[None]:
     except RuntimeError as error:
         if not _is_of_the_network(error):
             raise
-        line = f"another process of this run has died ({first_line(error)}); the same command goes on"
-        raise UserError(line) from error
+        raise UserError("another process of this run has died; the same command goes on from the last state") from error
     finally:
         if dist.is_initialized():
             dist.destroy_process_group()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 
 from vimoe.training.recipe import parse_recipe
@@ -12,4 +13,6 @@ def run(arguments: Sequence[str]) -> None:
     recipe = parse_recipe(arguments)
     from vimoe.training.train import train  # torch is needed from here on, not for a wrong flag
 
-    print(f"the trained model lies in {train(recipe).model}")
+    model = train(recipe).model
+    if os.environ.get("RANK", "0") == "0":
+        print(f"the trained model lies in {model}")
