@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -16,12 +17,16 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from vimoe.analysis.counts import RoutingCounts
+from vimoe.analysis.result import INTERVENTIONS, Analysis
 from vimoe.analysis.specialisation import Specialisation
+from vimoe.tasks.palette import expert_colours
 from vimoe.vit.plan import Plan
 
 # Okabe and Ito's colours, told apart by colour-blind readers too.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 KEPT, PRUNED = "#0072B2", "#757575"
+# The figures that runs are judged by, in the order in which they are looked for.
+_METRICS = {"val_top1": "validation top-1 %", "val_miou": "validation mean IoU %"}
 # Up to this many classes every row of a heatmap is named.
 NAMED_CLASSES = 30
 
@@ -89,7 +94,11 @@ def specialisation_by_depth(measures: Mapping[int, Specialisation], plan: Plan |
     numbers = sorted(measures)
     pruned = {part.layer for part in plan.layers if part.pruned} if plan else set()
     values = [100 * measures[n].normalised for n in numbers]
-    bars = ax.bar([str(n) for n in numbers], values, color=[PRUNED if n in pruned else KEPT for n in numbers])
+    ends = [(v - 100 * measures[n].low, 100 * measures[n].high - v) for n, v in zip(numbers, values, strict=True)]
+    # A bootstrap interval may lie a little beside its estimate.
+    reach = [[max(0.0, end) for end in side] for side in zip(*ends, strict=True)]
+    colours = [PRUNED if n in pruned else KEPT for n in numbers]
+    bars = ax.bar([str(n) for n in numbers], values, color=colours, yerr=reach, ecolor="#222222", capsize=2)
     ax.bar_label(bars, [f"{value:.0f}" for value in values], fontsize=8, padding=2)
     ax.set_xlabel("block (0 is the first)")
     ax.set_ylabel("% of the most it could tell")
@@ -110,12 +119,62 @@ def training_curves(rows: Mapping[str, Sequence[Mapping[str, Any]]], metric: str
         left.plot(epochs, [row["loss"] for row in history], color=colour, label=name)
         right.plot(epochs, [row[metric] for row in history], color=colour, label=name)
     left.set_ylabel("training loss")
-    right.set_ylabel("validation top-1 %")
+    right.set_ylabel(_METRICS.get(metric, metric))
     right.set_ylim(bottom=max(0, min(row[metric] for history in rows.values() for row in history[2:] or history) - 2))
     right.legend(frameon=False, fontsize=8)
     for ax in (left, right):
         ax.set_xlabel("epoch of the run")
         _clean(ax)
+    return figure
+
+
+def metric_of(rows: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
+    """The figure that a run's rows of `metrics.jsonl` are judged by: its key, and what to call it."""
+    return next(((key, words) for key, words in _METRICS.items() if key in rows[0]), ("loss", "training loss"))
+
+
+def knock_outs(analysis: Analysis) -> Figure:
+    """What becomes of the score when one layer is disturbed: a panel a way of disturbing, all on one scale."""
+    names = [name for name in INTERVENTIONS if any(k.name == name for x in analysis.layers for k in x.knock_outs)]
+    figure = Figure(figsize=(1.0 + 2.3 * len(names), 0.9 + 0.24 * len(analysis.layers)), layout="constrained")
+    panels = figure.subplots(1, len(names), sharex=True, sharey=True, squeeze=False)[0]
+    for name, ax in zip(names, panels, strict=True):
+        found = [(x.layer, k.lost) for x in analysis.layers for k in x.knock_outs if k.name == name]
+        changes = [0 - lost.value for _, lost in found]
+        reach = [[lost.high - lost.value for _, lost in found], [lost.value - lost.low for _, lost in found]]
+        sure = [lost.low > 0 or lost.high < 0 for _, lost in found]
+        ax.axvline(0, color="#555555", linewidth=0.8)
+        ax.errorbar(changes, [str(n) for n, _ in found], xerr=reach, fmt="none", ecolor="#222222", elinewidth=1)
+        ax.scatter(
+            changes, [str(n) for n, _ in found], s=22, color=[COLOURS[1] if x else PRUNED for x in sure], zorder=3
+        )
+        ax.set_title(textwrap.fill(INTERVENTIONS[name], 24), fontsize=8)
+        _clean(ax)
+    panels[0].set_ylabel("block")
+    figure.supxlabel("change of the score in points, with its 95 % interval", fontsize=9)
+    return figure
+
+
+def load_over_time(rows: Sequence[Mapping[str, Any]], columns: int = 6) -> Figure:
+    """The load of every expert over the epochs of a run, stacked, a panel a layer, the last one first."""
+    numbers = sorted(rows[0]["routing"], key=int, reverse=True)
+    columns = min(columns, len(numbers))
+    height = math.ceil(len(numbers) / columns)
+    figure = Figure(figsize=(0.8 + 1.5 * columns, 0.6 + 1.4 * height), layout="constrained")
+    axes = figure.subplots(height, columns, sharex=True, sharey=True, squeeze=False)
+    epochs = [row["epoch"] for row in rows]
+    for ax in axes.flat[len(numbers) :]:
+        ax.set_visible(False)
+    for ax, number in zip(axes.flat, numbers, strict=False):
+        loads = np.array([row["routing"][number]["load"] for row in rows]).T
+        ax.stackplot(epochs, loads, colors=expert_colours(len(loads)) / 255, linewidth=0)
+        ax.set_title(f"block {number}", fontsize=8)
+        ax.set_ylim(0, 1)
+        if len(epochs) > 1:
+            ax.set_xlim(epochs[0], epochs[-1])
+        _clean(ax)
+    figure.supxlabel("epoch", fontsize=9)
+    figure.supylabel("share of the choices, a colour an expert", fontsize=9)
     return figure
 
 

@@ -1,24 +1,43 @@
-"""The report: one HTML file that opens offline and explains a comparison to somebody who was not there."""
+"""The report: one HTML file that opens offline and explains a model's MoE layers to somebody who was not there."""
 
 from __future__ import annotations
 
 import platform
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import timm
 import torch
 from jinja2 import Environment, PackageLoader, select_autoescape
 from markupsafe import Markup
+from matplotlib.figure import Figure
 
 import vimoe
 from vimoe.analysis.counts import RoutingCounts
+from vimoe.analysis.patches import ExpertMap
+from vimoe.analysis.result import Analysis
 from vimoe.analysis.specialisation import Specialisation
+from vimoe.data.masks import IGNORE
 from vimoe.report.arm import Arm
-from vimoe.report.figures import routing_heatmaps, specialisation_by_depth, to_svg, training_curves
-from vimoe.report.tables import ARM_HEADER, arm_rows
+from vimoe.report.charts import hex_colour, line_chart, span_labels
+from vimoe.report.expert_maps import served_classes
+from vimoe.report.figures import (
+    knock_outs,
+    load_over_time,
+    metric_of,
+    routing_heatmaps,
+    specialisation_by_depth,
+    training_curves,
+)
+from vimoe.report.gallery import Thumbnail, map_panels
+from vimoe.report.heatmap import hover_data, scale
+from vimoe.report.layers import change_span, layer_views
+from vimoe.report.results import Table, arms_table
+from vimoe.report.study_figures import save_figure
+from vimoe.tasks.palette import class_colours
 from vimoe.training.run import write_text
 from vimoe.vit.plan import Plan
 
@@ -30,53 +49,131 @@ class Report:
     Attributes:
         title: Its heading.
         conclusion: One sentence.
-        arms: The compared models.
-        counts: Routing counts of the ViMoE.
+        counts: Routing counts of the model whose MoE layers are shown.
         measures: Specialisation by block.
         plan: What became of each MoE layer, and why.
-        rows: Name of a run to the rows of its `metrics.jsonl`.
+        rows: Name of a run to the rows of its `metrics.jsonl`; the last one with routing trained the routers.
         recipes: Name of a run to its recipe as YAML.
         command: What makes this report again.
+        arms: Models that were trained side by side.
+        tables: Other results.
+        analysis: What else was measured on the model.
+        pictures: By place, pictures that the analysis names.
+        maps: Pictures with an expert for every patch.
     """
 
     title: str
     conclusion: str
-    arms: Sequence[Arm]
     counts: RoutingCounts
     measures: Mapping[int, Specialisation]
     plan: Plan
     rows: Mapping[str, Sequence[Mapping[str, Any]]]
     recipes: Mapping[str, str]
     command: str
+    arms: Sequence[Arm] = ()
+    tables: Sequence[Table] = ()
+    analysis: Analysis | None = None
+    pictures: Mapping[int, Thumbnail] = field(default_factory=dict)
+    maps: Sequence[ExpertMap] = ()
 
 
 def write_page(report: Report, path: Path) -> Path:
-    """Write the page and, beside it, its figures as PNG.
+    """Write the page and, under `figures/` beside it, its figures for papers as PNG, SVG and PDF.
 
     Returns:
         `path`.
     """
-    figures = {
-        "heatmaps": routing_heatmaps(report.counts, report.measures, report.plan),
-        "depth": specialisation_by_depth(report.measures, report.plan),
-        "curves": training_curves(report.rows),
-    }
-    (path.parent / "figures").mkdir(parents=True, exist_ok=True)
-    for name, figure in figures.items():
-        figure.savefig(path.parent / "figures" / f"{name}.png", dpi=150)
+    for name, figure in paper_figures(report).items():
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")  # laid out once, not again for each format
+        save_figure(figure, path.parent / "figures" / name)
+    write_text(path, page(report))
+    return path
+
+
+def page(report: Report) -> str:
+    """The page as HTML."""
     environment = Environment(
-        loader=PackageLoader("vimoe.report", "."), autoescape=select_autoescape(default=True), trim_blocks=True
+        loader=PackageLoader("vimoe.report", "."),
+        autoescape=select_autoescape(default=True),
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
-    html = environment.get_template("page.html.j2").render(
+    routed = routed_rows(report)
+    classes = len(report.counts.class_names)
+    sizes = dict(zip(report.counts.layers, report.counts.num_experts, strict=True))
+    last = max(report.counts.layers)
+    return environment.get_template("page.html.j2").render(
         report=report,
-        header=ARM_HEADER,
-        arm_rows=arm_rows(report.arms),
-        measures=sorted(report.measures.items(), reverse=True),
-        decisions={part.layer: part for part in report.plan.layers},
-        depth=max(report.counts.layers) + 1,
-        figures={name: Markup(to_svg(figure)) for name, figure in figures.items()},
+        analysis=report.analysis,
+        unit=report.analysis.unit if report.analysis else ("patch" if report.maps else "picture"),
+        tables=([arms_table(report.arms)] if report.arms else []) + list(report.tables),
+        layers=layer_views(report.counts, report.measures, report.plan, report.analysis, routed, report.pictures),
+        change_scale=span_labels(change_span(report.analysis)),
+        scale=scale(),
+        depth=report.analysis.depth if report.analysis else last + 1,
+        hover=hover_data(report.counts),
+        maps=[map_panels(one, classes, sizes) for one in report.maps],
+        served={number: served_classes(report.counts.layer(number), report.counts.class_names) for number in sizes},
+        map_classes=map_classes(report.maps, report.counts.class_names),
+        curves=training_charts(report.rows, routed),
         versions=f"vimoe {vimoe.__version__}, torch {torch.__version__}, timm {timm.__version__}, "
         f"Python {platform.python_version()}",
     )
-    write_text(path, html)
-    return path
+
+
+def map_classes(maps: Sequence[ExpertMap], class_names: Sequence[str], most: int = 24) -> list[tuple[str, str]]:
+    """Name and colour of the classes in the pictures, in their own order; the rarest are left out if there are many."""
+    pixels = sum((np.bincount(one.classes.ravel(), minlength=IGNORE + 1) for one in maps), np.zeros(IGNORE + 1))
+    colours = class_colours(len(class_names)).tolist()
+    seen = [label for label in np.argsort(-pixels[: len(class_names)], kind="stable").tolist() if pixels[label]]
+    return [(class_names[label], hex_colour(colours[label])) for label in sorted(seen[:most])]
+
+
+def routed_rows(report: Report) -> Sequence[Mapping[str, Any]]:
+    """The rows of the run that trained the routers: the one that tells of all layers."""
+    wanted = {str(number) for number in report.counts.layers}
+    told = [rows for rows in report.rows.values() if rows and wanted <= set(rows[-1].get("routing", {}))]
+    return told[0] if told else []
+
+
+def training_charts(
+    rows: Mapping[str, Sequence[Mapping[str, Any]]], routed: Sequence[Mapping[str, Any]]
+) -> list[tuple[Markup, list[str]]]:
+    """Charts of the training, each with the names of its lines, none where they are ordered."""
+    some = {name: history for name, history in rows.items() if history}
+    if not some:
+        return []
+    key, words = metric_of(next(iter(some.values())))
+    charts = []
+    for field_name, label in (("loss", "training loss"), (key, words)):
+        series = {
+            name: [(row["epoch"], row[field_name]) for row in history if row.get(field_name) is not None]
+            for name, history in some.items()
+        }
+        series = {name: points for name, points in series.items() if points}
+        if series:
+            charts.append((line_chart(series, "epoch of the run", label), list(series)))
+    if routed:
+        used = {
+            f"block {number}": [(row["epoch"], row["routing"][number]["effective_experts"]) for row in routed]
+            for number in sorted(routed[0]["routing"], key=int)
+        }
+        charts.append((line_chart(used, "epoch", "experts in use (effective number)", ordered=True), []))
+    return charts
+
+
+def paper_figures(report: Report) -> dict[str, Figure]:
+    """By file name, the page's figures as papers have them."""
+    figures = {
+        "heatmaps": routing_heatmaps(report.counts, report.measures, report.plan),
+        "depth": specialisation_by_depth(report.measures, report.plan),
+    }
+    some = {name: history for name, history in report.rows.items() if history}
+    if some:
+        figures["curves"] = training_curves(some, metric_of(next(iter(some.values())))[0])
+    if routed := routed_rows(report):
+        figures["load"] = load_over_time(routed)
+    if report.analysis is not None and any(layer.knock_outs for layer in report.analysis.layers):
+        figures["knock_outs"] = knock_outs(report.analysis)
+    return figures

@@ -1,0 +1,134 @@
+"""What each expert sees: small pictures for the page, each embedded once however many experts show it."""
+
+from __future__ import annotations
+
+import base64
+import io
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from vimoe.analysis.patches import ExpertMap
+from vimoe.analysis.result import Analysis
+from vimoe.report.expert_maps import class_panel, expert_panel
+from vimoe.report.heatmap import png_uri
+
+# Pixels of a thumbnail's longer side, and of an expert map's.
+THUMBNAIL, MAP = 64, 256
+# Pictures in a page: some 2 kB each, so that a page of 100 classes stays well under 5 MB.
+MOST_PICTURES = 900
+# Up to so many pixels a side a picture is kept as it is: JPEG would save nothing and blur it.
+TINY = 32
+
+
+class Thumbnail(NamedTuple):
+    """A small picture.
+
+    Attributes:
+        uri: Its data.
+        width: In pixels.
+        height: In pixels.
+        label: Number of its class, -1 where it has none.
+    """
+
+    uri: str
+    width: int
+    height: int
+    label: int
+
+
+class MapPanels(NamedTuple):
+    """A picture with a class and an expert for every patch.
+
+    Attributes:
+        picture: The picture.
+        classes: Its classes in colour.
+        experts: By block, its patches' experts in colour over the picture.
+    """
+
+    picture: Thumbnail
+    classes: Thumbnail
+    experts: dict[int, Thumbnail]
+
+
+def gallery_places(analysis: Analysis, most: int = MOST_PICTURES) -> list[int]:
+    """Places of the pictures to show: every expert's first picture, then every second one, as far as `most` goes.
+
+    The last layer comes first, so that where there is not room for all the earlier layers go short.
+    """
+    queues = [
+        queue
+        for layer in reversed(analysis.layers)
+        for expert in layer.experts
+        for queue in (expert.confident, expert.unsure)
+    ]
+    longest = max((len(queue) for queue in queues), default=0)
+    in_turn = (queue[rank] for rank in range(longest) for queue in queues if rank < len(queue))
+    return list(dict.fromkeys(in_turn))[:most]
+
+
+def thumbnails(
+    batches: Iterable[tuple[Tensor, Tensor]], places: Sequence[int], mean: Sequence[float], std: Sequence[float]
+) -> dict[int, Thumbnail]:
+    """The pictures at these places, as the model sees them.
+
+    Args:
+        batches: Normalised pictures `[B, C, H, W]` with labels `[B]` (or masks), in the analysis' own order.
+        places: Numbers of the wanted pictures in that order.
+        mean: By channel, what was taken off pixel values between 0 and 1.
+        std: By channel, what they were then divided by.
+    """
+    wanted, found, first = set(places), dict[int, Thumbnail](), 0
+    for pictures, labels in batches:
+        for i in range(len(pictures)):
+            if first + i in wanted:
+                label = int(labels[i]) if labels[i].ndim == 0 else -1
+                found[first + i] = thumbnail(to_pixels(pictures[i], mean, std), THUMBNAIL, label)
+        first += len(pictures)
+        if len(found) == len(wanted):
+            break
+    return found
+
+
+def to_pixels(picture: Tensor, mean: Sequence[float], std: Sequence[float]) -> NDArray[np.uint8]:
+    """A normalised picture `[C, H, W]`, of one or three channels, as `[H, W, 3]` uint8."""
+    values = picture.cpu().double().numpy() * np.array(std)[:, None, None] + np.array(mean)[:, None, None]
+    values = np.broadcast_to(values, (3, *values.shape[1:])) if len(values) == 1 else values[:3]
+    return (255 * values.clip(0, 1)).round().astype(np.uint8).transpose(1, 2, 0)
+
+
+def thumbnail(pixels: NDArray[np.uint8], side: int, label: int = -1) -> Thumbnail:
+    """`[H, W, 3]` uint8 as a small JPEG, or as a PNG where it is tiny."""
+    picture = Image.fromarray(np.ascontiguousarray(pixels))
+    if max(picture.size) <= TINY:
+        return Thumbnail(png_uri(picture), *picture.size, label)
+    picture.thumbnail((side, side), Image.Resampling.LANCZOS)
+    buffer = io.BytesIO()
+    picture.save(buffer, "JPEG", quality=72, optimize=True)
+    return Thumbnail(f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}", *picture.size, label)
+
+
+def map_panels(one: ExpertMap, num_classes: int, num_experts: dict[int, int]) -> MapPanels:
+    """The panels of an expert map.
+
+    Args:
+        one: The picture and where its patches went.
+        num_classes: Number of classes.
+        num_experts: By block.
+    """
+    return MapPanels(
+        thumbnail(one.picture, MAP),
+        _flat(class_panel(one, num_classes)),
+        {number: thumbnail(expert_panel(one, number, num_experts[number]), MAP) for number in one.experts},
+    )
+
+
+def _flat(pixels: NDArray[np.uint8]) -> Thumbnail:
+    """A panel of few colours: PNG, and no colours between them."""
+    picture = Image.fromarray(pixels)
+    picture.thumbnail((MAP, MAP), Image.Resampling.NEAREST)
+    return Thumbnail(png_uri(picture), *picture.size, -1)

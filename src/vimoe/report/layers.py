@@ -1,0 +1,209 @@
+"""What the page tells of one MoE layer, gathered from the counts, the analysis and the plan."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+from markupsafe import Markup
+
+from vimoe.analysis.counts import RoutingCounts
+from vimoe.analysis.result import INTERVENTIONS, Analysis, Estimate, LayerAnalysis
+from vimoe.analysis.specialisation import Specialisation
+from vimoe.report.charts import hex_colour, interval_bar, load_chart, span_of
+from vimoe.report.heatmap import Heatmap, heatmap
+from vimoe.report.results import change
+from vimoe.tasks.palette import expert_colours
+from vimoe.vit.plan import LayerPlan, Plan
+
+# Classes that an expert's card names.
+NAMED = 5
+
+
+class Bar(NamedTuple):
+    """A value with its interval.
+
+    Attributes:
+        words: What it is.
+        drawn: As a bar.
+        told: As text.
+    """
+
+    words: str
+    drawn: Markup
+    told: str
+
+
+class ExpertView(NamedTuple):
+    """An expert's card.
+
+    Attributes:
+        number: In its layer.
+        colour: The same in every layer.
+        load: Share of the choices.
+        classes: Name, share of the expert's choices, and lift of its most frequent classes.
+        others: How many more classes were named by the analysis.
+        confident: Places of the pictures that the router was surest of.
+        unsure: Places of those that it was least sure of.
+        like: The expert whose answers are most like this one's, and how like; None for an only one.
+    """
+
+    number: int
+    colour: str
+    load: float
+    classes: list[tuple[str, float, float]]
+    others: int
+    confident: list[int]
+    unsure: list[int]
+    like: tuple[int, float] | None
+
+
+class LayerView(NamedTuple):
+    """One layer.
+
+    Attributes:
+        number: Its block.
+        heatmap: Classes × experts.
+        measure: Its specialisation.
+        specialised: `measure.normalised` with its interval.
+        part: What becomes of it, None where the plan leaves it as it is.
+        analysed: What else was measured, None where nothing was.
+        without: What becomes of the score without it.
+        knock_outs: What becomes of the score under every disturbance.
+        neighbours: The block before or after, and the share of this layer's choice that is known from it.
+        experts: Those that got anything.
+        unused: Numbers of those that did not.
+        load: Load over the epochs, None where it is not known.
+        colours: By expert.
+    """
+
+    number: int
+    heatmap: Heatmap
+    measure: Specialisation
+    specialised: Bar
+    part: LayerPlan | None
+    analysed: LayerAnalysis | None
+    without: Bar | None
+    knock_outs: list[Bar]
+    neighbours: list[tuple[int, float]]
+    experts: list[ExpertView]
+    unused: list[int]
+    load: Markup | None
+    colours: list[str]
+
+    @property
+    def pruned(self) -> bool:
+        """Whether it becomes a plain FFN."""
+        return self.part is not None and self.part.pruned
+
+    @property
+    def fate(self) -> str:
+        """The decision in a word."""
+        if self.part is None or len(self.part.experts) == self.heatmap.experts:
+            return "keep"
+        return "prune" if self.pruned else f"keep {len(self.part.experts)} of {self.heatmap.experts} experts"
+
+
+def layer_views(
+    counts: RoutingCounts,
+    measures: Mapping[int, Specialisation],
+    plan: Plan,
+    analysis: Analysis | None,
+    rows: Sequence[Mapping[str, Any]],
+    shown: Mapping[int, Any],
+) -> list[LayerView]:
+    """All layers, the last block first.
+
+    Args:
+        counts: Routing counts.
+        measures: Specialisation by block.
+        plan: What becomes of the layers.
+        analysis: What else was measured.
+        rows: The epochs of the run that trained the routers, as in `metrics.jsonl`.
+        shown: By place, the pictures that there are thumbnails of.
+    """
+    parts = {part.layer: part for part in plan.layers}
+    analysed = {layer.layer: layer for layer in analysis.layers} if analysis else {}
+    span = change_span(analysis)
+    return [
+        _layer_view(
+            counts, number, measures[number], parts.get(number), analysed.get(number), analysis, span, rows, shown
+        )
+        for number in sorted(counts.layers, reverse=True)
+    ]
+
+
+def change_span(analysis: Analysis | None) -> tuple[float, float]:
+    """The scale of all bars that tell a change of the score, in points."""
+    lost = [knock_out.lost for layer in analysis.layers for knock_out in layer.knock_outs] if analysis else []
+    return span_of([-end for estimate in lost for end in (estimate.low, estimate.high)])
+
+
+def _layer_view(
+    counts: RoutingCounts,
+    number: int,
+    measure: Specialisation,
+    part: LayerPlan | None,
+    layer: LayerAnalysis | None,
+    analysis: Analysis | None,
+    span: tuple[float, float],
+    rows: Sequence[Mapping[str, Any]],
+    shown: Mapping[int, Any],
+) -> LayerView:
+    drawn = heatmap(counts, number)
+    colours = [hex_colour(colour) for colour in expert_colours(drawn.experts).tolist()]
+    bars = {k.name: _change_bar(INTERVENTIONS[k.name], k.lost, span) for k in (layer.knock_outs if layer else ())}
+    loads = [row["routing"][str(number)]["load"] for row in rows if str(number) in row.get("routing", {})]
+    percents = (100 * measure.normalised, 100 * measure.low, 100 * measure.high)
+    told = "{:.0f} % ({:.0f} to {:.0f})".format(*percents)
+    return LayerView(
+        number=number,
+        heatmap=drawn,
+        measure=measure,
+        specialised=Bar("", interval_bar(measure.normalised, measure.low, measure.high, (0.0, 1.0)), told),
+        part=part,
+        analysed=layer,
+        without=bars.get("pruned"),
+        knock_outs=list(bars.values()),
+        neighbours=_neighbours(number, analysis),
+        experts=_expert_views(layer, counts.class_names, colours, shown) if layer else [],
+        unused=[e for e, share in enumerate(measure.load) if share == 0],
+        load=load_chart(loads) if loads else None,
+        colours=colours,
+    )
+
+
+def _change_bar(words: str, lost: Estimate, span: tuple[float, float]) -> Bar:
+    return Bar(words, interval_bar(0 - lost.value, 0 - lost.high, 0 - lost.low, span), change(lost))
+
+
+def _neighbours(number: int, analysis: Analysis | None) -> list[tuple[int, float]]:
+    pairs = analysis.neighbours if analysis else ()
+    return [(p.first if p.second == number else p.second, p.agreement) for p in pairs if number in (p.first, p.second)]
+
+
+def _expert_views(
+    layer: LayerAnalysis, class_names: Sequence[str], colours: Sequence[str], shown: Mapping[int, Any]
+) -> list[ExpertView]:
+    views = []
+    for expert in sorted(layer.experts, key=lambda expert: -expert.load):
+        if not expert.load:
+            continue
+        alike = [
+            (other, value)
+            for other, value in enumerate(layer.output_similarity[expert.expert])
+            if other != expert.expert and layer.experts[other].load
+        ]
+        views.append(
+            ExpertView(
+                number=expert.expert,
+                colour=colours[expert.expert],
+                load=expert.load,
+                classes=[(class_names[c.label], c.share, c.lift) for c in expert.classes[:NAMED]],
+                others=len(expert.classes[NAMED:]),
+                confident=[place for place in expert.confident if place in shown],
+                unsure=[place for place in expert.unsure if place in shown],
+                like=max(alike, key=lambda pair: pair[1], default=None),
+            )
+        )
+    return views
