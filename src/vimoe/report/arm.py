@@ -13,19 +13,21 @@ class Arm(NamedTuple):
 
     Attributes:
         name: What to call it.
-        top1: Test accuracy in percent.
+        score: How good it is on the test pictures, in percent.
         error: Its standard error in percentage points, from the number of test pictures alone.
         pictures: Test pictures.
         cost: Parameters and multiply-adds.
         seconds: Training time since the common starting point, in seconds.
+        metric: What the score is.
     """
 
     name: str
-    top1: float
+    score: float
     error: float
     pictures: int
     cost: Cost
     seconds: float
+    metric: str = "top-1"
 
 
 def standard_error(top1: float, pictures: int) -> float:
@@ -40,7 +42,7 @@ def standard_error(top1: float, pictures: int) -> float:
 
 def conclusion(arm: Arm, control: Arm) -> str:
     """One sentence on how `arm` compares with its control."""
-    difference = arm.top1 - control.top1
+    difference = arm.score - control.score
     noise = 2 * math.hypot(arm.error, control.error)
     if difference == 0:
         compared = "the same as"
@@ -52,6 +54,6 @@ def conclusion(arm: Arm, control: Arm) -> str:
         verdict = f"beyond what {arm.pictures} test pictures leave to chance; other seeds were not tried"
     macs = arm.cost.macs / control.cost.macs - 1
     return (
-        f"The accuracy of “{arm.name}” is {compared} that of “{control.name}” "
-        f"({arm.top1:.1f} against {control.top1:.1f} %), {verdict}. It takes {macs:+.0%} multiply-adds."
+        f"The {arm.metric} of “{arm.name}” is {compared} that of “{control.name}” "
+        f"({arm.score:.1f} against {control.score:.1f} %), {verdict}. It takes {macs:+.0%} multiply-adds."
     )

@@ -57,15 +57,17 @@ def cost_table(comparison: CostComparison) -> str:
     )
 
 
-ARM_HEADER = ("model", "test top-1 %", "activated", "stored", "multiply-adds", "seconds")
+def arm_header(arms: Sequence[Arm]) -> tuple[str, ...]:
+    """What stands over the cells of a comparison."""
+    return ("model", f"test {arms[0].metric} %", "activated", "stored", "multiply-adds", "seconds")
 
 
 def arm_rows(arms: Sequence[Arm]) -> list[list[str]]:
-    """The cells of a comparison, one row an arm, under `ARM_HEADER`."""
+    """The cells of a comparison, one row an arm, under `arm_header`."""
     return [
         [
             arm.name,
-            f"{arm.top1:.1f} ± {arm.error:.1f}",
+            f"{arm.score:.1f} ± {arm.error:.1f}",
             millions(arm.cost.activated_params),
             millions(arm.cost.stored_params),
             giga_macs(arm.cost.macs),
@@ -77,7 +79,7 @@ def arm_rows(arms: Sequence[Arm]) -> list[list[str]]:
 
 def arm_table(arms: Sequence[Arm]) -> str:
     """A comparison in plain text."""
-    return plain_table(ARM_HEADER, arm_rows(arms))
+    return plain_table(arm_header(arms), arm_rows(arms))
 
 
 def figures_table(figures: Mapping[str, float]) -> str:
