@@ -6,7 +6,6 @@ import numpy as np
 
 from tests.analysis.examples import analysis
 from vimoe.analysis.counts import RoutingCounts
-from vimoe.analysis.specialisation import Specialisation
 from vimoe.report.gallery import thumbnail
 from vimoe.report.page import Report
 from vimoe.report.results import Table
@@ -17,10 +16,6 @@ EVIL = "<script>alert(1)</script>"
 
 def counts() -> RoutingCounts:
     return RoutingCounts((1, 2), (2, 2), ("a", EVIL), np.array([[[12, 8], [9, 11]], [[0, 20], [19, 1]]]))
-
-
-def measures() -> dict[int, Specialisation]:
-    return {layer.layer: layer.specialisation for layer in analysis().layers}
 
 
 def rows(epochs: int = 3) -> list[dict[str, Any]]:
@@ -34,7 +29,6 @@ def report(**changes: Any) -> Report:
         "title": f"Title {EVIL}",
         "conclusion": "It works.",
         "counts": counts(),
-        "measures": measures(),
         "plan": Plan(
             (LayerPlan(1, (), reason="dispensable: too little"), LayerPlan(2, (0, 1), reason=f"needed {EVIL}"))
         ),

@@ -1,7 +1,7 @@
 from dataclasses import replace
 
 from tests.analysis.examples import analysis
-from tests.report.examples import counts, measures, rows
+from tests.report.examples import counts, rows
 from vimoe.report.layers import change_span, layer_views
 from vimoe.vit.plan import LayerPlan, Plan
 
@@ -10,7 +10,7 @@ PLAN = Plan((LayerPlan(1, ()), LayerPlan(2, (0,))))
 
 def views(**changes: object) -> list:  # type: ignore[type-arg]
     arguments = {"plan": PLAN, "analysis": analysis(), "rows": rows(), "shown": {3: None, 0: None}, **changes}
-    return layer_views(counts(), measures(), **arguments)  # type: ignore[arg-type]
+    return layer_views(counts(), **arguments)  # type: ignore[arg-type]
 
 
 def test_the_last_block_comes_first_with_what_becomes_of_it() -> None:
@@ -53,6 +53,8 @@ def test_an_unused_expert_has_no_card() -> None:
     assert view.experts[0].like is None
 
 
-def test_counts_and_measures_alone_are_enough() -> None:
-    last = views(analysis=None, rows=[])[0]
-    assert (last.without, last.knock_outs, last.experts, last.load, last.neighbours) == (None, [], [], None, [])
+def test_what_was_not_measured_is_left_out() -> None:
+    found = analysis()
+    found = replace(found, layers=tuple(replace(layer, knock_outs=()) for layer in found.layers), neighbours=())
+    last = views(analysis=found, rows=[])[0]
+    assert (last.without, last.knock_outs, last.load, last.neighbours) == (None, [], None, [])

@@ -10,6 +10,7 @@ from tests.analysis.examples import analysis
 from tests.report.examples import EVIL, report, rows
 from vimoe.analysis.counts import RoutingCounts
 from vimoe.analysis.patches import ExpertMap
+from vimoe.analysis.result import Analysis
 from vimoe.analysis.specialisation import specialisation
 from vimoe.report.arm import Arm
 from vimoe.report.gallery import thumbnail
@@ -30,9 +31,15 @@ def of_patches() -> Report:
     return report(analysis=replace(analysis(), metric="pixels", unit="patch"), maps=[one])
 
 
+def bare() -> Analysis:
+    """No knock-outs, no steps, no neighbours."""
+    layers = tuple(replace(layer, knock_outs=()) for layer in analysis().layers)
+    return replace(analysis(), layers=layers, neighbours=(), steps=(), paths={})
+
+
 EVERY = {
     "everything": report(),
-    "counts and measures alone": report(analysis=None, pictures={}, tables=[], rows={}, recipes={}),
+    "the least": report(analysis=bare(), pictures={}, tables=[], rows={}, recipes={}),
     "a segmentation run": of_patches(),
     "arms": report(arms=[Arm(f"dense {EVIL}", 96.7, 1.0, 360, Cost(600_000, 600_000, 10_500_000), 57.4)], tables=[]),
     "a plan that leaves all as it is": report(plan=Plan(())),
@@ -152,7 +159,6 @@ def test_a_hundred_classes_with_full_galleries_stay_under_5_mb() -> None:
     drawn = [thumbnail(picture, 64, 0) for picture in noise]
     made = report(
         counts=table,
-        measures=dict.fromkeys(range(layers), measured),
         plan=Plan(tuple(LayerPlan(n, ()) for n in range(layers))),
         analysis=everything,
         pictures={place: drawn[place % 20] for place in range(900)},
@@ -173,4 +179,4 @@ def test_the_figures_are_written_beside_the_page_in_every_format(tmp_path: Path)
 
 
 def test_there_are_only_figures_of_what_is_known() -> None:
-    assert set(paper_figures(EVERY["counts and measures alone"])) == {"heatmaps", "depth"}
+    assert set(paper_figures(EVERY["the least"])) == {"heatmaps", "depth"}

@@ -24,7 +24,7 @@ HUNDRED = tuple(f"species {i}" for i in range(100))
 
 def of_a_hundred_classes() -> Report:
     table = np.random.default_rng(0).integers(0, 9, (2, 100, 2))
-    return report(counts=RoutingCounts((1, 2), (2, 2), HUNDRED, table), analysis=None)
+    return report(counts=RoutingCounts((1, 2), (2, 2), HUNDRED, table))
 
 
 PAGES = {"pictures": report(), "patches": of_patches(), "hundred": of_a_hundred_classes()}

@@ -42,12 +42,16 @@ def order_by_expert(shares: NDArray[np.float64]) -> NDArray[np.int64]:
 
 
 def routing_heatmaps(
-    counts: RoutingCounts, measures: Mapping[int, Specialisation], plan: Plan | None = None, columns: int = 6
+    counts: RoutingCounts,
+    measures: Mapping[int, Specialisation],
+    plan: Plan | None = None,
+    columns: int = 6,
+    unit: str = "picture",
 ) -> Figure:
     """Class × expert heatmaps of all MoE layers, the last layer first, on one colour scale from 0 to 1.
 
     Each row is the share of a class's choices that fell on each expert, so that rows sum to 1 and panels can be
-    compared by eye. Rows stand in the order of their dominant expert, panel by panel.
+    compared by eye. Rows stand in the order of their dominant expert, panel by panel. `unit` is what the counts count.
     """
     depth = max(counts.layers) + 1
     numbers = sorted(counts.layers, reverse=True)
@@ -82,7 +86,7 @@ def routing_heatmaps(
     figure.supxlabel("expert", fontsize=9)
     figure.supylabel("class, ordered by its dominant expert in each panel", fontsize=9)
     bar = figure.colorbar(scale, ax=axes.ravel().tolist(), shrink=0.5, aspect=30, pad=0.01)
-    bar.set_label("share of a class's pictures", fontsize=8)
+    bar.set_label(f"share of a class's {'patches' if unit == 'patch' else 'pictures'}", fontsize=8)
     bar.ax.tick_params(labelsize=7)
     return figure
 

@@ -9,7 +9,6 @@ from markupsafe import Markup
 
 from vimoe.analysis.counts import RoutingCounts
 from vimoe.analysis.result import INTERVENTIONS, Analysis, Estimate, LayerAnalysis
-from vimoe.analysis.specialisation import Specialisation
 from vimoe.report.charts import hex_colour, interval_bar, load_chart, span_of
 from vimoe.report.heatmap import Heatmap, heatmap
 from vimoe.report.results import change
@@ -62,12 +61,10 @@ class LayerView(NamedTuple):
     """One layer.
 
     Attributes:
-        number: Its block.
+        analysed: What was measured.
         heatmap: Classes × experts.
-        measure: Its specialisation.
-        specialised: `measure.normalised` with its interval.
+        specialised: How much of the class its choices tell, of the most they could.
         part: What becomes of it, None where the plan leaves it as it is.
-        analysed: What else was measured, None where nothing was.
         without: What becomes of the score without it.
         knock_outs: What becomes of the score under every disturbance.
         neighbours: The block before or after, and the share of this layer's choice that is known from it.
@@ -77,12 +74,10 @@ class LayerView(NamedTuple):
         colours: By expert.
     """
 
-    number: int
+    analysed: LayerAnalysis
     heatmap: Heatmap
-    measure: Specialisation
     specialised: Bar
     part: LayerPlan | None
-    analysed: LayerAnalysis | None
     without: Bar | None
     knock_outs: list[Bar]
     neighbours: list[tuple[int, float]]
@@ -90,6 +85,11 @@ class LayerView(NamedTuple):
     unused: list[int]
     load: Markup | None
     colours: list[str]
+
+    @property
+    def number(self) -> int:
+        """Its block."""
+        return self.analysed.layer
 
     @property
     def pruned(self) -> bool:
@@ -106,9 +106,8 @@ class LayerView(NamedTuple):
 
 def layer_views(
     counts: RoutingCounts,
-    measures: Mapping[int, Specialisation],
     plan: Plan,
-    analysis: Analysis | None,
+    analysis: Analysis,
     rows: Sequence[Mapping[str, Any]],
     shown: Mapping[int, Any],
 ) -> list[LayerView]:
@@ -116,58 +115,49 @@ def layer_views(
 
     Args:
         counts: Routing counts.
-        measures: Specialisation by block.
         plan: What becomes of the layers.
-        analysis: What else was measured.
+        analysis: What was measured.
         rows: The epochs of the run that trained the routers, as in `metrics.jsonl`.
         shown: By place, the pictures that there are thumbnails of.
     """
     parts = {part.layer: part for part in plan.layers}
-    analysed = {layer.layer: layer for layer in analysis.layers} if analysis else {}
-    span = change_span(analysis)
     return [
-        _layer_view(
-            counts, number, measures[number], parts.get(number), analysed.get(number), analysis, span, rows, shown
-        )
-        for number in sorted(counts.layers, reverse=True)
+        _layer_view(layer, counts, parts.get(layer.layer), analysis, rows, shown)
+        for layer in sorted(analysis.layers, key=lambda layer: -layer.layer)
     ]
 
 
-def change_span(analysis: Analysis | None) -> tuple[float, float]:
+def change_span(analysis: Analysis) -> tuple[float, float]:
     """The scale of all bars that tell a change of the score, in points."""
-    lost = [knock_out.lost for layer in analysis.layers for knock_out in layer.knock_outs] if analysis else []
+    lost = [knock_out.lost for layer in analysis.layers for knock_out in layer.knock_outs]
     return span_of([-end for estimate in lost for end in (estimate.low, estimate.high)])
 
 
 def _layer_view(
+    layer: LayerAnalysis,
     counts: RoutingCounts,
-    number: int,
-    measure: Specialisation,
     part: LayerPlan | None,
-    layer: LayerAnalysis | None,
-    analysis: Analysis | None,
-    span: tuple[float, float],
+    analysis: Analysis,
     rows: Sequence[Mapping[str, Any]],
     shown: Mapping[int, Any],
 ) -> LayerView:
+    number, measure, span = layer.layer, layer.specialisation, change_span(analysis)
     drawn = heatmap(counts, number)
     colours = [hex_colour(colour) for colour in expert_colours(drawn.experts).tolist()]
-    bars = {k.name: _change_bar(INTERVENTIONS[k.name], k.lost, span) for k in (layer.knock_outs if layer else ())}
-    loads = [row["routing"][str(number)]["load"] for row in rows if str(number) in row.get("routing", {})]
+    bars = {k.name: _change_bar(INTERVENTIONS[k.name], k.lost, span) for k in layer.knock_outs}
+    loads = [row["routing"][str(number)]["load"] for row in rows]
     percents = (100 * measure.normalised, 100 * measure.low, 100 * measure.high)
     told = "{:.0f} % ({:.0f} to {:.0f})".format(*percents)
     return LayerView(
-        number=number,
+        analysed=layer,
         heatmap=drawn,
-        measure=measure,
         specialised=Bar("", interval_bar(measure.normalised, measure.low, measure.high, (0.0, 1.0)), told),
         part=part,
-        analysed=layer,
         without=bars.get("pruned"),
         knock_outs=list(bars.values()),
         neighbours=_neighbours(number, analysis),
-        experts=_expert_views(layer, counts.class_names, colours, shown) if layer else [],
-        unused=[e for e, share in enumerate(measure.load) if share == 0],
+        experts=_expert_views(layer, counts.class_names, colours, shown),
+        unused=[expert.expert for expert in layer.experts if not expert.load],
         load=load_chart(loads) if loads else None,
         colours=colours,
     )
@@ -177,9 +167,9 @@ def _change_bar(words: str, lost: Estimate, span: tuple[float, float]) -> Bar:
     return Bar(words, interval_bar(0 - lost.value, 0 - lost.high, 0 - lost.low, span), change(lost))
 
 
-def _neighbours(number: int, analysis: Analysis | None) -> list[tuple[int, float]]:
-    pairs = analysis.neighbours if analysis else ()
-    return [(p.first if p.second == number else p.second, p.agreement) for p in pairs if number in (p.first, p.second)]
+def _neighbours(number: int, analysis: Analysis) -> list[tuple[int, float]]:
+    pairs = [pair for pair in analysis.neighbours if number in (pair.first, pair.second)]
+    return [(pair.first if pair.second == number else pair.second, pair.agreement) for pair in pairs]
 
 
 def _expert_views(

@@ -19,7 +19,6 @@ import vimoe
 from vimoe.analysis.counts import RoutingCounts
 from vimoe.analysis.patches import ExpertMap
 from vimoe.analysis.result import Analysis
-from vimoe.analysis.specialisation import Specialisation
 from vimoe.data.masks import IGNORE
 from vimoe.report.arm import Arm
 from vimoe.report.charts import hex_colour, line_chart, span_labels
@@ -50,14 +49,13 @@ class Report:
         title: Its heading.
         conclusion: One sentence.
         counts: Routing counts of the model whose MoE layers are shown.
-        measures: Specialisation by block.
+        analysis: What was measured on it.
         plan: What became of each MoE layer, and why.
         rows: Name of a run to the rows of its `metrics.jsonl`; the last one with routing trained the routers.
         recipes: Name of a run to its recipe as YAML.
         command: What makes this report again.
         arms: Models that were trained side by side.
         tables: Other results.
-        analysis: What else was measured on the model.
         pictures: By place, pictures that the analysis names.
         maps: Pictures with an expert for every patch.
     """
@@ -65,14 +63,13 @@ class Report:
     title: str
     conclusion: str
     counts: RoutingCounts
-    measures: Mapping[int, Specialisation]
+    analysis: Analysis
     plan: Plan
     rows: Mapping[str, Sequence[Mapping[str, Any]]]
     recipes: Mapping[str, str]
     command: str
     arms: Sequence[Arm] = ()
     tables: Sequence[Table] = ()
-    analysis: Analysis | None = None
     pictures: Mapping[int, Thumbnail] = field(default_factory=dict)
     maps: Sequence[ExpertMap] = ()
 
@@ -102,16 +99,14 @@ def page(report: Report) -> str:
     routed = routed_rows(report)
     classes = len(report.counts.class_names)
     sizes = dict(zip(report.counts.layers, report.counts.num_experts, strict=True))
-    last = max(report.counts.layers)
     return environment.get_template("page.html.j2").render(
         report=report,
         analysis=report.analysis,
-        unit=report.analysis.unit if report.analysis else ("patch" if report.maps else "picture"),
+        unit=report.analysis.unit,
         tables=([arms_table(report.arms)] if report.arms else []) + list(report.tables),
-        layers=layer_views(report.counts, report.measures, report.plan, report.analysis, routed, report.pictures),
+        layers=layer_views(report.counts, report.plan, report.analysis, routed, report.pictures),
         change_scale=span_labels(change_span(report.analysis)),
         scale=scale(),
-        depth=report.analysis.depth if report.analysis else last + 1,
         hover=hover_data(report.counts),
         maps=[map_panels(one, classes, sizes) for one in report.maps],
         served={number: served_classes(report.counts.layer(number), report.counts.class_names) for number in sizes},
@@ -165,15 +160,16 @@ def training_charts(
 
 def paper_figures(report: Report) -> dict[str, Figure]:
     """By file name, the page's figures as papers have them."""
+    measures = {layer.layer: layer.specialisation for layer in report.analysis.layers}
     figures = {
-        "heatmaps": routing_heatmaps(report.counts, report.measures, report.plan),
-        "depth": specialisation_by_depth(report.measures, report.plan),
+        "heatmaps": routing_heatmaps(report.counts, measures, report.plan, unit=report.analysis.unit),
+        "depth": specialisation_by_depth(measures, report.plan),
     }
     some = {name: history for name, history in report.rows.items() if history}
     if some:
         figures["curves"] = training_curves(some, metric_of(next(iter(some.values())))[0])
     if routed := routed_rows(report):
         figures["load"] = load_over_time(routed)
-    if report.analysis is not None and any(layer.knock_outs for layer in report.analysis.layers):
+    if any(layer.knock_outs for layer in report.analysis.layers):
         figures["knock_outs"] = knock_outs(report.analysis)
     return figures

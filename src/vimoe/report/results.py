@@ -7,7 +7,7 @@ from typing import NamedTuple, Protocol
 
 from vimoe.analysis.result import Analysis, Estimate, Step
 from vimoe.report.arm import Arm
-from vimoe.report.tables import ARM_HEADER, arm_rows, giga_macs, millions
+from vimoe.report.tables import arm_header, arm_rows, giga_macs, millions
 from vimoe.vit.cost import Cost
 from vimoe.vit.plan import Plan
 
@@ -80,7 +80,7 @@ def arms_table(arms: Sequence[Arm]) -> Table:
         "parameters include the experts that were not chosen. Seconds are of training since the dense model (for the "
         "dense model, its own)."
     )
-    return Table(ARM_HEADER, arm_rows(arms), note)
+    return Table(arm_header(arms), arm_rows(arms), note)
 
 
 def plan_table(analysis: Analysis, plan: Plan, before: Cost, after: Cost) -> Table:
