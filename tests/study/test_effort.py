@@ -4,7 +4,7 @@ import pytest
 
 from tests.study.support import TINY, study
 from vimoe.errors import UserError
-from vimoe.study.effort import Effort, duration, effort_table, efforts, expected_seconds, shown_pictures
+from vimoe.study.effort import Effort, effort_table, efforts, expected_seconds, shown_pictures
 from vimoe.study.plan import PlannedRun, plan_runs
 from vimoe.training.build import build_model
 from vimoe.training.recipe import Recipe
@@ -46,13 +46,6 @@ def test_a_run_is_expected_to_take_as_long_as_its_like_did() -> None:
 def test_a_run_without_its_like_goes_by_its_multiply_adds() -> None:
     assert expected_seconds(planned("b"), EFFORT, {"a": [4.0, 6.0]}) == pytest.approx(15.0)
     assert expected_seconds(planned("b"), EFFORT, {}) == 0.0
-
-
-@pytest.mark.parametrize(
-    ("seconds", "words"), [(0.4, "0 s"), (89, "89 s"), (91, "2 min"), (5300, "88 min"), (7500, "2 h 05 min")]
-)
-def test_durations_are_for_people(seconds: float, words: str) -> None:
-    assert duration(seconds) == words
 
 
 def test_the_table_counts_shared_runs_once_and_what_is_left() -> None:

@@ -8,9 +8,9 @@ import torch
 
 from tests.training.tiny import recipe
 from vimoe.training.interrupt import InterruptedRun
-from vimoe.training.loop import _Trainer
 from vimoe.training.run import RunFolder
 from vimoe.training.train import train
+from vimoe.training.trainer import Trainer
 from vimoe.vit.checkpoint import load
 
 EVERYTHING: dict[str, Any] = {
@@ -30,17 +30,17 @@ EVERYTHING: dict[str, Any] = {
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, batches: int) -> None:
     """Send this process a SIGTERM while it trains its batch of this number."""
-    train_batch = _Trainer._train_batch
+    train_batch = Trainer.train_batch
     seen = 0
 
-    def counted(self: _Trainer, *args: torch.Tensor) -> float:
+    def counted(self: Trainer, *args: torch.Tensor) -> float:
         nonlocal seen
         seen += 1
         if seen == batches:
             signal.raise_signal(signal.SIGTERM)
         return train_batch(self, *args)
 
-    monkeypatch.setattr(_Trainer, "_train_batch", counted)
+    monkeypatch.setattr(Trainer, "train_batch", counted)
 
 
 @pytest.mark.parametrize("batches", [1, 5, 16, 23])

@@ -13,9 +13,9 @@ import torch
 
 from vimoe.errors import UserError
 from vimoe.training.interrupt import InterruptedRun
-from vimoe.training.loop import _Trainer
 from vimoe.training.recipe import Recipe
 from vimoe.training.source import open_recipe_data
+from vimoe.training.trainer import Trainer
 
 
 def run_together(recipe: Recipe, processes: int, **changes: Any) -> list[dict[str, Any]]:
@@ -48,9 +48,9 @@ def _run(
     from vimoe.training import train as home
 
     losses = list[float]()
-    train_batch = _Trainer._train_batch
+    train_batch = Trainer.train_batch
 
-    def noted(self: _Trainer, pictures: torch.Tensor, labels: torch.Tensor) -> float:
+    def noted(self: Trainer, pictures: torch.Tensor, labels: torch.Tensor) -> float:
         if rank == 0 and len(losses) + 1 == stop_at:
             signal.raise_signal(signal.SIGTERM)
         if rank == 1 and len(losses) + 1 == die_at:
@@ -58,7 +58,7 @@ def _run(
         losses.append(train_batch(self, pictures, labels))
         return losses[-1]
 
-    _Trainer._train_batch = noted  # type: ignore[method-assign]
+    Trainer.train_batch = noted  # type: ignore[method-assign]
     if val:
         home.__dict__["open_recipe_data"] = lambda recipe: _fewer(open_recipe_data(recipe), val)
     end = "finished"

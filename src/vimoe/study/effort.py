@@ -13,6 +13,7 @@ from vimoe.errors import UserError
 from vimoe.report.tables import giga_macs, millions, plain_table
 from vimoe.study.plan import DATA_AND_MODEL, PlannedRun
 from vimoe.training.build import build_model
+from vimoe.training.progress import duration
 from vimoe.training.recipe import Recipe
 from vimoe.training.source import open_recipe_data
 from vimoe.vit.cost import Cost, cost
@@ -83,14 +84,6 @@ def expected_seconds(run: PlannedRun, effort: Mapping[str, Effort], measured: Ma
     seconds = sum(sum(each) for each in measured.values())
     macs = sum(len(each) * effort[setting].macs for setting, each in measured.items())
     return seconds / macs * effort[run.setting].macs if macs else 0.0
-
-
-def duration(seconds: float) -> str:
-    """A length of time for people: `42 s`, `7 min`, `2 h 05 min`."""
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60:02} min"
 
 
 def effort_table(

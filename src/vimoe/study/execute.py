@@ -8,13 +8,14 @@ from typing import NamedTuple
 
 import torch
 
-from vimoe.study.effort import duration, effort_table, efforts, expected_seconds
+from vimoe.study.effort import effort_table, efforts, expected_seconds
 from vimoe.study.file import Study
 from vimoe.study.gather import gather
 from vimoe.study.plan import PlannedRun, plan_runs
 from vimoe.study.queue import Outcome
 from vimoe.study.result import Result, read_result, run_to_result
 from vimoe.study.workers import run_all
+from vimoe.training.progress import duration
 from vimoe.training.run import RunFolder
 
 

@@ -1,60 +1,21 @@
-"""The training loop: one recipe, one run folder, resumed where it stopped, by one process or many.
-
-What a step draws at random (order, variation, mixing, dropout, router noise) depends on the seed and the step's
-number alone, so that a run that was interrupted goes on as if it had not been.
-"""
+"""The training loop: one recipe, one run folder, resumed where it stopped, by one process or many."""
 
 from __future__ import annotations
 
-import math
-import random
 import sys
-import time
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
-from pathlib import Path
 
-import numpy as np
-import torch
-from timm.data import Mixup
-from timm.utils import ModelEmaV3
-from torch import Tensor, nn
+from torch import nn
 from tqdm import tqdm
 
-from vimoe.data.loading import training_batches
-from vimoe.data.splits import Splits, generator
-from vimoe.errors import UserError
-from vimoe.moe.losses import balance_loss
-from vimoe.processes import agreed, are_many, rank, wait_for_all, world_size
+from vimoe.data.splits import Splits
+from vimoe.processes import rank, wait_for_all
 from vimoe.tasks.task import Task
-from vimoe.training.health import EpochLoad, routing_health
-from vimoe.training.interrupt import InterruptedRun, StopRequest, listening
+from vimoe.training.interrupt import listening
 from vimoe.training.logs import Logs
-from vimoe.training.optimisation import build_optimisation, freeze_all_but_experts
-from vimoe.training.parallel import gathered, gradients_kept_back, pick_device, share_out, spread
-from vimoe.training.progress import Progress
 from vimoe.training.recipe import Recipe
 from vimoe.training.run import Row, RunFolder
-from vimoe.training.shards import read_shards, write_shards
-from vimoe.vit.blocks import find_backbone, moe_layers
-from vimoe.vit.meta import meta_clone
-
-
-@dataclass
-class Position:
-    """Where a run stands.
-
-    Attributes:
-        epoch: The epoch it is in, from 0.
-        batch: Batches of it that are done.
-        loss: Sum of their losses.
-        seconds: Training time so far.
-    """
-
-    epoch: int = 0
-    batch: int = 0
-    loss: float = 0.0
-    seconds: float = 0.0
+from vimoe.training.trainer import Trainer
 
 
 def fit(model: nn.Module, splits: Splits, task: Task, recipe: Recipe, run: RunFolder) -> None:
@@ -72,7 +33,7 @@ def fit(model: nn.Module, splits: Splits, task: Task, recipe: Recipe, run: RunFo
             file cannot be written.
         InterruptedRun: The process was asked to stop; the state is written.
     """
-    trainer = _Trainer(model, splits, task, recipe, run)
+    trainer = Trainer(model, splits, task, recipe, run)
     first = rank() == 0
     with ExitStack() as stack:
         if first:
@@ -94,205 +55,6 @@ def fit(model: nn.Module, splits: Splits, task: Task, recipe: Recipe, run: RunFo
             trainer.write_state()
         trainer.save_model(run.model)
         wait_for_all()
-
-
-class _Trainer:
-    """What changes while a run goes on: weights, optimiser, position, and the pictures found broken."""
-
-    def __init__(self, model: nn.Module, splits: Splits, task: Task, recipe: Recipe, run: RunFolder) -> None:
-        self.model, self.splits, self.task, self.recipe, self.run = model, splits, task, recipe, run
-        self.device = pick_device(recipe.device)
-        self.plain = meta_clone(model)
-        self.batches = len(splits.train) // recipe.batch_size
-        self.steps = self.batches // recipe.accumulate
-        if not self.steps:
-            raise UserError(
-                f"batch_size {recipe.batch_size} (accumulate {recipe.accumulate}) is larger than the training data"
-            )
-        if recipe.freeze:
-            freeze_all_but_experts(model)
-        model.to(self.device)
-        if recipe.grad_checkpointing:
-            model.set_grad_checkpointing()  # type: ignore[operator]
-        self.ema = ModelEmaV3(model, decay=recipe.model_ema_decay) if recipe.model_ema else None
-        if recipe.fsdp and are_many():
-            share_out(model)
-            if self.ema is not None:
-                share_out(self.ema.module)
-        if recipe.compile:
-            model.compile()
-        self.called = spread(model, recipe.batch_size)
-        self.optimizer, self.schedule = build_optimisation(model, recipe, self.steps)
-        scaled = recipe.amp and recipe.amp_dtype == "float16"
-        self.scaler = torch.amp.GradScaler(self.device.split(":")[0], enabled=scaled)
-        self.mixup = None
-        if recipe.mixup or recipe.cutmix:
-            classes = len(splits.class_names)
-            self.mixup = Mixup(recipe.mixup, recipe.cutmix, label_smoothing=recipe.smoothing, num_classes=classes)
-        self.position = Position()
-        self.load = EpochLoad()
-        self.broken: set[str] = set()
-
-    @property
-    def evaluated(self) -> nn.Module:
-        """The model that is evaluated and kept."""
-        return self.model if self.ema is None else self.ema.module
-
-    def save_model(self, folder: Path) -> None:
-        """Write the evaluated model's folder; all processes call this together."""
-        whole = gathered(self.evaluated, self.plain)
-        if rank() == 0:
-            self.task.save(whole, folder, self.splits)
-
-    def resume(self) -> list[Row]:
-        """Go back to where the run folder stands; gives the rows of the epochs that are done."""
-        if self.recipe.fsdp:
-            average = None if self.ema is None else self.ema.module
-            state = read_shards(self.run.checkpoints, self.model, self.optimizer, average)
-        elif state := self.run.read_state():
-            self.model.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            if self.ema is not None:
-                self.ema.module.load_state_dict(state["ema"])
-        wait_for_all()
-        if state is None:
-            return []
-        self.scaler.load_state_dict(state["scaler"])
-        self.position = Position(**state["position"])
-        self.broken = set(state["broken"])
-        return self.run.read_rows()[: self.position.epoch]
-
-    def write_state(self) -> None:
-        """Write all that a later process needs to go on from here; all processes call this together."""
-        rest = {
-            "scaler": self.scaler.state_dict(),
-            "position": asdict(self.position),
-            "broken": sorted(self.broken),
-        }
-        if self.recipe.fsdp:
-            average = None if self.ema is None else self.ema.module
-            write_shards(self.run.checkpoints, self.model, self.optimizer, average, rest)
-        elif rank() == 0:
-            self.run.write_state(
-                {
-                    "model": self.model.state_dict(),
-                    "optimizer": self.optimizer.state_dict(),
-                    "ema": {} if self.ema is None else self.ema.module.state_dict(),
-                    **rest,
-                }
-            )
-
-    def finish_epoch(self, stop: StopRequest) -> Row:
-        """Train the rest of the current epoch, evaluate, and move on to the next one."""
-        recipe, position, started = self.recipe, self.position, time.perf_counter()
-        epoch, before, saved = position.epoch, position.seconds, started
-        used = self.steps * recipe.accumulate  # batches that do not fill a step are left out
-        progress = Progress(epoch + 1, recipe.epochs, used, position.batch, recipe.log_interval, rank() == 0)
-        loader = training_batches(
-            self.splits.train,
-            recipe.batch_size,
-            recipe.seed,
-            epoch,
-            position.batch,
-            recipe.workers,
-            self._note_broken,
-            repeats=recipe.aug_repeats,
-            part=(rank(), world_size()),
-        )
-        self.called.train()
-        for pictures, labels in progress.waiting(loader):
-            if position.batch >= used:
-                break
-            position.loss += self._train_batch(pictures, labels)
-            position.batch += 1
-            progress.step(recipe.batch_size, position.loss / position.batch, self._lr())
-            if position.batch % recipe.accumulate == 0:
-                position.seconds = before + time.perf_counter() - started
-                due = time.perf_counter() - saved > 60 * recipe.checkpoint_minutes
-                asked, wanted = agreed(stop.asked, due and rank() == 0)
-                if asked or wanted:
-                    self.write_state()
-                    saved = time.perf_counter()
-                if asked:
-                    progress.close()
-                    raise InterruptedRun(f"stopped in epoch {epoch + 1}; the same command goes on from here")
-        progress.close()
-        row: Row = {"epoch": epoch + 1, "loss": position.loss / max(1, position.batch), "lr": self._lr()}
-        row |= progress.figures()
-        figures = self.task.evaluate(self.evaluated, self.splits.val, self.device, recipe.workers)
-        row |= {f"val_{key}": value for key, value in figures.items()}
-        row["seconds"] = before + time.perf_counter() - started
-        row["routing"] = routing_health(self.model, self.load)
-        self.position, self.load = Position(epoch=epoch + 1, seconds=row["seconds"]), EpochLoad()
-        return row
-
-    def _lr(self) -> float:
-        return max(group["lr"] for group in self.optimizer.param_groups)
-
-    def _train_batch(self, pictures: Tensor, labels: Tensor) -> float:
-        """Forward and backward of one batch, and the optimiser's step where it completes one.
-
-        Returns:
-            The mean loss over all processes' pictures.
-        """
-        recipe, batch = self.recipe, self.position.epoch * self.batches + self.position.batch
-        step = self.position.epoch * self.steps + self.position.batch // recipe.accumulate
-        completes = (self.position.batch + 1) % recipe.accumulate == 0
-        key = ("step", recipe.seed, batch) if rank() == 0 else ("step", recipe.seed, batch, rank())
-        drawn = generator(*key).initial_seed()
-        torch.manual_seed(drawn)
-        np.random.seed(drawn)
-        random.seed(drawn)
-        pictures, targets = pictures.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
-        if self.splits.augment and recipe.augment:
-            pictures = self.splits.augment(pictures, generator("augment", *key[1:]))
-        if self.mixup is not None:
-            even = len(pictures) - len(pictures) % 2  # timm mixes pairs
-            pictures, targets = self.mixup(pictures[:even], targets[:even])
-        with gradients_kept_back(self.called, not completes):
-            with torch.autocast(self.device.split(":")[0], getattr(torch, recipe.amp_dtype), enabled=recipe.amp):
-                loss = self.task.loss(self.called(pictures), targets)
-                if recipe.balance_weight and moe_layers(self.model):
-                    loss = loss + recipe.balance_weight * balance_loss(self.model)
-            self.scaler.scale(loss / recipe.accumulate).backward()
-        self.load.add(self.model)
-        if completes:
-            self._step(step)
-        value = agreed(loss.item())[0] / world_size()
-        if not math.isfinite(value):
-            raise UserError(
-                f"the loss is {value} at step {step} (epoch {self.position.epoch + 1}): "
-                f"try a lower lr than {recipe.lr}; the norms of the blocks' weights are {_norms(self.model)}"
-            )
-        return value
-
-    def _step(self, step: int) -> None:
-        self.schedule.step_update(step)
-        if self.recipe.clip_grad:
-            self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_grad)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad()
-        if self.ema is not None:
-            self.ema.update(self.model)
-
-    def _note_broken(self, line: str) -> None:
-        if line in self.broken:
-            return
-        self.broken.add(line)
-        self.run.write_skipped(self.broken, rank())
-        if len(self.broken) > self.recipe.max_broken * len(self.splits.train):
-            raise UserError(
-                f"{len(self.broken)} of {len(self.splits.train)} training pictures are broken, more than max_broken "
-                f"{self.recipe.max_broken:g} allows: {line}"
-            )
-
-
-def _norms(model: nn.Module) -> str:
-    """The norm of each block's weights, for the line that tells of a loss that is not finite."""
-    norms = [nn.utils.get_total_norm(block.parameters()).item() for block in find_backbone(model).blocks]
-    return ", ".join(f"{norm:.3g}" for norm in norms)
 
 
 def _report(row: Row, task: Task, recipe: Recipe) -> None:
