@@ -56,5 +56,5 @@ def test_the_table_counts_shared_runs_once_and_what_is_left() -> None:
     assert lines[2].split()[1:3] == ["2", "1"]
     assert "4 runs, 1 done" in table
     # One more a of 60 s and two b of 180 s each, two at a time.
-    assert "about 4 min left with 2 at a time" in table
+    assert "about 3 min 30 s left with 2 at a time" in table
     assert "left" not in effort_table(runs, EFFORT, {}, [], jobs=2)
