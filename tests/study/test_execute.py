@@ -9,6 +9,7 @@ import pytest
 from tests.study.support import TINY, study
 from vimoe.analysis.counts import RoutingCounts
 from vimoe.errors import UserError
+from vimoe.files import write_bytes
 from vimoe.report import study_figures
 from vimoe.study import execute as execution
 from vimoe.study.execute import dry_run, execute, failure_line, offered_devices
@@ -17,7 +18,6 @@ from vimoe.study.publish import publish
 from vimoe.study.queue import Outcome, Queue
 from vimoe.study.rows import read_study_rows
 from vimoe.study.workers import Work
-from vimoe.training.run import write_bytes
 
 
 @pytest.fixture

@@ -8,7 +8,8 @@ import torch
 
 from tests.training.tiny import recipe
 from vimoe.errors import UserError
-from vimoe.training.run import RunFolder, write_text
+from vimoe.files import write_text
+from vimoe.training.run import RunFolder
 
 
 def test_a_folder_of_another_recipe_is_refused_with_the_difference(tmp_path: Path) -> None:

@@ -54,7 +54,8 @@ def test_it_is_saved_and_loaded(tmp_path) -> None:  # type: ignore[no-untyped-de
 
 
 def test_a_gated_ffn_is_refused_and_left_alone() -> None:
-    model = timm.create_model("vit_giant_patch14_dinov2", img_size=28, embed_dim=32, num_heads=2, depth=2, num_classes=3)
+    shape = {"img_size": 28, "embed_dim": 32, "num_heads": 2, "depth": 2, "num_classes": 3}
+    model = timm.create_model("vit_giant_patch14_dinov2", **shape)
     before = {name: p.shape for name, p in model.named_parameters()}
     with pytest.raises(UserError, match="cannot be widened"):
         widen(model, [0, 1], 2)

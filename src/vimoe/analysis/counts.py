@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vimoe.errors import UserError
+from vimoe.files import write_bytes
 from vimoe.moe.config import MoEConfig
 from vimoe.tasks.classification import evaluating
-from vimoe.training.run import write_bytes
 from vimoe.vit.blocks import moe_layers
 from vimoe.vit.recording import record_routing
 

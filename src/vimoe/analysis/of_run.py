@@ -12,11 +12,12 @@ from vimoe.analysis.held_out import held_out
 from vimoe.analysis.result import Analysis
 from vimoe.data.splits import Pictures, Splits
 from vimoe.errors import UserError
+from vimoe.files import write_text
 from vimoe.tasks.model import load_model
 from vimoe.tasks.segmenter_folder import KEY
 from vimoe.training.parallel import pick_device
 from vimoe.training.recipe import Recipe, load_recipe
-from vimoe.training.run import RunFolder, write_text
+from vimoe.training.run import RunFolder
 from vimoe.training.source import open_recipe_data
 from vimoe.vit.checkpoint import read_config
 from vimoe.vit.plan import Plan

@@ -11,7 +11,7 @@ from typing import Any
 
 from vimoe.analysis.specialisation import Specialisation
 from vimoe.errors import UserError
-from vimoe.training.run import write_text
+from vimoe.files import write_text
 
 # The interventions of a knock-out, in the order in which they are told; see `vimoe.analysis.interventions`.
 INTERVENTIONS = {

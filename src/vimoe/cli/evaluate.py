@@ -26,10 +26,10 @@ def run(arguments: Sequence[str]) -> None:
     parser.add_argument("--csv", type=Path, help="write the table by class there")
     add_view(parser)
     args = parser.parse_args(list(arguments))
+    from vimoe.files import write_text
     from vimoe.report.tables import csv_table, figures_table, plain_table
     from vimoe.tasks.inference import model_folder
     from vimoe.tasks.segmenter_folder import holds_segmenter
-    from vimoe.training.run import write_text
 
     of_pixels = holds_segmenter(model_folder(args.model))
     figures, header, rows, broken = (_pixels if of_pixels else _pictures)(args)

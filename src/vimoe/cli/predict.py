@@ -61,9 +61,9 @@ def _labels(args: argparse.Namespace, paths: list[Path], parser: Parser) -> int:
 
 def _masks(args: argparse.Namespace, paths: list[Path], parser: Parser) -> int:
     """Write masks and overlays and print the shares of the classes; gives the number of pictures."""
+    from vimoe.files import write_bytes
     from vimoe.tasks.mask_inference import default_view, predict_masks
     from vimoe.training.parallel import pick_device
-    from vimoe.training.run import write_bytes
 
     view = chosen_view(args, default_view(args.model))
     writer = csv.writer(sys.stdout, lineterminator="\n")

@@ -20,6 +20,7 @@ from vimoe.analysis.counts import RoutingCounts
 from vimoe.analysis.patches import ExpertMap
 from vimoe.analysis.result import Analysis
 from vimoe.data.masks import IGNORE
+from vimoe.files import write_text
 from vimoe.report.arm import Arm
 from vimoe.report.charts import hex_colour, line_chart, span_labels
 from vimoe.report.expert_maps import served_classes
@@ -37,7 +38,6 @@ from vimoe.report.layers import change_span, layer_views
 from vimoe.report.results import Table, arms_table
 from vimoe.report.study_figures import save_figure
 from vimoe.tasks.palette import class_colours
-from vimoe.training.run import write_text
 from vimoe.vit.plan import Plan
 
 

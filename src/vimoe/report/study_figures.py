@@ -13,8 +13,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.transforms import ScaledTranslation
 
+from vimoe.files import write_bytes
 from vimoe.report.figures import COLOURS
-from vimoe.training.run import write_bytes
 
 FORMATS = ("png", "svg", "pdf")
 GREY = "#555555"

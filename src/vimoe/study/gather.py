@@ -12,11 +12,12 @@ import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from vimoe.files import write_bytes, write_text
 from vimoe.study.figures import deepest
 from vimoe.study.plan import PlannedRun
 from vimoe.study.result import Result
 from vimoe.study.rows import StudyRow, study_rows, write_study
-from vimoe.training.run import RunFolder, write_bytes, write_text
+from vimoe.training.run import RunFolder
 
 
 def gather(runs: Sequence[PlannedRun], results: Mapping[str, Result], folder: Path) -> None:

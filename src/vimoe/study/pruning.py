@@ -16,11 +16,11 @@ from vimoe.analysis.of_run import finished_run, read_plan, run_pictures, write_p
 from vimoe.analysis.paired import mean_loss, mean_score
 from vimoe.analysis.result import Estimate
 from vimoe.errors import UserError
+from vimoe.files import write_text
 from vimoe.study.speed import Speed, compare_speed
 from vimoe.tasks.model import load_model
 from vimoe.training.parallel import pick_device
 from vimoe.training.recipe import Recipe
-from vimoe.training.run import write_text
 from vimoe.training.train import recipe_task, train
 from vimoe.vit.cost import Cost, cost
 from vimoe.vit.plan import Plan

@@ -12,13 +12,13 @@ from pathlib import Path
 from vimoe.analysis.counts import RoutingCounts
 from vimoe.analysis.specialisation import specialisation
 from vimoe.errors import UserError
+from vimoe.files import write_text
 from vimoe.report.figures import routing_heatmaps
 from vimoe.report.study_figures import save_figure
 from vimoe.study.comparisons import comparisons, spread
 from vimoe.study.figures import Curves, study_figures
 from vimoe.study.rows import read_study_rows
 from vimoe.study.tables import comparisons_table, power_line, settings_table
-from vimoe.training.run import write_text
 
 
 def publish(folder: Path) -> str:

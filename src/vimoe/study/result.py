@@ -17,12 +17,13 @@ from vimoe.analysis.patches import count_patch_routing
 from vimoe.analysis.specialisation import specialisation
 from vimoe.data.loading import batches
 from vimoe.data.splits import Splits
+from vimoe.files import write_text
 from vimoe.tasks.classification import evaluating
 from vimoe.tasks.segmenter import Segmenter
 from vimoe.tasks.segmenter_folder import holds_segmenter, load_segmenter
 from vimoe.training.parallel import pick_device
 from vimoe.training.recipe import Recipe
-from vimoe.training.run import RunFolder, write_text
+from vimoe.training.run import RunFolder
 from vimoe.training.source import open_recipe_data
 from vimoe.training.train import recipe_task, train
 from vimoe.vit.blocks import moe_layers

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from vimoe.errors import UserError
+from vimoe.files import write_text
 from vimoe.study.plan import PlannedRun, differing_fields, is_start
-from vimoe.training.run import write_text
 
 # Recipe keys that every study tells, whether they vary or not.
 _ALWAYS = ("last", "num_experts", "top_k", "shared_expert", "routing", "preset", "baseline", "epochs")

@@ -7,7 +7,6 @@ describes the decoder and holds its check sum, so that a decoder is never used o
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,6 +17,7 @@ from safetensors.torch import load, save
 from torch import nn
 
 from vimoe.errors import UserError, first_line
+from vimoe.files import write_bytes
 from vimoe.tasks.decoders import MultiLevelDecoder
 from vimoe.tasks.segmenter import Segmenter, build_segmenter
 from vimoe.vit import checkpoint
@@ -85,7 +85,7 @@ def save_segmenter(
         short_side=short_side,
         sha256=hashlib.sha256(weights).hexdigest(),
     )
-    _write_whole(Path(folder) / DECODER, weights)
+    write_bytes(Path(folder) / DECODER, weights)
     checkpoint.save(model.backbone, folder, extra={KEY: entry._asdict()})
 
 
@@ -156,15 +156,3 @@ def _load_weights(decoder: nn.Module, path: Path, sha256: str) -> None:
         decoder.load_state_dict(state)
     except (SafetensorError, KeyError, RuntimeError) as error:
         raise UserError(f"{path} does not fit {CONFIG}: {first_line(error)}") from error
-
-
-def _write_whole(path: Path, data: bytes) -> None:
-    scratch = path.with_name(f".{path.name}.writing")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        scratch.write_bytes(data)
-        os.replace(scratch, path)
-    except OSError as error:
-        if scratch.exists():
-            scratch.unlink()
-        raise UserError(f"cannot write the model to {path.parent}: {error.strerror}") from error

@@ -32,6 +32,7 @@ from typing import Any
 import torch
 
 from vimoe.errors import UserError
+from vimoe.files import write_bytes, write_text
 from vimoe.training.recipe import Recipe, dump_recipe, load_recipe
 
 Row = dict[str, Any]
@@ -164,29 +165,3 @@ class RunFolder:
 
 def _quote(text: str) -> str:
     return text.replace('"', '""')
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all; its folder is made if needed.
-
-    Raises:
-        UserError: It cannot be written.
-    """
-    write_bytes(path, text.encode(errors="backslashreplace"))
-
-
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all; its folder is made if needed.
-
-    Raises:
-        UserError: It cannot be written.
-    """
-    scratch = path.with_name(f".{path.name}.writing")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        scratch.write_bytes(data)
-        os.replace(scratch, path)
-    except OSError as error:
-        if scratch.exists():
-            scratch.unlink()
-        raise UserError(f"cannot write {path}: {error.strerror}") from error

@@ -1,0 +1,34 @@
+"""Files that are written whole or not at all: under another name, then renamed. Imports no torch."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from vimoe.errors import UserError
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file whole or not at all; its folder is made if needed.
+
+    Raises:
+        UserError: It cannot be written.
+    """
+    write_bytes(path, text.encode(errors="backslashreplace"))
+
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all; its folder is made if needed.
+
+    Raises:
+        UserError: It cannot be written.
+    """
+    scratch = path.with_name(f".{path.name}.writing")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        scratch.write_bytes(data)
+        os.replace(scratch, path)
+    except OSError as error:
+        if scratch.exists():
+            scratch.unlink()
+        raise UserError(f"cannot write {path}: {error.strerror}") from error
