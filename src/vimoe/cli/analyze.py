@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def run(arguments: Sequence[str]) -> None:
-    """Write routing/SPLIT.npz, analysis.json and plan.json into the run folder, and print what they say."""
+    """Write routing/, analysis.json, plan.json and report.html into the run folder, and print what they say."""
     parser = Parser("analyze", "Measure every MoE layer on held-out pictures, knock it out, and plan what to keep.")
     parser.add_argument("run", type=Path, help="the folder of a finished run")
     parser.add_argument("--dataset", help="other pictures than the run's own")
@@ -29,6 +30,8 @@ def run(arguments: Sequence[str]) -> None:
     parser.add_argument("--lose", type=_points, default=0.0, help="points that may be lost beyond noise (0)")
     args = parser.parse_args(list(arguments))
     from vimoe.analysis.of_run import analyse_run
+    from vimoe.report.of_run import analysis_report
+    from vimoe.report.page import write_page
 
     analysis, plan = analyse_run(
         args.run,
@@ -43,7 +46,11 @@ def run(arguments: Sequence[str]) -> None:
         note=parser.note,
     )
     print(analysis_table(analysis, plan))
-    print(f"\nThe plan lies in {args.run / 'plan.json'}; `vimoe prune {args.run}` carries it out.")
+    command = shlex.join(["vimoe", "analyze", *arguments])
+    page = write_page(analysis_report(args.run, command, args.dataset, args.data_dir), args.run / "report.html")
+    print(
+        f"\nThe report lies in {page}, the plan in {args.run / 'plan.json'}.\n`vimoe prune {args.run}` carries it out."
+    )
 
 
 def analysis_table(analysis: Analysis, plan: Plan) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import math
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,11 +30,19 @@ def run(arguments: Sequence[str]) -> None:
     parser.add_argument("--data-dir", help="where the pictures lie now, if they were moved")
     parser.add_argument("--device", default="auto", help="auto, or a torch device")
     args = parser.parse_args(list(arguments))
+    from vimoe.report.of_run import pruning_report
+    from vimoe.report.page import write_page
     from vimoe.study.pruning import prune_run
 
     evidence = prune_run(args.run, args.plan, args.recover_epochs, args.output, args.data_dir, args.device, parser.note)
     print(evidence_table(evidence))
-    print(f"\nThe pruned model lies in {evidence.output / 'model'}.")
+    told = f"\nThe pruned model lies in {evidence.output / 'model'}"
+    if (args.run / "analysis.json").exists():
+        command = shlex.join(["vimoe", "prune", *arguments])
+        states, metric, pictures = evidence.states, evidence.metric, evidence.pictures
+        report = pruning_report(args.run, evidence.output, states, metric, pictures, command, args.data_dir)
+        told += f", the report in {write_page(report, evidence.output / 'report.html')}"
+    print(f"{told}.")
 
 
 def evidence_table(evidence: Evidence) -> str:
