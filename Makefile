@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup demo test test-slow soak lint bench clean
+.PHONY: setup demo test test-slow test-browser soak lint bench clean
 
 setup: $(READY)
 
@@ -21,6 +21,12 @@ test: setup
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow
+
+# The browser is Debian's `chromium`, installed if it is missing (which takes root).
+test-browser: setup
+	command -v chromium >/dev/null || apt-get install --yes chromium
+	$(BIN)/python -m pip install --quiet --editable '.[dev,browser]'
+	$(BIN)/python -m pytest -m browser
 
 soak: setup
 	$(BIN)/python -m pytest -m slow -s tests/training/test_kill.py

@@ -19,6 +19,8 @@ def test_a_run_is_analysed_and_pruned_in_words(tmp_path: Path, capsys: pytest.Ca
         assert f"block  {number}  prune  dispensable: " in told
     assert "within noise and the 100 points that may be lost" in told
     assert f"`vimoe prune {run}` carries it out" in told
+    assert f"vimoe analyze {run} --lose 100" in (run / "report.html").read_text()
+    assert (run / "figures" / "heatmaps.pdf").exists()
     assert [part.layer for part in read_plan(run / "plan.json").layers] == [1, 2]
 
     prune.run([str(run), "--recover-epochs", "1", "--output", str(tmp_path / "out"), "--device", "cpu"])
@@ -27,6 +29,7 @@ def test_a_run_is_analysed_and_pruned_in_words(tmp_path: Path, capsys: pytest.Ca
     for state in ("before", "right after", "recovered"):
         assert state in captured.out
     assert (tmp_path / "out" / "model" / "config.json").exists()
+    assert "What pruning moe did" in (tmp_path / "out" / "report.html").read_text()
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def run(arguments: Sequence[str]) -> None:
-    """Write routing/, analysis.json, plan.json and report.html into the run folder, and print what they say."""
+    """Write the analysis, the plan and the report into the run folder, and print what they say."""
     parser = Parser("analyze", "Measure every MoE layer on held-out pictures, knock it out, and plan what to keep.")
     parser.add_argument("run", type=Path, help="the folder of a finished run")
     parser.add_argument("--dataset", help="other pictures than the run's own")
@@ -45,12 +45,11 @@ def run(arguments: Sequence[str]) -> None:
         lose=args.lose,
         note=parser.note,
     )
-    print(analysis_table(analysis, plan))
     command = shlex.join(["vimoe", "analyze", *arguments])
-    page = write_page(analysis_report(args.run, command, args.dataset, args.data_dir), args.run / "report.html")
-    print(
-        f"\nThe report lies in {page}, the plan in {args.run / 'plan.json'}.\n`vimoe prune {args.run}` carries it out."
-    )
+    report = write_page(analysis_report(args.run, command, args.dataset, args.data_dir), args.run / "report.html")
+    print(analysis_table(analysis, plan))
+    print(f"\nThe report lies in {report}, the plan in {args.run / 'plan.json'}.")
+    print(f"`vimoe prune {args.run}` carries it out.")
 
 
 def analysis_table(analysis: Analysis, plan: Plan) -> str:

@@ -30,45 +30,29 @@ def run(arguments: Sequence[str]) -> None:
     parser.add_argument("--data-dir", help="where the pictures lie now, if they were moved")
     parser.add_argument("--device", default="auto", help="auto, or a torch device")
     args = parser.parse_args(list(arguments))
-    from vimoe.report.of_run import pruning_report
-    from vimoe.report.page import write_page
     from vimoe.study.pruning import prune_run
 
     evidence = prune_run(args.run, args.plan, args.recover_epochs, args.output, args.data_dir, args.device, parser.note)
     print(evidence_table(evidence))
-    told = f"\nThe pruned model lies in {evidence.output / 'model'}"
-    if (args.run / "analysis.json").exists():
+    print(f"\nThe pruned model lies in {evidence.output / 'model'}.")
+    if (args.run / "analysis.json").exists():  # else the plan was made by hand, and there is nothing to show
+        from vimoe.report.of_run import pruning_report
+        from vimoe.report.page import write_page
+
         command = shlex.join(["vimoe", "prune", *arguments])
-        states, metric, pictures = evidence.states, evidence.metric, evidence.pictures
-        report = pruning_report(args.run, evidence.output, states, metric, pictures, command, args.data_dir)
-        told += f", the report in {write_page(report, evidence.output / 'report.html')}"
-    print(f"{told}.")
+        report = pruning_report(
+            args.run, evidence.output, evidence.states, evidence.metric, evidence.pictures, command, args.data_dir
+        )
+        print(f"The report lies in {write_page(report, evidence.output / 'report.html')}.")
 
 
 def evidence_table(evidence: Evidence) -> str:
     """Accuracy, cost and speed, a line a state."""
-    from vimoe.report.tables import giga_macs, millions, plain_table
+    from vimoe.report.results import pruning_table
+    from vimoe.report.tables import plain_table
 
-    right = {"top1": "test top-1 %", "pixels": "test pixels right %"}[evidence.metric]
-    header = ("model", f"{right} (95 %)", "change (95 %)", "activated", "stored", "multiply-adds", "ms", "peak MB")
-    rows = [
-        [
-            state.name,
-            f"{state.score.value:.1f} ({state.score.low:.1f} to {state.score.high:.1f})",
-            "" if not i else f"{0 - state.lost.value:+.1f} ({0 - state.lost.high:+.1f} to {0 - state.lost.low:+.1f})",
-            millions(state.cost.activated_params),
-            millions(state.cost.stored_params),
-            giga_macs(state.cost.macs),
-            f"{1000 * state.speed.seconds:.2f}",
-            f"{state.speed.peak_bytes / 2**20:.1f}",
-        ]
-        for i, state in enumerate(evidence.states)
-    ]
-    batch = evidence.states[0].speed.batch_size
-    return (
-        f"{plain_table(header, rows)}\n\n{evidence.pictures} test pictures, the same ones for every model. "
-        f"ms: measured for one picture in a batch of {batch}; peak: weights and activations of such a batch."
-    )
+    table = pruning_table(evidence.states, evidence.metric, evidence.pictures)
+    return f"{plain_table(table.header, table.rows)}\n\n{table.note}"
 
 
 def _epochs(text: str) -> float:
