@@ -9,6 +9,7 @@ from vimoe.analysis.of_run import analyse_run, write_plan
 from vimoe.data.digits import digits
 from vimoe.errors import UserError
 from vimoe.study.pruning import prune_run
+from vimoe.tasks.segmenter_folder import load_segmenter
 from vimoe.training.recipe import load_recipe
 from vimoe.training.train import train
 from vimoe.vit.checkpoint import load
@@ -124,3 +125,29 @@ def test_nothing_is_overwritten(trained: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="holds the result of another plan: choose another --output"):
         prune_run(trained, tmp_path / "other.json", recover=0, output=tmp_path / "out")
     assert written(tmp_path / "out") == before
+
+
+def test_a_segmentation_run_is_analysed_pruned_and_recovers(tmp_path: Path) -> None:
+    run = train(
+        recipe(
+            tmp_path / "run",
+            task="segmentation",
+            dataset="digit_scenes",
+            model_args={"patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2, "weight_init": "jax"},
+            last=1,
+            num_experts=3,
+            routing="token",
+            epochs=1,
+            color_jitter=0.2,
+        )
+    )
+    analysis, _ = analyse_run(run.path, shuffles=99)
+    assert (analysis.metric, analysis.unit, analysis.pictures) == ("pixels", "patch", 200)
+    assert len(analysis.class_names) == 11
+    write_plan(Plan((LayerPlan(1, ()),)), run.path / "plan.json")
+    evidence = prune_run(run.path, recover=1, output=tmp_path / "pruned")
+    assert [state.name for state in evidence.states] == ["before", "right after", "recovered"]
+    assert evidence.metric == "pixels"
+    model = load_segmenter(evidence.output / "model")
+    assert get_config(model) is None
+    assert model(torch.randn(1, 3, 32, 32)).shape == (1, 11, 32, 32)
