@@ -97,7 +97,7 @@ def choose_splits(there: Collection[str], wanted: tuple[str, str, str], where: s
     for role, name, usual in zip(("train", "val", "test"), wanted, (TRAIN_NAMES, VAL_NAMES, TEST_NAMES), strict=True):
         if name and name not in there:
             raise UserError(f"{where} has no split {name!r}; there is {listed}")
-        taken = (*chosen.values(), *wanted)
+        taken = () if role == "train" else (*chosen.values(), *wanted)
         if found := name or next((n for n in usual if n in there and n not in taken), ""):
             chosen[role] = found
     if "train" not in chosen:

@@ -172,4 +172,5 @@ def _note_failure(run: PlannedRun, text: str) -> None:
 
 
 def _cores() -> int:
-    return len(os.sched_getaffinity(0))
+    """What this process may use; whoever sets OMP_NUM_THREADS knows what else the machine has to do."""
+    return int(os.environ.get("OMP_NUM_THREADS") or len(os.sched_getaffinity(0)))
