@@ -33,7 +33,10 @@ def widen(model: Model, layers: Sequence[int], factor: int) -> Model:
     ffns = [blocks[layer].get_submodule("mlp") for layer in layers]
     for ffn in ffns:
         check_ffn(ffn)
-        if not all(isinstance(part, nn.Linear) for part in (getattr(ffn, "fc1", None), getattr(ffn, "fc2", None))):
+        first, second = getattr(ffn, "fc1", None), getattr(ffn, "fc2", None)
+        if not (isinstance(first, nn.Linear) and isinstance(second, nn.Linear)) or (
+            first.out_features != second.in_features  # a packed gate
+        ):
             raise UserError(f"{type(ffn).__name__} cannot be widened: only FFNs of two linear maps can")
         if any(p.ndim for name, p in ffn.named_parameters() if not name.startswith(("fc1.", "fc2."))):
             raise UserError(f"{type(ffn).__name__} cannot be widened: it has a norm between its linear maps")
