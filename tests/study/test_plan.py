@@ -83,6 +83,14 @@ def test_another_model_or_other_data_has_a_pretraining_of_its_own(tmp_path: Path
     assert sum(is_start(run) for run in runs.values()) == 2  # another lr needs none
 
 
+def test_fewer_pictures_have_a_pretraining_of_their_own(tmp_path: Path) -> None:
+    runs = {run.name: run for run in plan_runs(study(tmp_path, TINY + "  - {name: few, last: 2, per_class: 5}\n"))}
+    assert runs["seed0/start-per_class=5"].recipe.per_class == 5
+    assert [run.needs for run in runs.values() if run.recipe.per_class == 5 and not is_start(run)] == [
+        "seed0/start-per_class=5"
+    ]
+
+
 def test_a_name_tells_what_differs_from_the_base_and_nothing_else(tmp_path: Path) -> None:
     arms = """base: {lr: 0.5, balance_weight: 0.02}
 arms:

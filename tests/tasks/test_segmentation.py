@@ -7,9 +7,10 @@ from torch.nn import functional as F
 
 from tests.tasks.scenery import NAMES, small_segmenter
 from vimoe import UserError
+from vimoe.data.loading import batches
 from vimoe.data.masks import IGNORE
 from vimoe.data.splits import Pictures, Splits
-from vimoe.tasks.segmentation import Segmentation
+from vimoe.tasks.segmentation import Segmentation, segment
 from vimoe.tasks.segmenter_folder import load_segmenter, read_segmentation
 from vimoe.tasks.task import Task
 from vimoe.tasks.windows import View
@@ -79,6 +80,18 @@ def test_unlabelled_pixels_count_nowhere_and_a_picture_of_them_alone_is_used() -
     pictures.items[1][1][:] = IGNORE
     pictures.items[0][0][:, :4] = 7  # wrong wherever nobody asks
     assert Segmentation(3).evaluate(Reader(), pictures, "cpu")["miou"] == 100
+
+
+def test_what_makes_processes_come_out_even_counts_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = Sizes([(4, 6)] * 5)
+    monkeypatch.setattr("vimoe.data.loading.world_size", lambda: 3)
+    pixels = []
+    for part in range(3):
+        monkeypatch.setattr("vimoe.data.loading.rank", lambda part=part: part)
+        confusion, count = segment(Reader(), batches(shown, 1), 3, "cpu", View())
+        assert count == (2, 2, 1)[part]
+        pixels.append(int(confusion.counts.sum()))
+    assert pixels == [48, 48, 24]
 
 
 def test_evaluation_gives_the_mode_back() -> None:

@@ -24,6 +24,13 @@ def test_the_schedule_warms_up_from_0_peaks_at_lr_and_ends_low(tmp_path: Path) -
     assert rates[-1] < 0.05 * settings.lr
 
 
+@pytest.mark.parametrize(("opt", "fused"), [("adamw", True), ("sgd", True), ("lamb", None), ("lion", None)])
+def test_an_optimiser_updates_in_one_pass_where_it_can(tmp_path: Path, opt: str, fused: bool | None) -> None:
+    settings = recipe(tmp_path, opt=opt)
+    optimizer, _ = build_optimisation(build_model(settings, digits()), settings, steps=5)
+    assert optimizer.defaults.get("fused") is fused
+
+
 def test_layer_decay_slows_the_early_blocks_and_routers_have_no_weight_decay(tmp_path: Path) -> None:
     settings = recipe(tmp_path, layer_decay=0.5, last=1, num_experts=3)
     model = build_model(settings, digits())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -144,7 +143,7 @@ def analyse(
         without_reuse=depth * (1 + len(disturbances) + tried),
         paths={place: path for place, path in (paths or {}).items() if place in named},
     )
-    return _counts(tables, tuple(class_names)), analysis, plan
+    return RoutingCounts.of(tables, tuple(class_names)), analysis, plan
 
 
 def _observe(
@@ -157,14 +156,6 @@ def _observe(
     if not behaviour.pictures:
         raise UserError("there is no picture to analyse the model on")
     return behaviour, torch.cat(scores)
-
-
-def _counts(tables: Mapping[int, np.ndarray], class_names: tuple[str, ...]) -> RoutingCounts:
-    sizes = {number: table.shape[1] for number, table in tables.items()}
-    stacked = np.zeros((len(tables), len(class_names), max(sizes.values())), dtype=np.int64)
-    for i, table in enumerate(tables.values()):
-        stacked[i, :, : table.shape[1]] = table
-    return RoutingCounts(tuple(sizes), tuple(sizes.values()), class_names, stacked)
 
 
 def _nested(matrix: Tensor) -> tuple[tuple[float, ...], ...]:

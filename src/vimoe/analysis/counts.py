@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import zipfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -36,6 +36,15 @@ class RoutingCounts:
     num_experts: tuple[int, ...]
     class_names: tuple[str, ...]
     counts: NDArray[np.int64]
+
+    @classmethod
+    def of(cls, tables: Mapping[int, NDArray[np.int64]], class_names: tuple[str, ...]) -> RoutingCounts:
+        """From each layer's `[classes, experts]`, by block number."""
+        sizes = tuple(table.shape[1] for table in tables.values())
+        counts = np.zeros((len(tables), len(class_names), max(sizes)), dtype=np.int64)
+        for stacked, table in zip(counts, tables.values(), strict=True):
+            stacked[:, : table.shape[1]] = table
+        return cls(tuple(tables), sizes, class_names, counts)
 
     def layer(self, number: int) -> NDArray[np.int64]:
         """`[classes, experts]` of one block."""
@@ -121,7 +130,4 @@ def count_routing(
                     per_picture = ids.unflatten(0, (len(labels), -1))[:, layers[number].num_prefix_tokens :]
                     ids, classes = per_picture.flatten(0, 1), labels.repeat_interleave(per_picture.shape[1])
                 counts[number] += class_expert_counts(ids, classes, len(class_names), sizes[number])
-    table = np.zeros((len(sizes), len(class_names), max(sizes.values())), dtype=np.int64)
-    for i, (number, size) in enumerate(sizes.items()):
-        table[i, :, :size] = counts[number].numpy()
-    return RoutingCounts(tuple(sizes), tuple(sizes.values()), class_names, table)
+    return RoutingCounts.of({number: table.numpy() for number, table in counts.items()}, class_names)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from vimoe.analysis.interventions import Answer, standing_in
+from vimoe.data.masks import IGNORE
 from vimoe.tasks.classification import evaluating
 from vimoe.vit.blocks import find_backbone
 
@@ -29,7 +30,7 @@ def share_of_right_labels(outputs: Tensor, labels: Tensor) -> Tensor:
     return (outputs.argmax(-1).cpu() == labels.cpu()).float()
 
 
-def share_of_right_pixels(outputs: Tensor, masks: Tensor, ignore: int = 255) -> Tensor:
+def share_of_right_pixels(outputs: Tensor, masks: Tensor, ignore: int = IGNORE) -> Tensor:
     """Share of each picture's labelled pixels whose class is right, 1 where none is labelled.
 
     Args:

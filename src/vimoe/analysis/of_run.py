@@ -10,7 +10,7 @@ from pathlib import Path
 from vimoe.analysis.analysis import analyse
 from vimoe.analysis.held_out import held_out
 from vimoe.analysis.result import Analysis
-from vimoe.data.splits import Pictures, Splits
+from vimoe.data.splits import Pictures, Splits, check_classes
 from vimoe.errors import UserError
 from vimoe.files import write_text
 from vimoe.tasks.model import load_model
@@ -114,12 +114,7 @@ def run_pictures(run: RunFolder, recipe: Recipe, dataset: str | None = None, dat
     # The finished model says how it wants its pictures: what it started from may have gone since.
     splits = open_recipe_data(replace(source, initial_checkpoint=str(run.model)))
     names = tuple(config.get("label_names") or config.get(KEY, {}).get("class_names") or splits.class_names)
-    if names != splits.class_names:
-        odd = sorted(set(names) ^ set(splits.class_names))
-        raise UserError(
-            f"the pictures have other classes than the run: {len(splits.class_names)} against {len(names)}"
-            + (f", the first that differs is {odd[0]!r}" if odd else ", in another order")
-        )
+    check_classes(splits.class_names, names, "the pictures have other classes than the run")
     return splits
 
 

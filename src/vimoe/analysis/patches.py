@@ -156,10 +156,7 @@ def count_patch_routing(
         left_out += int((~told).sum())
         for number, ids in experts.items():
             counts[number] += class_expert_counts(ids[told], classes[told], len(class_names), sizes[number])
-    table = np.zeros((len(sizes), len(class_names), max(sizes.values())), dtype=np.int64)
-    for i, (number, experts_here) in enumerate(sizes.items()):
-        table[i, :, :experts_here] = counts[number].numpy()
-    return RoutingCounts(tuple(sizes), tuple(sizes.values()), class_names, table), left_out
+    return RoutingCounts.of({number: table.numpy() for number, table in counts.items()}, class_names), left_out
 
 
 def resized_masks(masks: Tensor, height: int, width: int) -> Tensor:

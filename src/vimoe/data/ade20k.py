@@ -10,7 +10,6 @@ mask of colours, decimals or values beyond the classes. Broken pairs are told an
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -19,7 +18,7 @@ from PIL import Image
 from torch import Tensor
 
 from vimoe.data.decode import SUFFIXES, BrokenPictureError, read_picture
-from vimoe.data.folder import PictureForm
+from vimoe.data.folder import PictureForm, files_below
 from vimoe.data.joint import JointVariation, evaluation_pair, training_pair
 from vimoe.data.masks import IGNORE, read_mask
 from vimoe.data.splits import Pictures, Splits, choose_splits
@@ -127,7 +126,7 @@ def find_pairs(root: Path, split: str) -> Pairs:
         UserError: There are none, or a picture has no mask or a mask no picture.
     """
     images, annotations = root / "images" / split, root / "annotations" / split
-    pictures, masks = _files(images, SUFFIXES), _files(annotations, (".png",))
+    pictures, masks = files_below(images, SUFFIXES), files_below(annotations, (".png",))
     if not pictures:
         raise UserError(f"{images} holds no pictures")
     by_name = {_name(mask, annotations): mask for mask in masks}
@@ -185,15 +184,6 @@ def _folders(root: Path) -> set[str]:
     if not root.is_dir():
         raise UserError(f"{root} is missing: pictures are in images/SPLIT, their masks in annotations/SPLIT")
     return {entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith(".")}
-
-
-def _files(root: Path, suffixes: tuple[str, ...]) -> list[Path]:
-    return sorted(
-        Path(folder) / file
-        for folder, _, files in os.walk(root, followlinks=True)
-        for file in files
-        if file.lower().endswith(suffixes) and not file.startswith(".")
-    )
 
 
 def _name(file: Path, root: Path) -> Path:

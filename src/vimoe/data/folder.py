@@ -127,15 +127,19 @@ def _folders(root: Path) -> list[str]:
 
 
 def _pictures(root: Path) -> list[Path]:
-    paths = sorted(
+    if paths := files_below(root, SUFFIXES):
+        return paths
+    raise UserError(f"the class folder {root} holds no pictures")
+
+
+def files_below(root: Path, suffixes: tuple[str, ...]) -> list[Path]:
+    """The files of these kinds in a folder and all below it, links followed and hidden ones left out, in order."""
+    return sorted(
         Path(folder) / file
         for folder, _, files in os.walk(root, followlinks=True)
         for file in files
-        if file.lower().endswith(SUFFIXES) and not file.startswith(".")
+        if file.lower().endswith(suffixes) and not file.startswith(".")
     )
-    if not paths:
-        raise UserError(f"the class folder {root} holds no pictures")
-    return paths
 
 
 def label_by_class(

@@ -21,7 +21,7 @@ from vimoe.data.masks import IGNORE
 _SMALLEST, _LARGEST = 0.5, 2.0
 _CLASS_SHARE, _TRIES = 0.75, 10
 # Bringing the shorter side to a size makes the longer one at most so many times that (MMSegmentation: 2048 to 512).
-_LONGEST = 4
+LONGEST = 4
 
 
 class JointVariation(NamedTuple):
@@ -76,7 +76,7 @@ def training_pair(
         The normalised picture `[C, h, w]` and its mask `[h, w]` int64.
     """
     crop = form.shape[1:]
-    scale = _size_1(picture, short_side)
+    scale = size_factor(*picture.size, short_side)
     if variation is None:
         window = _window(mask, scale, crop, 0.5, 0.5)
     else:
@@ -128,10 +128,11 @@ def colour_change(strength: float) -> v2.Transform:
     return v2.Compose([v2.RandomApply([change], p=0.5) for change in changes])
 
 
-def _size_1(picture: Image.Image, short_side: int | None) -> float:
+def size_factor(width: int, height: int, short_side: int | None) -> float:
+    """What brings the shorter side to `short_side`, the longer one to at most `LONGEST` times that; 1 without one."""
     if short_side is None:
         return 1.0
-    return min(short_side / min(picture.size), _LONGEST * short_side / max(picture.size))
+    return min(short_side / min(width, height), LONGEST * short_side / max(width, height))
 
 
 def _window(mask: Tensor, scale: float, crop: tuple[int, int], down: float, right: float) -> Window:

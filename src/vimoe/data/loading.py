@@ -13,7 +13,6 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.data import default_collate as stack
 
 from vimoe.data.decode import BrokenPictureError
-from vimoe.data.masks import IGNORE
 from vimoe.data.splits import EpochOrder, Pictures, generator
 from vimoe.errors import UserError
 from vimoe.processes import rank, world_size
@@ -21,7 +20,7 @@ from vimoe.processes import rank, world_size
 OnBroken = Callable[[str], None]
 Item = tuple[tuple[Tensor, int] | None, list[str]]
 
-# The label of a picture that is not to be counted.
+# The label of a picture that is not to be counted, and of all its pixels where these are labelled.
 NOBODY = -1
 # So many unreadable pictures in a row are no accident: the disk is gone, or the data set is no data set.
 _PATIENCE = 32
@@ -94,7 +93,7 @@ class _Told(Dataset[Item]):
         try:
             if index >= len(self.pictures):
                 picture, label = self.pictures[index % len(self.pictures)]
-                return (picture, torch.full_like(label, IGNORE) if isinstance(label, Tensor) else NOBODY), []
+                return (picture, torch.full_like(label, NOBODY) if isinstance(label, Tensor) else NOBODY), []
             return self.pictures[index], []
         except BrokenPictureError as error:
             return None, [_line(error)]

@@ -68,7 +68,7 @@ def open_dataset(
         found = found._replace(parts={**found.parts, **_set_aside(found, val_share, seed)})
     train = found.parts["train"]
     if per_class is not None:
-        train = [train[place] for place in _drawn(train, len(found.class_names), per_class, seed)]
+        train = _draw(train, len(found.class_names), per_class, seed)
     evaluation = evaluation_transform(form)
     val = found.parts["val"]
     return Splits(
@@ -142,33 +142,31 @@ def _check(samples: Samples, part: str, class_names: tuple[str, ...]) -> None:
             )
 
 
-def _drawn(samples: Samples, num_classes: int, per_class: int, seed: int) -> list[int]:
-    """Places of so many samples of each class (fewer where there are fewer), in the samples' own order."""
-    if per_class < 1:
-        raise UserError(f"per_class must be at least 1, got {per_class}")
+def _shuffled(samples: Samples, num_classes: int, purpose: str, seed: int) -> list[list[int]]:
+    """By class, the places of its samples, in an order drawn for this purpose and seed."""
     members: list[list[int]] = [[] for _ in range(num_classes)]
     for place, (_, label) in enumerate(samples):
         members[label].append(place)
-    drawn = set[int]()
-    for label, places in enumerate(members):
-        order = torch.randperm(len(places), generator=generator("per class", seed, label)).tolist()
-        drawn |= {places[i] for i in order[:per_class]}
-    return sorted(drawn)
+    orders = (torch.randperm(len(m), generator=generator(purpose, seed, label)) for label, m in enumerate(members))
+    return [[places[i] for i in order.tolist()] for places, order in zip(members, orders, strict=True)]
+
+
+def _draw(samples: Samples, num_classes: int, per_class: int, seed: int) -> Samples:
+    """So many samples of each class (fewer where there are fewer), in their own order."""
+    if per_class < 1:
+        raise UserError(f"per_class must be at least 1, got {per_class}")
+    by_class = _shuffled(samples, num_classes, "per class", seed)
+    return [samples[place] for place in sorted(place for places in by_class for place in places[:per_class])]
 
 
 def _set_aside(found: Found, share: float, seed: int) -> Mapping[str, Samples]:
     """The same share of every class, at least one picture, in the samples' own order."""
-    samples = found.parts["train"]
-    members: list[list[int]] = [[] for _ in found.class_names]
-    for place, (_, label) in enumerate(samples):
-        members[label].append(place)
-    aside = set()
-    for label, places in enumerate(members):
-        order = torch.randperm(len(places), generator=generator("set aside", seed, label)).tolist()
-        taken = {places[i] for i in order[: max(1, round(share * len(places)))]}
+    samples, aside = found.parts["train"], set[int]()
+    for label, places in enumerate(_shuffled(samples, len(found.class_names), "set aside", seed)):
+        taken = places[: max(1, round(share * len(places)))]
         if places and len(taken) == len(places):
             raise UserError(f"the class {found.class_names[label]!r} has too few pictures to set some aside")
-        aside |= taken
+        aside |= set(taken)
     return {
         "train": [sample for i, sample in enumerate(samples) if i not in aside],
         "val": [sample for i, sample in enumerate(samples) if i in aside],

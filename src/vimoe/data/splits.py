@@ -105,6 +105,24 @@ def choose_splits(there: Collection[str], wanted: tuple[str, str, str], where: s
     return chosen
 
 
+def check_classes(found: Sequence[str], expected: Sequence[str], whose: str) -> None:
+    """Make sure that a data set has the classes that a model learned, in their order.
+
+    Args:
+        found: The data set's.
+        expected: The model's.
+        whose: How the message begins, such as `the pictures have other classes than the model`.
+
+    Raises:
+        UserError: They differ; the line names the first class that only one of them has.
+    """
+    if tuple(found) == tuple(expected):
+        return
+    odd = sorted(set(expected) ^ set(found))
+    told = f", the first that differs is {odd[0]!r}" if odd else ", in another order"
+    raise UserError(f"{whose}: {len(found)} against {len(expected)}{told}")
+
+
 def generator(*key: int | str) -> torch.Generator:
     """A generator that depends on nothing but `key`: what a step draws does not depend on how it was reached."""
     seed = zlib.crc32(repr(key).encode())

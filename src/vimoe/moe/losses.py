@@ -13,6 +13,12 @@ from vimoe.moe.router import Selection
 from vimoe.processes import sum_over_processes
 
 
+def assignments(expert_ids: Tensor, num_experts: int) -> Tensor:
+    """`[E]` fp32, how many of the assignments `[S, k]` of this process fell on each expert."""
+    counts = torch.zeros(num_experts, device=expert_ids.device)
+    return counts.scatter_add_(0, expert_ids.flatten(), torch.ones(expert_ids.numel(), device=expert_ids.device))
+
+
 def expert_load(expert_ids: Tensor, num_experts: int) -> Tensor:
     """Share of the assignments that each expert gets, over all processes.
 
@@ -23,8 +29,7 @@ def expert_load(expert_ids: Tensor, num_experts: int) -> Tensor:
     Returns:
         `[E]` fp32, sums to 1 (all zero when nothing was assigned anywhere).
     """
-    counts = torch.zeros(num_experts, device=expert_ids.device)
-    counts.scatter_add_(0, expert_ids.flatten(), torch.ones(expert_ids.numel(), device=expert_ids.device))
+    counts = assignments(expert_ids, num_experts)
     sum_over_processes(counts)
     return counts / counts.sum().clamp(min=1)
 

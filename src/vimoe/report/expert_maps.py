@@ -141,6 +141,15 @@ def served_classes(table: NDArray[np.int64], class_names: Sequence[str], most: i
     ]
 
 
+def shown_classes(maps: Sequence[ExpertMap], num_classes: int, most: int = NAMED_CLASSES) -> list[int]:
+    """The classes in the pictures, in their own order; the rarest are left out if there are more than `most`."""
+    pixels = np.zeros(num_classes, np.int64)
+    for one in maps:
+        pixels += np.bincount(one.classes.ravel(), minlength=num_classes)[:num_classes]
+    order = np.argsort(-pixels, kind="stable").tolist()
+    return sorted([label for label in order if pixels[label]][:most])
+
+
 def _expert_handles(counts: RoutingCounts) -> list[Patch]:
     """As the experts look over a middle grey."""
     colours = _over(np.array((DARKEST + 255) / 2), expert_colours(max(counts.num_experts)))
@@ -157,12 +166,10 @@ def _fitting(handles: Sequence[Patch], width: float) -> int:
 
 def _class_handles(maps: Sequence[ExpertMap], class_names: Sequence[str]) -> list[Patch]:
     """The classes in the pictures, in their own order."""
-    pixels = sum(np.bincount(one.classes.ravel(), minlength=IGNORE + 1) for one in maps)
-    assert isinstance(pixels, np.ndarray)
     colours = class_colours(len(class_names))
-    seen = [i for i in np.argsort(-pixels[: len(class_names)], kind="stable").tolist() if pixels[i]]
-    handles = [_swatch(colours[i], class_names[i]) for i in sorted(seen[:NAMED_CLASSES])]
-    return handles + ([_swatch(np.array(UNLABELLED), "unlabelled")] if pixels[IGNORE] else [])
+    handles = [_swatch(colours[i], class_names[i]) for i in shown_classes(maps, len(class_names))]
+    some_unlabelled = any((one.classes == IGNORE).any() for one in maps)
+    return handles + ([_swatch(np.array(UNLABELLED), "unlabelled")] if some_unlabelled else [])
 
 
 def _swatch(colour: NDArray[Any], name: str) -> Patch:

@@ -8,7 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import timm
 import torch
 from jinja2 import Environment, PackageLoader, select_autoescape
@@ -19,11 +18,10 @@ import vimoe
 from vimoe.analysis.counts import RoutingCounts
 from vimoe.analysis.patches import ExpertMap
 from vimoe.analysis.result import Analysis
-from vimoe.data.masks import IGNORE
 from vimoe.files import write_text
 from vimoe.report.arm import Arm
 from vimoe.report.charts import hex_colour, line_chart, span_labels
-from vimoe.report.expert_maps import served_classes
+from vimoe.report.expert_maps import served_classes, shown_classes
 from vimoe.report.figures import (
     knock_outs,
     load_over_time,
@@ -117,12 +115,10 @@ def page(report: Report) -> str:
     )
 
 
-def map_classes(maps: Sequence[ExpertMap], class_names: Sequence[str], most: int = 24) -> list[tuple[str, str]]:
-    """Name and colour of the classes in the pictures, in their own order; the rarest are left out if there are many."""
-    pixels = sum((np.bincount(one.classes.ravel(), minlength=IGNORE + 1) for one in maps), np.zeros(IGNORE + 1))
+def map_classes(maps: Sequence[ExpertMap], class_names: Sequence[str]) -> list[tuple[str, str]]:
+    """Name and colour of the classes in the pictures (see `shown_classes`)."""
     colours = class_colours(len(class_names)).tolist()
-    seen = [label for label in np.argsort(-pixels[: len(class_names)], kind="stable").tolist() if pixels[label]]
-    return [(class_names[label], hex_colour(colours[label])) for label in sorted(seen[:most])]
+    return [(class_names[label], hex_colour(colours[label])) for label in shown_classes(maps, len(class_names))]
 
 
 def routed_rows(report: Report) -> Sequence[Mapping[str, Any]]:

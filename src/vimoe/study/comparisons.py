@@ -6,14 +6,10 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
+from vimoe.study.plan import MOE_FIELDS
 from vimoe.study.rows import StudyRow, by_setting
 from vimoe.study.statistics import Paired, holm, paired, pooled_std
 
-# What may differ between an MoE model and its dense control; the rest of their recipes agrees.
-_MODEL_KEYS = {
-    *("last", "num_experts", "top_k", "shared_expert", "routing", "preset", "router_noise", "balance_weight"),
-    "baseline",
-}
 # Along these a study is drawn; their values are not compared one by one.
 _ALONG_THE_AXES = ("last", "num_experts", "baseline")
 
@@ -82,7 +78,7 @@ def adjusted(found: Sequence[Comparison]) -> list[float]:
 
 def share_training(row: StudyRow, other: StudyRow) -> bool:
     """Whether two settings differ in nothing but what the model is."""
-    return _differ_in(row, other) <= _MODEL_KEYS
+    return _differ_in(row, other) <= set(MOE_FIELDS)
 
 
 def _ask(

@@ -17,14 +17,15 @@ from vimoe.training.recipe import Recipe, recipe_parser
 
 START = "start"
 # What makes a model an MoE model.
-_MOE_FIELDS = (
+MOE_FIELDS = (
     *("last", "num_experts", "top_k", "shared_expert", "routing", "preset", "router_noise", "balance_weight"),
     "baseline",
 )
 # What the data is and what the dense model is: a pretraining follows its fine-tunings in these.
 DATA_AND_MODEL = (
     *("task", "dataset", "data_dir", "train_split", "val_split", "test_split", "reduce_zero_label", "in_memory"),
-    *("val_share", "img_size", "model", "model_args", "pretrained", "decoder", "pos_embed_std"),
+    *("short_side", "per_class", "val_share", "img_size", "model", "model_args", "pretrained", "decoder"),
+    "pos_embed_std",
 )
 _DEFAULTS: dict[str, Any] = {field.name: field.default for field in fields(Recipe)}
 
@@ -133,7 +134,7 @@ def _planned(
 def _canonical(recipe: Recipe) -> Recipe:
     """One recipe for all that describe the same model: what a model does not depend on has its default."""
     width = recipe.top_k + recipe.shared_expert
-    default = {key: _DEFAULTS[key] for key in _MOE_FIELDS}
+    default = {key: _DEFAULTS[key] for key in MOE_FIELDS}
     if recipe.last == 0 or recipe.baseline == "dense" or (recipe.baseline == "wide" and width == 1):
         return replace(recipe, **default)
     if recipe.baseline == "wide":  # of the MoE settings only the number of FFNs that are active together counts

@@ -19,15 +19,14 @@ from vimoe.data.loading import batches
 from vimoe.data.splits import Splits
 from vimoe.files import write_text
 from vimoe.tasks.classification import evaluating
+from vimoe.tasks.model import load_model
 from vimoe.tasks.segmenter import Segmenter
-from vimoe.tasks.segmenter_folder import holds_segmenter, load_segmenter
 from vimoe.training.parallel import pick_device
 from vimoe.training.recipe import Recipe
 from vimoe.training.run import RunFolder
 from vimoe.training.source import open_recipe_data
 from vimoe.training.train import recipe_task, train
 from vimoe.vit.blocks import moe_layers
-from vimoe.vit.checkpoint import load
 from vimoe.vit.cost import cost
 from vimoe.vit.recording import record_routing
 from vimoe.vit.upcycle import get_config
@@ -74,7 +73,7 @@ def measure(run: RunFolder, recipe: Recipe) -> Result:
     device = pick_device(recipe.device)
     splits = open_recipe_data(recipe)
     task = recipe_task(recipe, splits)
-    model = load_segmenter(run.model, device) if holds_segmenter(run.model) else load(run.model, device)
+    model = load_model(run.model, device)
     last = run.read_rows()[-1]
     test = task.evaluate(model, splits.test, device, recipe.workers)
     result: Result = {

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -11,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 
 from vimoe.report.study_figures import mean_and_std
-from vimoe.report.tables import giga_macs, millions
+from vimoe.report.tables import csv_table, giga_macs, millions
 from vimoe.study.comparisons import Comparison, adjusted, spread
 from vimoe.study.rows import StudyRow, by_setting
 from vimoe.study.statistics import smallest_difference
@@ -36,9 +34,7 @@ class Table(NamedTuple):
 
     def csv(self) -> str:
         """Header and rows, without the notes."""
-        text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows([self.header, *self.rows])
-        return text.getvalue()
+        return csv_table(self.header, self.rows)
 
     def latex(self) -> str:
         """A `tabular` that needs no package; the notes as comments above it."""

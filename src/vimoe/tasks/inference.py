@@ -14,6 +14,7 @@ from vimoe.data.decode import SUFFIXES, BrokenPictureError, read_picture
 from vimoe.data.folder import evaluation_transform, picture_form
 from vimoe.data.loading import batches
 from vimoe.data.registry import open_dataset
+from vimoe.data.splits import check_classes
 from vimoe.errors import UserError
 from vimoe.tasks.classification import classify, evaluating
 from vimoe.tasks.figures import ClassificationFigures
@@ -70,12 +71,8 @@ def evaluate_folder(
     config = read_config(folder)
     splits = open_dataset(dataset, data_dir, picture_form(config["pretrained_cfg"]), splits=names)
     labels = config.get("label_names")
-    if labels is not None and tuple(labels) != splits.class_names:
-        odd = sorted(set(labels) ^ set(splits.class_names))
-        raise UserError(
-            f"the pictures have other classes than the model: {len(splits.class_names)} against {len(labels)}"
-            + (f", the first that differs is {odd[0]!r}" if odd else ", in another order")
-        )
+    if labels is not None:
+        check_classes(splits.class_names, labels, "the pictures have other classes than the model")
     broken: list[str] = []
     pictures = getattr(splits, split)
     labelled = batches(pictures, batch_size, workers, broken.append)

@@ -15,8 +15,7 @@ from vimoe.data.decode import BrokenPictureError, read_picture
 from vimoe.data.folder import PictureForm, picture_form
 from vimoe.data.joint import normalised
 from vimoe.data.loading import batches
-from vimoe.data.splits import Splits
-from vimoe.errors import UserError
+from vimoe.data.splits import Splits, check_classes
 from vimoe.tasks.classification import evaluating
 from vimoe.tasks.confusion import ConfusionMatrix
 from vimoe.tasks.inference import model_folder
@@ -84,12 +83,7 @@ def evaluate_masks(
     folder = model_folder(path)
     entry = read_segmentation(folder)
     splits = open_splits(picture_form(read_config(folder)["pretrained_cfg"]), entry.reduce_zero_label)
-    if splits.class_names != entry.class_names:
-        odd = sorted(set(splits.class_names) ^ set(entry.class_names))
-        raise UserError(
-            f"the masks have other classes than the model: {len(splits.class_names)} against {len(entry.class_names)}"
-            + (f", the first that differs is {odd[0]!r}" if odd else ", in another order")
-        )
+    check_classes(splits.class_names, entry.class_names, "the masks have other classes than the model")
     broken: list[str] = []
     labelled = batches(getattr(splits, split), 1, workers, broken.append)
     confusion, count = segment(load_segmenter(folder, device), labelled, len(entry.class_names), device, view)

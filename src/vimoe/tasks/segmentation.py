@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vimoe.data.loading import batches
+from vimoe.data.loading import NOBODY, batches
 from vimoe.data.masks import IGNORE
 from vimoe.data.splits import Pictures, Splits
 from vimoe.errors import UserError
@@ -87,8 +87,9 @@ def segment(
     confusion, count = ConfusionMatrix(num_classes), torch.zeros((), dtype=torch.int64)
     with evaluating(model):
         for pictures, masks in labelled:
-            confusion.add(probabilities(model, pictures.to(device), view).argmax(1).cpu(), masks)
-            count += len(pictures)
+            answers, real = probabilities(model, pictures.to(device), view).argmax(1).cpu(), masks[:, 0, 0] != NOBODY
+            confusion.add(answers[real], masks[real])
+            count += real.sum()
     confusion.sum_over_processes()
     sum_over_processes(count)
     return confusion, int(count)

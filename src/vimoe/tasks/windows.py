@@ -9,12 +9,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from vimoe.data.joint import size_factor
 from vimoe.errors import UserError
 
 Model = Callable[[Tensor], Tensor]
-
-# As in training (`vimoe.data.joint`) and in mmsegmentation's ADE20K recipes (2048 to 512).
-LONGEST = 4
 
 
 @dataclass(frozen=True)
@@ -122,13 +120,8 @@ def window_starts(size: int, window: int, stride: int) -> list[int]:
 
 
 def view_size(height: int, width: int, short_side: int | None, scale: float = 1.0) -> tuple[int, int]:
-    """Height and width at which a picture is looked at, at least one pixel each.
-
-    The longer side never gets more than `LONGEST` times `short_side`; then the shorter one is less than that.
-    """
-    factor = scale
-    if short_side is not None:
-        factor *= min(short_side / min(height, width), LONGEST * short_side / max(height, width))
+    """Height and width at which a picture is looked at, at least one pixel each; see `size_factor`."""
+    factor = scale * size_factor(width, height, short_side)
     return max(1, round(factor * height)), max(1, round(factor * width))
 
 

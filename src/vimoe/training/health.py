@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from vimoe.moe.losses import expert_load, load_balance_loss
+from vimoe.moe.losses import assignments, expert_load, load_balance_loss
 from vimoe.processes import sum_over_processes
 from vimoe.vit.blocks import moe_layers
 
@@ -22,10 +22,8 @@ class EpochLoad:
         """Count what the last forward decided."""
         for number, layer in moe_layers(model).items():
             if layer.last_selection is not None:
-                ids, experts = layer.last_selection.expert_ids.flatten(), layer.experts.num_experts
-                counts = torch.zeros(experts, dtype=torch.float64, device=ids.device)
-                counts.scatter_add_(0, ids, torch.ones_like(ids, dtype=torch.float64))
-                self._counts[number] = self._counts.get(number, 0) + counts
+                counts = assignments(layer.last_selection.expert_ids, layer.experts.num_experts)
+                self._counts[number] = self._counts.get(number, 0) + counts.double()
 
     def of(self, number: int) -> Tensor | None:
         """`[E]` load of a block's experts over all processes, None before the first batch; all call this together."""

@@ -25,7 +25,7 @@ from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
 from vimoe.errors import UserError
-from vimoe.processes import rank, wait_for_all
+from vimoe.processes import agreed, rank, wait_for_all
 
 SUMS = "sums.json"
 
@@ -75,7 +75,7 @@ def read_shards(
     """
     found = [path for path in (folder / "shards", folder / "shards.before") if path.exists()]
     for path in found:
-        if _is_whole(path):
+        if agreed(rank() == 0 and _is_whole(path))[0]:
             tensors = _tensors(model, optimizer, average)
             with _alone_or_not():
                 load(tensors, checkpoint_id=path)

@@ -70,7 +70,6 @@ class Trainer:
     def __init__(self, model: nn.Module, splits: Splits, task: Task, recipe: Recipe, run: RunFolder) -> None:
         self.model, self.splits, self.task, self.recipe, self.run = model, splits, task, recipe, run
         self.device = pick_device(recipe.device)
-        self.plain = meta_clone(model)
         self.batches = len(splits.train) // recipe.batch_size
         self.steps = self.batches // recipe.accumulate
         if not self.steps:
@@ -83,10 +82,12 @@ class Trainer:
         if recipe.grad_checkpointing:
             model.set_grad_checkpointing()  # type: ignore[operator]
         self.ema = ModelEmaV3(model, decay=recipe.model_ema_decay) if recipe.model_ema else None
+        self.plain = model
         if recipe.fsdp and are_many():
+            self.plain = meta_clone(model)
             share_out(model)
-            if self.ema is not None:
-                share_out(self.ema.module)
+            if self.average is not None:
+                share_out(self.average)
         if recipe.compile:
             model.compile()
         self.called = spread(model, recipe.batch_size)
@@ -97,14 +98,20 @@ class Trainer:
         if recipe.mixup or recipe.cutmix:
             classes = len(splits.class_names)
             self.mixup = Mixup(recipe.mixup, recipe.cutmix, label_smoothing=recipe.smoothing, num_classes=classes)
+        self.balanced = recipe.balance_weight > 0 and bool(moe_layers(model))
         self.position = Position()
         self.load = EpochLoad()
         self.broken: set[str] = set()
 
     @property
+    def average(self) -> nn.Module | None:
+        """The model with the averaged weights, if there is one."""
+        return None if self.ema is None else self.ema.module
+
+    @property
     def evaluated(self) -> nn.Module:
         """The model that is evaluated and kept."""
-        return self.model if self.ema is None else self.ema.module
+        return self.model if self.average is None else self.average
 
     def save_model(self, folder: Path) -> None:
         """Write the evaluated model's folder; all processes call this together."""
@@ -115,13 +122,12 @@ class Trainer:
     def resume(self) -> list[Row]:
         """Go back to where the run folder stands; gives the rows of the epochs that are done."""
         if self.recipe.fsdp:
-            average = None if self.ema is None else self.ema.module
-            state = read_shards(self.run.checkpoints, self.model, self.optimizer, average)
+            state = read_shards(self.run.checkpoints, self.model, self.optimizer, self.average)
         elif state := self.run.read_state():
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
-            if self.ema is not None:
-                self.ema.module.load_state_dict(state["ema"])
+            if self.average is not None:
+                self.average.load_state_dict(state["ema"])
         wait_for_all()
         if state is None:
             return []
@@ -138,14 +144,13 @@ class Trainer:
             "broken": sorted(self.broken),
         }
         if self.recipe.fsdp:
-            average = None if self.ema is None else self.ema.module
-            write_shards(self.run.checkpoints, self.model, self.optimizer, average, rest)
+            write_shards(self.run.checkpoints, self.model, self.optimizer, self.average, rest)
         elif rank() == 0:
             self.run.write_state(
                 {
                     "model": self.model.state_dict(),
                     "optimizer": self.optimizer.state_dict(),
-                    "ema": {} if self.ema is None else self.ema.module.state_dict(),
+                    "ema": {} if self.average is None else self.average.state_dict(),
                     **rest,
                 }
             )
@@ -220,7 +225,7 @@ class Trainer:
         with gradients_kept_back(self.called, not completes):
             with torch.autocast(self.device.split(":")[0], getattr(torch, recipe.amp_dtype), enabled=recipe.amp):
                 loss = self.task.loss(self.called(pictures), targets)
-                if recipe.balance_weight and moe_layers(self.model):
+                if self.balanced:
                     loss = loss + recipe.balance_weight * balance_loss(self.model)
             self.scaler.scale(loss / recipe.accumulate).backward()
         self.load.add(self.model)
