@@ -155,7 +155,7 @@ def vimoe_against_dense(args: argparse.Namespace) -> None:
     ]
     dense, moe = (cost(m, args.size).macs for m, _ in contenders)
     print(f"multiply-adds a picture: dense {dense / 1e9:.3f} G, ViMoE {moe / 1e9:.3f} G")
-    runs = [(m, torch.optim.AdamW(m.parameters(), lr=1e-4), balance) for m, balance in contenders]
+    runs = [(m, torch.optim.AdamW(m.parameters(), lr=1e-4, fused=True), balance) for m, balance in contenders]
     for run in runs:
         step(run[0], run[1], args, run[2])
     ratios = []
