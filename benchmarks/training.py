@@ -6,7 +6,7 @@ Three comparisons, each between contenders that take turns in every round; ratio
     python benchmarks/training.py --steps                  # a step of a ViMoE against a dense model of equal MACs
     python benchmarks/training.py --memory                 # peak memory after 100 and after 1,100 steps
 
-PICTURES holds train/CLASS and val/CLASS. On a GPU add `--device cuda --model vit_small_patch14_dinov2 --amp`.
+PICTURES holds train/CLASS and val/CLASS, a few hundred pictures on a CPU: all are shown once a round. On a GPU add `--device cuda --model vit_small_patch14_dinov2 --amp`.
 """
 
 from __future__ import annotations
@@ -96,7 +96,6 @@ def against_a_bare_loop(args: argparse.Namespace) -> None:
         recipe = Recipe(
             dataset="folder",
             data_dir=args.data_dir,
-            per_class=args.per_class,
             img_size=args.size,
             model=args.model,
             epochs=1,
@@ -195,7 +194,6 @@ def main() -> None:
     parser.add_argument("--steps", action="store_true")
     parser.add_argument("--memory", action="store_true")
     parser.add_argument("--data-dir")
-    parser.add_argument("--per-class", type=int)
     parser.add_argument("--model", default="vit_tiny_patch16_224")
     parser.add_argument("--size", type=int, default=224)
     parser.add_argument("--batch", type=int, default=16)

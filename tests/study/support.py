@@ -28,12 +28,16 @@ def study(folder: Path, text: str = TINY) -> Study:
 
 
 def row(setting: str, seed: int, test: float, **changes: Any) -> StudyRow:
-    """A run as `name_setting` would call it; `changes` are recipe keys, and `val` where it is not `test`."""
+    """A run as `name_setting` would call it.
+
+    `changes` are recipe keys, `val` where it is not `test`, and how many MoE layers a plan `kept`.
+    """
     moe = setting.startswith("N")
     words = setting.split("-")
     last = next((int(word[1:]) for word in words if word[0] == "L"), 0)
     recipe = {
         "last": last,
+        "epochs": 8,
         "num_experts": int(words[0][1:]) if moe else 8,
         "top_k": 1,
         "shared_expert": "shared" in words if moe else True,
@@ -46,9 +50,9 @@ def row(setting: str, seed: int, test: float, **changes: Any) -> StudyRow:
         setting=setting,
         variant="paper" if "paper" in words else "",
         arms=("main",),
-        kind="moe" if moe else "wide" if setting.startswith("wide") else words[0],
+        kind="planned" if "planned" in words else "moe" if moe else "wide" if "wide" in setting else words[0],
         seed=seed,
-        recipe=recipe | {key: value for key, value in changes.items() if key != "val"},
+        recipe=recipe | {key: value for key, value in changes.items() if key not in ("val", "kept")},
         metric="top1",
         figures={"test_top1": test, "val_top1": changes.get("val", test), "test_nll": 0.5, "seconds": 10.0},
         counts={
@@ -57,7 +61,7 @@ def row(setting: str, seed: int, test: float, **changes: Any) -> StudyRow:
             "macs": 10_000_000 + last,
             "routing_degree": recipe["num_experts"] ** last if moe else 1,
         },
-        information={block: 0.1 * block for block in range(12 - last, 12)} if moe else {},
+        information={block: 0.1 * block for block in range(12 - changes.get("kept", last), 12)} if moe else {},
         max_load=dict.fromkeys(range(12 - last, 12), 0.5) if moe else {},
         touched=dict.fromkeys(range(12 - last, 12), 1.0) if moe else {},
     )

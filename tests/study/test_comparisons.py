@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -25,6 +26,27 @@ def test_moe_is_compared_with_dense_seed_by_seed() -> None:
     assert found[("MoE without a shared expert against dense", "N8-L2", "dense")] == {0: 0.5, 1: -1.0}
     assert found[("MoE: shared_expert true against false", "N8-L2-shared", "N8-L2")] == {0: 0.5, 1: 1.5}
     assert len(found) == 3  # nothing with the pretraining
+
+
+def test_a_planned_run_is_compared_with_all_that_it_stands_for_and_nothing_else() -> None:
+    rows = [
+        *DENSE,
+        *seeds("dense-epochs=10", 80.25, 81.25, epochs=10),
+        *seeds("N8-L2-shared", 81.0, 81.5, val=70.0),
+        *seeds("N8-L4-shared", 80.0, 80.5, val=75.0),
+        *seeds("N8-L2", 70.0, 70.0, val=99.0),
+        *seeds("N4-L2-shared", 70.0, 70.0, val=99.0),
+        *seeds("N8-L4-shared-planned", 80.5, 82.0, epochs=10),
+    ]
+    rows = [replace(row, figures=row.figures | {"val_top1": 60.0}) if row.kind == "dense" else row for row in rows]
+    found = {(q, other): d for (q, one, other), d in asked(rows).items() if one.endswith("planned")}
+    assert found == {
+        ("planned against each L of the sweep", "dense"): {0: 0.5, 1: 1.0},
+        ("planned against each L of the sweep", "N8-L2-shared"): {0: -0.5, 1: 0.5},
+        ("planned against each L of the sweep", "N8-L4-shared"): {0: 0.5, 1: 1.5},
+        ("planned against the best L on val", "N8-L4-shared"): {0: 0.5, 1: 1.5},
+        ("planned against dense with as many epochs", "dense-epochs=10"): {0: 0.25, 1: 0.75},
+    }
 
 
 def test_the_wide_control_fits_its_own_number_of_layers_and_a_shared_expert_alone() -> None:

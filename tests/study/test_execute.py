@@ -46,6 +46,28 @@ def begun(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 RUNS = ["seed0/start", "seed0/dense", "seed0/N2-L2-shared", "seed0/N2-L2"]
 
 
+def test_a_planned_run_is_analysed_pruned_recovered_and_set_beside_its_sweep(begun: list[str], tmp_path: Path) -> None:
+    arms = "  - {name: equal, last: 0, epochs: 2}\nplanned: [N2-L2-shared]\n"
+    tiny = study(tmp_path, TINY + arms)
+    folder = tmp_path / "runs" / "seed0" / "N2-L2-shared"
+    progress = execute(tiny)
+    assert begun == [*RUNS, "seed0/dense-epochs=2", "seed0/N2-L2-shared-planned"]
+    assert not progress.failures
+    plan = json.loads((folder / "plan.json").read_text())
+    kept = sorted(part["layer"] for part in plan["layers"] if part["experts"])
+    publish(tmp_path / "runs")
+    row = next(row for row in read_study_rows(tmp_path / "runs" / "study.csv") if row.kind == "planned")
+    assert sorted(row.information) == kept
+    assert row.figures["seconds"] > progress.results["seed0/N2-L2-shared-planned"]["analysis_seconds"] > 0
+    asked = (tmp_path / "runs" / "tables" / "comparisons.md").read_text()
+    assert "| planned against each L of the sweep | N2-L2-shared-planned | N2-L2-shared |" in asked
+    assert "| planned against dense with as many epochs | N2-L2-shared-planned | dense-epochs=2 |" in asked
+    assert "| N2-L2-shared-planned | 0 | " in (tmp_path / "runs" / "tables" / "planned.md").read_text()
+    begun.clear()
+    execute(tiny)
+    assert begun == []
+
+
 def test_a_study_is_run_once_and_ends_in_tables_and_figures(
     begun: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

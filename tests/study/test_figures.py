@@ -51,6 +51,15 @@ def test_accuracy_by_depth_has_a_panel_for_each_n_and_variant(figures: dict[str,
     assert any(sorted(float(y) for y in c.get_offsets()[:2, 1]) == [80.0 + 2, 80.5 + 2] for c in seeds)
 
 
+def test_a_planned_run_lies_where_its_plan_left_it() -> None:
+    planned = [row("N2-L2-planned", 0, 90.0, kept=1), row("N2-L2-planned", 1, 91.0, kept=0)]
+    figures = study_figures([*ROWS, *planned, row("N8-L4-planned", 0, 50.0, kept=2)], CURVES)
+    without, _, _, after = means(drawn(figures["accuracy_by_depth"])["N = 2"])
+    assert without == [(1, 82.25), (2, 83.25)]
+    assert after == [(0, 91.0), (1, 90.0)]
+    assert [t.get_text() for t in figures["accuracy_by_depth"].legends[0].get_texts()][-1].startswith("planned")
+
+
 def test_a_control_that_was_trained_otherwise_stays_out() -> None:
     rows = [row("dense", 0, 80.0, lr=0.1), row("dense-lr=0.2", 0, 10.0, lr=0.2), row("N8-L2", 0, 81.0, lr=0.1)]
     panels = drawn(study_figures(rows, {})["accuracy_by_depth"])

@@ -91,6 +91,34 @@ def test_fewer_pictures_have_a_pretraining_of_their_own(tmp_path: Path) -> None:
     ]
 
 
+def test_what_is_planned_comes_after_its_run_with_the_epochs_of_both(tmp_path: Path) -> None:
+    text = TINY.replace("epochs: 1", "epochs: 9") + "planned: [N2-L2-shared]\n"
+    runs = plan_runs(study(tmp_path, text))
+    run = runs[-1]
+    assert (run.name, run.needs, run.variant, run.arms) == (
+        *("seed0/N2-L2-shared-planned", "seed0/N2-L2-shared", "planned"),
+        ("planned",),
+    )
+    assert run.recovers == 3  # a quarter, rounded up
+    assert run.recipe.epochs == 12
+    assert run.recipe.output == str(tmp_path / "runs" / run.name)
+    assert all(other.recovers == 0 for other in runs[:-1])
+    assert differing_fields(runs) == (*differing_fields(runs[:-1]), "epochs")
+
+
+@pytest.mark.parametrize(
+    ("setting", "line"),
+    [
+        ("N2-L2-share", "did you mean 'N2-L2-shared'"),
+        ("dense", "there is N2-L2-shared, N2-L2"),
+        ("start", "there is N2-L2-shared, N2-L2"),
+    ],
+)
+def test_only_a_run_with_moe_layers_can_be_planned(tmp_path: Path, setting: str, line: str) -> None:
+    with pytest.raises(UserError, match=f"planned: {setting!r} is no setting with MoE layers of this study; {line}"):
+        plan_runs(study(tmp_path, TINY + f"planned: [{setting}]\n"))
+
+
 def test_a_name_tells_what_differs_from_the_base_and_nothing_else(tmp_path: Path) -> None:
     arms = """base: {lr: 0.5, balance_weight: 0.02}
 arms:

@@ -25,6 +25,16 @@ def test_what_needs_a_run_that_was_done_before_may_begin_at_once() -> None:
     assert Queue.of([TUNED]).take() is TUNED
 
 
+def test_a_failure_ends_what_needs_what_needed_it() -> None:
+    after = planned("a-planned", "seed0/a")
+    queue = Queue.of([START, TUNED, after])
+    assert queue.take() is START
+    told = queue.note(Outcome(START, "broken"))
+    assert [each.run for each in told] == [START, TUNED, after]
+    assert told[-1].failure == "not begun, since seed0/start failed"
+    assert queue.waiting == []
+
+
 def test_a_failure_ends_those_that_needed_it_and_no_others() -> None:
     queue = Queue.of([START, TUNED, OTHER, NEXT])
     assert queue.take() is START

@@ -1,6 +1,6 @@
 from tests.study.support import row
 from vimoe.study.comparisons import comparisons
-from vimoe.study.tables import Table, comparisons_table, power_line, settings_table
+from vimoe.study.tables import Table, comparisons_table, planned_table, power_line, settings_table
 
 TABLE = Table(("what", "gain_%"), [["a & b", "1.0 ± 0.5"]], ("A note.",))
 
@@ -23,6 +23,16 @@ def test_settings_are_told_with_their_spread_between_seeds() -> None:
     assert cells["N8-L2"]["test top1"] == "81.00"
     assert cells["N8-L2"]["routing degree"] == "64"
     assert "test ece" not in table.header  # no run has it
+
+
+def test_a_planned_run_stands_beside_its_sweep_and_what_both_cost() -> None:
+    rows = [row("dense", 0, 80.0), row("N8-L1-shared", 0, 81.0), row("N8-L4-shared", 0, 80.5), row("N8-L1", 0, 99.0)]
+    rows += [row("N8-L4-shared-planned", 0, 82.0, kept=2, epochs=10)]
+    table = planned_table(rows)
+    (cells,) = [dict(zip(table.header, line, strict=True)) for line in table.rows]
+    assert cells["MoE layers kept"] == "10, 11"
+    assert (cells["test top1"], cells["before"], cells["best L on val"]) == ("82.00", "80.50", "81.00 (N8-L1-shared)")
+    assert (cells["seconds"], cells["seconds of the sweep"]) == ("20", "20")  # 10 a run
 
 
 def test_comparisons_say_how_sure_they_are_and_what_they_could_find() -> None:

@@ -31,6 +31,7 @@ class Series:
         label: What it is, the same word in every panel.
         points: Places on the x axis, each with a value for each seed.
         dashed: Whether the curve is dashed.
+        line: Whether the means are joined.
         colour: Number of the colour, so that one label has one colour in all panels; grey for None.
         shade: Instead of a colour by number, a place between 0 and 1 on a dark-to-light scale, for ordered curves.
     """
@@ -38,6 +39,7 @@ class Series:
     label: str
     points: Sequence[tuple[float, Sequence[float]]]
     dashed: bool = False
+    line: bool = True
     colour: int | None = None
     shade: float | None = None
 
@@ -115,13 +117,20 @@ def _draw(ax: Any, panel: Panel, beside: float, dots: bool) -> dict[str, Any]:
         points = sorted(series.points)
         places = [x for x, _ in points]
         means, stds = zip(*(mean_and_std(values) for _, values in points), strict=True)
-        style = {"color": _colour(series), "linestyle": "--" if series.dashed else "-", "linewidth": 1.4}
+        style = {"color": _colour(series), "linestyle": _line(series), "linewidth": 1.4}
         if not dots:
             (handles[series.label],) = ax.plot(places, means, **style)
             continue
         shift = beside * (i - (len(panel.series) - 1) / 2)
         handles[series.label] = ax.errorbar(
-            places, means, stds, marker="o", markersize=4.5, capsize=2, transform=_shifted(ax, shift), **style
+            places,
+            means,
+            stds,
+            marker="o" if series.line else "D",
+            markersize=4.5,
+            capsize=2,
+            transform=_shifted(ax, shift),
+            **style,
         )
         seeds = [(x, value) for x, values in points for value in values]
         where = _shifted(ax, shift + _BESIDE / 2)
@@ -136,6 +145,12 @@ def _draw(ax: Any, panel: Panel, beside: float, dots: bool) -> dict[str, Any]:
 def _shifted(ax: Any, points: float) -> Any:
     """The axes' own scale, moved to the right by so many points."""
     return ax.transData + ScaledTranslation(points / 72, 0, ax.figure.dpi_scale_trans)
+
+
+def _line(series: Series) -> str:
+    if not series.line:
+        return "none"
+    return "--" if series.dashed else "-"
 
 
 def _colour(series: Series) -> Any:

@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from vimoe.study.plan import MOE_FIELDS
+from vimoe.study.plan import MOE_FIELDS, PLANNED
 from vimoe.study.rows import StudyRow, by_setting
 from vimoe.study.statistics import Paired, holm, paired, pooled_std
 
@@ -41,9 +41,10 @@ def comparisons(rows: Sequence[StudyRow]) -> list[Comparison]:
     """Every comparison that the settings of a study allow, question by question.
 
     MoE against dense; MoE against a dense model of equal activated parameters; all the MoE layers that were tried
-    against the number that is best on the validation split; and settings that differ in one recipe key alone, other
-    than N and L: with a shared expert against without, token against image routing, and so on. A question that is
-    asked of several settings is also asked of their mean over all of them, seed by seed.
+    against the number that is best on the validation split; what a run's plan made of it against every L of the sweep,
+    against the one that is best on the validation split, and against dense; and settings that differ in one recipe key
+    alone, other than N and L: with a shared expert against without, token against image routing, and so on. A question
+    that is asked of several settings is also asked of their mean over all of them, seed by seed.
     """
     settings = by_setting(row for row in rows if row.kind != "start")
     first = {name: same[0] for name, same in settings.items()}
@@ -53,6 +54,8 @@ def comparisons(rows: Sequence[StudyRow]) -> list[Comparison]:
         *_against("moe", "wide", "dense of equal activated parameters", first),
         *_against("wide", "dense", "dense", first),
         *_deepest_against_best(settings),
+        *_planned_against_sweep(settings),
+        *_against("planned", "dense", "dense with as many epochs", first),
         *_one_key_apart(first),
     ):
         asked.setdefault(question, []).append((one, other))
@@ -118,9 +121,35 @@ def _deepest_against_best(settings: Mapping[str, Sequence[StudyRow]]) -> Iterato
             curve = f"N = {row.recipe['num_experts']}, {_family(row)}"
             curves.setdefault(curve, {})[row.recipe["last"]] = name
     for curve, by_last in curves.items():
-        best = max(by_last.values(), key=lambda name: sum(row.val for row in settings[name]) / len(settings[name]))
+        best = best_on_val(by_last, settings)
         if by_last[max(by_last)] != best:
             yield f"{curve}: most layers against the best L on val", by_last[max(by_last)], best
+
+
+def sweep(planned: str, settings: Mapping[str, Sequence[StudyRow]]) -> dict[int, str]:
+    """By L, the settings that one planned run stands for: what differs from its origin in L alone, dense for 0."""
+    origin = settings[planned.removesuffix(f"-{PLANNED}")][0]
+    found: dict[int, str] = {}
+    for name, (row, *_) in settings.items():
+        if row.kind == "moe" and _differ_in(row, origin) <= {"last"}:
+            found[row.recipe["last"]] = name
+        elif row.kind == "dense" and share_training(row, origin):
+            found[0] = name
+    return dict(sorted(found.items()))
+
+
+def best_on_val(by_last: Mapping[int, str], settings: Mapping[str, Sequence[StudyRow]]) -> str:
+    """The setting with the best mean on the validation split."""
+    return max(by_last.values(), key=lambda name: sum(row.val for row in settings[name]) / len(settings[name]))
+
+
+def _planned_against_sweep(settings: Mapping[str, Sequence[StudyRow]]) -> Iterator[tuple[str, str, str]]:
+    for name, same in settings.items():
+        if same[0].kind != "planned":
+            continue
+        by_last = sweep(name, settings)
+        yield from (("planned against each L of the sweep", name, other) for other in by_last.values())
+        yield "planned against the best L on val", name, best_on_val(by_last, settings)
 
 
 def _one_key_apart(first: Mapping[str, StudyRow]) -> Iterator[tuple[str, str, str]]:

@@ -40,7 +40,9 @@ class Effort(NamedTuple):
 
 
 def efforts(runs: Iterable[PlannedRun]) -> dict[str, Effort]:
-    """By setting, what its runs take. Models are built without weights, and pictures are counted, not read.
+    """By setting, what its runs take; a recovery is counted as if nothing had been pruned.
+
+    Models are built without weights, and pictures are counted, not read.
 
     Raises:
         UserError: A run's model or data cannot be made; the line names the run.
@@ -58,7 +60,8 @@ def efforts(runs: Iterable[PlannedRun]) -> dict[str, Effort]:
             if data not in opened:
                 opened[data] = open_recipe_data(recipe)
             splits = opened[data]
-            found[run.setting] = Effort(_count(recipe, splits), shown_pictures(recipe, len(splits.train)))
+            trained = replace(recipe, epochs=run.recovers or recipe.epochs)
+            found[run.setting] = Effort(_count(recipe, splits), shown_pictures(trained, len(splits.train)))
         except UserError as error:
             raise UserError(f"run {run.name}: {error}") from error
     return found

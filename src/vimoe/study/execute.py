@@ -12,6 +12,7 @@ from vimoe.study.effort import effort_table, efforts, expected_seconds
 from vimoe.study.file import Study
 from vimoe.study.gather import gather
 from vimoe.study.plan import PlannedRun, plan_runs
+from vimoe.study.planned import plan_to_result
 from vimoe.study.queue import Outcome
 from vimoe.study.result import Result, read_result, run_to_result
 from vimoe.study.workers import run_all
@@ -51,7 +52,8 @@ def standing(study: Study) -> Progress:
     """
     runs = plan_runs(study)
     for run in runs:
-        RunFolder(Path(run.recipe.output)).check(run.recipe)
+        if not run.recovers:  # its folder holds the recipe of the recovery
+            RunFolder(Path(run.recipe.output)).check(run.recipe)
     found = {run.name: read_result(Path(run.recipe.output)) for run in runs}
     return Progress(runs, {name: result for name, result in found.items() if result is not None}, {})
 
@@ -104,7 +106,10 @@ def execute(study: Study, jobs: int | None = None) -> Progress:
 
 def run_planned(run: PlannedRun) -> None:
     """What a worker process does with a run."""
-    run_to_result(run.recipe)
+    if run.recovers:
+        plan_to_result(run)
+    else:
+        run_to_result(run.recipe)
 
 
 def offered_devices(wanted: str) -> list[str]:

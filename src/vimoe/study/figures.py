@@ -11,8 +11,8 @@ from vimoe.study.comparisons import share_training
 from vimoe.study.rows import StudyRow, by_setting
 
 # One label has one colour in all figures.
-DENSE, WIDE = "dense", "dense, equal activated parameters"
-_COLOURS = {"no shared expert": 1, "shared expert": 0, WIDE: 2}
+DENSE, WIDE, PLANNED = "dense", "dense, equal activated parameters", "planned from all layers, recovered"
+_COLOURS = {"no shared expert": 1, "shared expert": 0, WIDE: 2, PLANNED: 3}
 _METRICS = {"top1": "top-1 %", "miou": "mean IoU %"}
 # By run, the figures of each epoch.
 Curves = Mapping[str, Sequence[Mapping[str, float]]]
@@ -51,7 +51,8 @@ def _by_depth(rows: Sequence[StudyRow], y_label: str) -> Figure:
     """The paper's Figure 2: over L for each N, with and without a shared expert, the dense line, the dense control."""
 
     def panel(title: str, here: Sequence[StudyRow]) -> Panel:
-        return Panel(title, [*_by_shared(here, _last), *_wide(rows, here, _last)], _dense_level(rows, here))
+        series = [*_by_shared(here, _last), *_wide(rows, here, _last), *_planned(rows, here, _kept)]
+        return Panel(title, series, _dense_level(rows, here))
 
     return panels_over_seeds(_panels(rows, panel), "MoE layers L (the last of the model)", y_label)
 
@@ -63,7 +64,7 @@ def _by_cost(rows: Sequence[StudyRow], count: str, unit: float, x_label: str, y_
         return row.counts[count] / unit
 
     def panel(title: str, here: Sequence[StudyRow]) -> Panel:
-        series = [*_by_shared(here, place), *_wide(rows, here, place)]
+        series = [*_by_shared(here, place), *_wide(rows, here, place), *_planned(rows, here, place)]
         if dense := _controls(rows, here, "dense"):
             series.append(Series(DENSE, _points(dense, place, _test)))
         return Panel(title, series)
@@ -185,6 +186,19 @@ def _wide(rows: Sequence[StudyRow], here: Sequence[StudyRow], place: Callable[[S
         yield Series(WIDE, _points(wide, place, _test), dashed=True, colour=_COLOURS[WIDE])
 
 
+def _planned(
+    rows: Sequence[StudyRow], here: Sequence[StudyRow], place: Callable[[StudyRow], float]
+) -> Iterator[Series]:
+    """What plans made of the runs `here`, each where it came to lie."""
+    names = {row.run for row in here}
+    points: dict[float, list[float]] = {}
+    for row in rows:
+        if row.kind == "planned" and row.run.rpartition("-")[0] in names:
+            points.setdefault(place(row), []).append(row.test)
+    if points:
+        yield Series(PLANNED, sorted(points.items()), line=False, colour=_COLOURS[PLANNED])
+
+
 def _dense_level(rows: Sequence[StudyRow], here: Sequence[StudyRow]) -> tuple[str, list[float]] | None:
     dense = _controls(rows, here, "dense")
     return (DENSE, [row.test for row in dense]) if dense else None
@@ -209,6 +223,11 @@ def _test(row: StudyRow) -> float:
 
 def _last(row: StudyRow) -> int:
     return int(row.recipe["last"])
+
+
+def _kept(row: StudyRow) -> int:
+    """MoE layers that are left."""
+    return len(row.information)
 
 
 def _experts(row: StudyRow) -> int:

@@ -5,8 +5,10 @@
     seeds: [0, 1, 2]
     arms:
       - {name: main, last: [0, 2, 4], num_experts: [2, 8], shared_expert: [true, false]}
+    planned: [N8-L4-shared]
 
-An arm is a grid: every recipe key in it is a factor, with one value or a list of them.
+An arm is a grid: every recipe key in it is a factor, with one value or a list of them. Under `planned` stand settings
+of the arms, as `--dry-run` calls them: each of their runs is analysed, pruned as its plan says, and recovered.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ from vimoe.training.recipe import Recipe
 
 Settings = dict[str, Any]
 
-_KEYS = ("base", "start", "seeds", "arms")
+_KEYS = ("base", "start", "seeds", "arms", "planned")
 # The study decides these itself.
 RESERVED = ("seed", "output", "device")
 
@@ -39,6 +41,7 @@ class Study:
         seeds: One repetition of everything a seed.
         arms: By name, the factors of a grid with their values.
         output: The study's folder.
+        planned: The settings whose runs are analysed, pruned and recovered.
     """
 
     base: Settings
@@ -46,6 +49,7 @@ class Study:
     seeds: tuple[int, ...]
     arms: Mapping[str, Mapping[str, tuple[Any, ...]]]
     output: Path
+    planned: tuple[str, ...] = ()
 
 
 def read_study(path: Path, output: Path, **instead: Any) -> Study:
@@ -73,9 +77,12 @@ def read_study(path: Path, output: Path, **instead: Any) -> Study:
     if len(set(seeds)) < len(seeds):
         raise UserError(f"seeds of {path} name one seed twice: {seeds}")
     arms = _read_arms(content.get("arms"), path)
+    planned = content.get("planned") or []
+    if not isinstance(planned, list) or not all(isinstance(setting, str) for setting in planned):
+        raise UserError(f"planned of {path} must be a list of settings such as [N8-L2-shared], got {planned!r}")
     if start is not None and any("initial_checkpoint" in settings for settings in (base, *arms.values())):
         raise UserError(f"{path} has both start and initial_checkpoint: the fine-tunings start from one of them")
-    return Study({**base, **instead}, start, tuple(seeds), arms, output)
+    return Study({**base, **instead}, start, tuple(seeds), arms, output, tuple(dict.fromkeys(planned)))
 
 
 def _read_yaml(path: Path) -> dict[str, Any]:

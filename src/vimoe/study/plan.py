@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 import re
@@ -13,9 +14,10 @@ from typing import Any
 
 from vimoe.errors import UserError, first_line
 from vimoe.study.file import RESERVED, Settings, Study
+from vimoe.study.recovery import recovery_epochs
 from vimoe.training.recipe import Recipe, recipe_parser
 
-START = "start"
+START, PLANNED = "start", "planned"
 # What makes a model an MoE model.
 MOE_FIELDS = (
     *("last", "num_experts", "top_k", "shared_expert", "routing", "preset", "router_noise", "balance_weight"),
@@ -40,6 +42,8 @@ class PlannedRun:
         recipe: Its resolved recipe, its folder among it.
         arms: The arms that ask for it.
         needs: Name of the run whose model it starts from, None for none.
+        recovers: 0 for a run that is trained. Else the epochs of recovery of what its plan makes of the run that it
+            needs; the recipe then is that run's, with the epochs of both.
     """
 
     setting: str
@@ -47,6 +51,7 @@ class PlannedRun:
     recipe: Recipe
     arms: tuple[str, ...]
     needs: str | None = None
+    recovers: int = 0
 
     @property
     def name(self) -> str:
@@ -61,7 +66,7 @@ def plan_runs(study: Study) -> list[PlannedRun]:
     nothing, and a run that several arms ask for belongs to all of them.
 
     Raises:
-        UserError: A value is not what the recipe key takes.
+        UserError: A value is not what the recipe key takes, or what is to be planned is no run with MoE layers.
     """
     base = _recipe(study.base, "base")
     usual = None if study.start is None else _recipe({**study.base, **study.start}, "start")
@@ -78,6 +83,10 @@ def plan_runs(study: Study) -> list[PlannedRun]:
                 needs = start.name
                 recipe = replace(recipe, initial_checkpoint=str(Path(start.recipe.output) / "model"))
             _planned(study, named, recipe, arm, needs, runs)
+    for seed in study.seeds:
+        for setting in study.planned:
+            run = _by_its_plan(study, seed, setting, runs)
+            runs[run.name] = run
     return sorted(runs.values(), key=lambda run: (study.seeds.index(run.recipe.seed), not is_start(run)))
 
 
@@ -129,6 +138,19 @@ def _planned(
         run = replace(known, arms=tuple(dict.fromkeys((*known.arms, arm))))
     runs[run.name] = run
     return run
+
+
+def _by_its_plan(study: Study, seed: int, setting: str, runs: Mapping[str, PlannedRun]) -> PlannedRun:
+    run = runs.get(f"seed{seed}/{setting}")
+    if run is None or run.recipe.last == 0 or run.recipe.baseline:
+        there = dict.fromkeys(each.setting for each in runs.values() if each.recipe.last and not each.recipe.baseline)
+        near = difflib.get_close_matches(setting, list(there), n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"there is {', '.join(there) or 'none'}"
+        raise UserError(f"planned: {setting!r} is no setting with MoE layers of this study; {hint}")
+    named = f"{setting}-{PLANNED}", "-".join(filter(None, (run.variant, PLANNED)))
+    after = PlannedRun(*named, run.recipe, (PLANNED,), run.name, recovery_epochs(run.recipe))
+    epochs = run.recipe.epochs + after.recovers
+    return replace(after, recipe=replace(run.recipe, epochs=epochs, output=str(study.output / after.name)))
 
 
 def _canonical(recipe: Recipe) -> Recipe:

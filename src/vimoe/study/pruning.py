@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -17,10 +16,10 @@ from vimoe.analysis.paired import mean_loss, mean_score
 from vimoe.analysis.result import Estimate
 from vimoe.errors import UserError
 from vimoe.files import write_text
+from vimoe.study.recovery import RECOVERY, recovery, recovery_epochs
 from vimoe.study.speed import Speed, compare_speed
 from vimoe.tasks.model import load_model
 from vimoe.training.parallel import pick_device
-from vimoe.training.recipe import Recipe
 from vimoe.training.train import recipe_task, train
 from vimoe.vit.cost import Cost, cost
 from vimoe.vit.plan import Plan
@@ -74,7 +73,7 @@ class Evidence:
 def prune_run(
     path: Path,
     plan_path: Path | None = None,
-    recover: float = 0.25,
+    recover: float = RECOVERY,
     output: Path | None = None,
     data_dir: str | None = None,
     device: str = "auto",
@@ -110,7 +109,7 @@ def prune_run(
     splits = run_pictures(run, recipe)
     if (output / "plan.json").exists() and read_plan(output / "plan.json") != plan:
         raise UserError(f"{output} holds the result of another plan: choose another --output")
-    epochs = math.ceil(recover * recipe.epochs) if recover < 1 else round(recover)
+    epochs = recovery_epochs(recipe, recover)
     say(_what(plan))
     start = output / ("start" if epochs else "model")
     if not (start / "config.json").exists():  # else a run that was stopped goes on from its own start
@@ -125,26 +124,6 @@ def prune_run(
     evidence = Evidence(states, seen.metric, len(splits.test), epochs, output)
     evidence.save(output / "pruning.json")
     return evidence
-
-
-def recovery(recipe: Recipe, start: Path, epochs: int, output: Path, device: str) -> Recipe:
-    """The run's own recipe for a few epochs, from the pruned model, at half its learning rate.
-
-    The model comes from the end of a schedule and has little to learn anew; the full rate would first undo some of
-    what it knows.
-    """
-    return replace(
-        recipe,
-        initial_checkpoint=str(start),
-        pretrained=False,
-        last=0,
-        baseline="",
-        epochs=epochs,
-        lr=recipe.lr / 2,
-        warmup_epochs=min(recipe.warmup_epochs, epochs / 4),
-        device=device,
-        output=str(output),
-    )
 
 
 def _states(

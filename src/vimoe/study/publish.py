@@ -1,6 +1,6 @@
 """The tables and figures of a study, from what `gather` keeps of it and nothing else.
 
-tables/    settings and comparisons, as .md, .csv and .tex
+tables/    settings, comparisons and, where there are planned runs, planned, as .md, .csv and .tex
 figures/   as .png, .svg and .pdf
 """
 
@@ -18,7 +18,7 @@ from vimoe.report.study_figures import save_figure
 from vimoe.study.comparisons import comparisons, spread
 from vimoe.study.figures import Curves, study_figures
 from vimoe.study.rows import read_study_rows
-from vimoe.study.tables import comparisons_table, power_line, settings_table
+from vimoe.study.tables import comparisons_table, planned_table, power_line, settings_table
 
 
 def publish(folder: Path) -> str:
@@ -34,10 +34,10 @@ def publish(folder: Path) -> str:
     if not rows:
         raise UserError(f"{folder / 'study.csv'} holds no runs yet")
     found = comparisons(rows)
-    for name, table in (
-        ("settings", settings_table(rows)),
-        ("comparisons", comparisons_table(found, rows[0].metric)),
-    ):
+    tables = {"settings": settings_table(rows), "comparisons": comparisons_table(found, rows[0].metric)}
+    if any(row.kind == "planned" for row in rows):
+        tables["planned"] = planned_table(rows)
+    for name, table in tables.items():
         for suffix, text in (("md", table.markdown()), ("csv", table.csv()), ("tex", table.latex())):
             write_text(folder / "tables" / f"{name}.{suffix}", text)
     for name, figure in study_figures(rows, _read_curves(folder)).items():

@@ -51,6 +51,10 @@ class Queue:
         if not outcome.failure:
             self.unfinished.discard(outcome.run.name)
             return [outcome]
-        lost = [run for run in self.waiting if run.needs == outcome.run.name]
-        self.waiting = [run for run in self.waiting if run not in lost]
-        return [outcome, *(Outcome(run, f"not begun, since {outcome.run.name} failed") for run in lost)]
+        ended, failed = [outcome], {outcome.run.name}
+        for run in list(self.waiting):  # what is needed comes before what needs it
+            if run.needs in failed:
+                self.waiting.remove(run)
+                failed.add(run.name)
+                ended.append(Outcome(run, f"not begun, since {outcome.run.name} failed"))
+        return ended

@@ -46,11 +46,13 @@ def run_to_result(recipe: Recipe) -> Result:
         InterruptedRun: The process was asked to stop; the state is written.
     """
     run = train(recipe)
-    result = read_result(run.path)
-    if result is None:
-        result = measure(run, recipe)
-        write_text(run.path / FILE, json.dumps(result, indent=1) + "\n")
-    # Of no use to a finished run, and several times the size of its model.
+    return read_result(run.path) or keep_result(run, measure(run, recipe))
+
+
+def keep_result(run: RunFolder, result: Result) -> Result:
+    """Write a run's result into its folder, and remove what is of no use any more."""
+    write_text(run.path / FILE, json.dumps(result, indent=1) + "\n")
+    # Several times the size of the model.
     shutil.rmtree(run.path / "checkpoints", ignore_errors=True)
     return result
 

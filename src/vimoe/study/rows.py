@@ -29,7 +29,7 @@ class StudyRow:
         setting: What it is, the same for all seeds.
         variant: The part of `setting` beyond N, L and the shared expert, empty for the usual.
         arms: The arms that ask for it.
-        kind: `start`, `dense`, `wide` or `moe`.
+        kind: `start`, `dense`, `wide`, `moe`, or `planned` for what its plan made of an MoE run.
         seed: Its seed.
         recipe: Recipe keys that vary in this study, and those that every study tells.
         metric: Name of the task's main figure.
@@ -120,12 +120,13 @@ def by_setting(rows: Iterable[StudyRow]) -> dict[str, list[StudyRow]]:
 def _row(run: PlannedRun, result: Mapping[str, Any], keys: Sequence[str]) -> StudyRow:
     recipe, layers = asdict(run.recipe), result.get("layers", {})
     model = "dense" if not run.recipe.last else run.recipe.baseline or "moe"
+    kind = "start" if is_start(run) else "planned" if run.recovers else model
     return StudyRow(
         run=run.name,
         setting=run.setting,
         variant=run.variant,
         arms=run.arms,
-        kind="start" if is_start(run) else model,
+        kind=kind,
         seed=run.recipe.seed,
         recipe={key: recipe[key] for key in keys},
         metric=result["metric"],

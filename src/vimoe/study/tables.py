@@ -10,7 +10,8 @@ import numpy as np
 
 from vimoe.report.study_figures import mean_and_std
 from vimoe.report.tables import csv_table, giga_macs, millions
-from vimoe.study.comparisons import Comparison, adjusted, spread
+from vimoe.study.comparisons import Comparison, adjusted, best_on_val, spread, sweep
+from vimoe.study.plan import PLANNED
 from vimoe.study.rows import StudyRow, by_setting
 from vimoe.study.statistics import smallest_difference
 
@@ -52,7 +53,7 @@ def settings_table(rows: Sequence[StudyRow]) -> Table:
     header = ("setting", "seeds", f"test {metric}", f"val {metric}", *(key.replace("_", " ") for key in more))
     cells = []
     for setting, same in by_setting(rows).items():
-        first = same[0]
+        counts = {key: round(mean_and_std([row.counts[key] for row in same])[0]) for key in same[0].counts}
         cells.append(
             [
                 setting,
@@ -60,10 +61,10 @@ def settings_table(rows: Sequence[StudyRow]) -> Table:
                 _spread_cell([row.test for row in same]),
                 _spread_cell([row.val for row in same]),
                 *(_spread_cell([row.figures[key] for row in same if key in row.figures]) for key in more),
-                millions(first.counts["activated_params"]),
-                millions(first.counts["stored_params"]),
-                giga_macs(first.counts["macs"]),
-                f"{first.counts['routing_degree']:,}",
+                millions(counts["activated_params"]),
+                millions(counts["stored_params"]),
+                giga_macs(counts["macs"]),
+                f"{counts['routing_degree']:,}",
                 _spread_cell([float(np.mean(list(row.touched.values()))) for row in same if row.touched]),
                 f"{mean_and_std([row.figures['seconds'] for row in same])[0]:.0f}",
             ]
@@ -75,6 +76,38 @@ def settings_table(rows: Sequence[StudyRow]) -> Table:
     return Table(
         (*header, "activated", "stored", "a picture", "routing degree", "experts touched", "seconds"), cells, notes
     )
+
+
+def planned_table(rows: Sequence[StudyRow]) -> Table:
+    """Every run that was analysed, pruned and recovered, beside the sweep over L that it stands for."""
+    settings = by_setting(rows)
+    cells = []
+    for setting, same in settings.items():
+        if same[0].kind != "planned":
+            continue
+        by_last = sweep(setting, settings)
+        best = best_on_val(by_last, settings)
+        for row in same:
+            by_name = {each.setting: each for each in rows if each.seed == row.seed}
+            origin, chosen = by_name[setting.removesuffix(f"-{PLANNED}")], by_name.get(best)
+            swept = [by_name.get(name) for last, name in by_last.items() if last]
+            kept = ", ".join(str(block) for block in sorted(row.information)) or "none"
+            cells.append(
+                [
+                    *(setting, str(row.seed), kept, f"{row.test:.2f}", f"{origin.test:.2f}"),
+                    f"{chosen.test:.2f} ({best})" if chosen else "-",
+                    *(millions(row.counts[count]) for count in ("activated_params", "stored_params")),
+                    f"{origin.figures['seconds'] + row.figures['seconds']:.0f}",
+                    "-" if None in swept else f"{sum(each.figures['seconds'] for each in swept if each):.0f}",
+                ]
+            )
+    metric = rows[0].metric if rows else ""
+    header = ("setting", "seed", "MoE layers kept", f"test {metric}", "before", "best L on val", "activated", "stored")
+    notes = (
+        "Seconds: the run, its analysis and its recovery, against the MoE runs of the sweep over L; the dense "
+        "pretraining and the dense control, which both need, are not counted.",
+    )
+    return Table((*header, "seconds", "seconds of the sweep"), cells, notes)
 
 
 def comparisons_table(found: Sequence[Comparison], metric: str) -> Table:

@@ -1,0 +1,37 @@
+"""Recovery: what a pruned model is trained for, and how."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+
+from vimoe.training.recipe import Recipe
+
+# Of the epochs that the run itself had.
+RECOVERY = 0.25
+
+
+def recovery_epochs(recipe: Recipe, recover: float = RECOVERY) -> int:
+    """Epochs of recovery: below 1 `recover` is a share of the run's own, rounded up, else their number."""
+    return math.ceil(recover * recipe.epochs) if recover < 1 else round(recover)
+
+
+def recovery(recipe: Recipe, start: Path, epochs: int, output: Path, device: str) -> Recipe:
+    """The run's own recipe for a few epochs, from the pruned model, at half its learning rate.
+
+    The model comes from the end of a schedule and has little to learn anew; the full rate would first undo some of
+    what it knows.
+    """
+    return replace(
+        recipe,
+        initial_checkpoint=str(start),
+        pretrained=False,
+        last=0,
+        baseline="",
+        epochs=epochs,
+        lr=recipe.lr / 2,
+        warmup_epochs=min(recipe.warmup_epochs, epochs / 4),
+        device=device,
+        output=str(output),
+    )
