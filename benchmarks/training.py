@@ -6,7 +6,8 @@ Three comparisons, each between contenders that take turns in every round; ratio
     python benchmarks/training.py --steps                  # a step of a ViMoE against a dense model of equal MACs
     python benchmarks/training.py --memory                 # peak memory after 100 and after 1,100 steps
 
-PICTURES holds train/CLASS and val/CLASS, a few hundred pictures on a CPU: all are shown once a round. On a GPU add `--device cuda --model vit_small_patch14_dinov2 --amp`.
+PICTURES holds train/CLASS and val/CLASS, on a CPU a few hundred pictures: all are shown once a round. On a GPU add
+`--device cuda --model vit_small_patch14_dinov2 --amp`.
 """
 
 from __future__ import annotations
