@@ -52,7 +52,9 @@ def bare_loop(recipe: Recipe) -> dict[str, float]:
     device = pick_device(recipe.device)
     size = (3, recipe.img_size, recipe.img_size)
     sets = [create_dataset("", recipe.data_dir, split=split) for split in ("train", "val")]
-    common = {"use_prefetcher": False, "num_workers": recipe.workers}
+    model = timm.create_model(recipe.model, img_size=recipe.img_size, num_classes=len(sets[0].reader.class_to_idx))
+    wanted = {key: model.pretrained_cfg[key] for key in ("mean", "std", "interpolation")}
+    common = {"use_prefetcher": False, "num_workers": recipe.workers, **wanted}
     loader = create_loader(
         sets[0],
         size,
@@ -63,7 +65,6 @@ def bare_loop(recipe: Recipe) -> dict[str, float]:
         **common,
     )
     held = create_loader(sets[1], size, 256, **common)
-    model = timm.create_model(recipe.model, img_size=recipe.img_size, num_classes=len(sets[0].reader.class_to_idx))
     model.to(device).train()
     optimizer = create_optimizer_v2(model, opt=recipe.opt, lr=recipe.lr, weight_decay=recipe.weight_decay)
     schedule, _ = create_scheduler_v2(optimizer, num_epochs=1, step_on_epochs=False, updates_per_epoch=len(loader))
