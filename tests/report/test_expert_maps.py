@@ -1,11 +1,9 @@
 import numpy as np
-import pytest
 
 from vimoe.analysis.counts import RoutingCounts
 from vimoe.analysis.patches import ExpertMap
 from vimoe.data.masks import IGNORE
 from vimoe.report.expert_maps import class_panel, expert_maps, expert_panel, served_classes
-from vimoe.report.figures import to_svg
 from vimoe.tasks.palette import class_colours
 
 NAMES = ("sky", "tree", "road")
@@ -91,10 +89,3 @@ def test_a_hundred_classes_are_not_all_named() -> None:
     table = RoutingCounts((10, 11), (4, 4), names, np.ones((2, 150, 4), dtype=np.int64))
     legends = [ax.get_legend() for ax in expert_maps([one], table).axes if ax.get_legend()]
     assert len(legends[1].get_texts()) == 24
-
-
-@pytest.mark.parametrize("layers", [1, 2, 5])
-def test_the_same_maps_give_the_same_bytes(layers: int) -> None:
-    assert to_svg(expert_maps([example(layers)], counts(layers))) == to_svg(
-        expert_maps([example(layers)], counts(layers))
-    )

@@ -15,7 +15,7 @@ from vimoe.analysis.specialisation import specialisation
 from vimoe.report.arm import Arm
 from vimoe.report.gallery import thumbnail
 from vimoe.report.page import Report, page, paper_figures, write_page
-from vimoe.report.study_figures import FORMATS
+from vimoe.report.saving import FORMATS
 from vimoe.vit.cost import Cost
 from vimoe.vit.plan import LayerPlan, Plan
 
@@ -176,6 +176,10 @@ def test_the_figures_are_written_beside_the_page_in_every_format(tmp_path: Path)
     assert path.read_text(encoding="utf-8") == page(report())
     names = {f"{name}.{suffix}" for name in ("heatmaps", "depth", "curves", "load", "knock_outs") for suffix in FORMATS}
     assert {p.name for p in (tmp_path / "figures").iterdir()} == names
+
+
+def test_the_expert_maps_are_a_figure_for_papers_too() -> None:
+    assert "expert_maps" in paper_figures(of_patches())
 
 
 def test_there_are_only_figures_of_what_is_known() -> None:

@@ -1,9 +1,7 @@
-from pathlib import Path
-
 import pytest
 from matplotlib.figure import Figure
 
-from vimoe.report.study_figures import FORMATS, Panel, Series, mean_and_std, panels_over_seeds, save_figure
+from vimoe.report.study_figures import Panel, Series, mean_and_std, panels_over_seeds
 
 SERIES = Series("with", [(2, [1.0, 3.0]), (1, [0.0, 0.5])], colour=0)
 WIDE = Series("without", [(1, [9.0])], dashed=True, colour=1)
@@ -61,12 +59,3 @@ def test_curves_without_dots_are_plain_lines_on_an_axis_of_any_base() -> None:
     assert ax.get_xscale() == "log"
     assert not ax.containers
     assert list(ax.lines[0].get_ydata()) == [0.25, 2.0]
-
-
-def test_a_figure_is_written_in_every_format_and_the_same_each_time(tmp_path: Path) -> None:
-    save_figure(figure(), tmp_path / "one" / "depth.by")
-    save_figure(figure(), tmp_path / "two" / "depth.by")
-    for suffix in FORMATS:
-        first = (tmp_path / "one" / f"depth.by.{suffix}").read_bytes()
-        assert first == (tmp_path / "two" / f"depth.by.{suffix}").read_bytes()
-    assert b"<text" in (tmp_path / "one" / "depth.by.svg").read_bytes()

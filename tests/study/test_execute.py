@@ -10,7 +10,7 @@ from tests.study.support import TINY, study
 from vimoe.analysis.counts import RoutingCounts
 from vimoe.errors import UserError
 from vimoe.files import write_bytes
-from vimoe.report import study_figures
+from vimoe.report import saving
 from vimoe.study import execute as execution
 from vimoe.study.execute import dry_run, execute, failure_line, offered_devices
 from vimoe.study.plan import PlannedRun
@@ -98,7 +98,7 @@ def test_a_study_is_run_once_and_ends_in_tables_and_figures(
     assert again.results == progress.results
     assert "4 runs, 4 done" in dry_run(tiny, 1)
 
-    monkeypatch.setattr(study_figures, "FORMATS", ("svg",))
+    monkeypatch.setattr(saving, "FORMATS", ("svg",))
     assert publish(tiny.output) == "One seed tells nothing about the spread between seeds."
     assert [row.run for row in read_study_rows(tiny.output / "study.csv")] == RUNS
     assert "N2-L2-shared | dense" in (tiny.output / "tables" / "comparisons.md").read_text()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -19,14 +18,13 @@ from numpy.typing import NDArray
 from vimoe.analysis.counts import RoutingCounts
 from vimoe.analysis.result import INTERVENTIONS, Analysis
 from vimoe.analysis.specialisation import Specialisation
+from vimoe.report.tables import METRICS
 from vimoe.tasks.palette import expert_colours
 from vimoe.vit.plan import Plan
 
 # Okabe and Ito's colours, told apart by colour-blind readers too.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 KEPT, PRUNED = "#0072B2", "#757575"
-# The figures that runs are judged by, in the order in which they are looked for.
-_METRICS = {"val_top1": "validation top-1 %", "val_miou": "validation mean IoU %"}
 # Up to this many classes every row of a heatmap is named.
 NAMED_CLASSES = 30
 
@@ -123,7 +121,7 @@ def training_curves(rows: Mapping[str, Sequence[Mapping[str, Any]]], metric: str
         left.plot(epochs, [row["loss"] for row in history], color=colour, label=name)
         right.plot(epochs, [row[metric] for row in history], color=colour, label=name)
     left.set_ylabel("training loss")
-    right.set_ylabel(_METRICS.get(metric, metric))
+    right.set_ylabel(metric_words(metric))
     right.set_ylim(bottom=max(0, min(row[metric] for history in rows.values() for row in history[2:] or history) - 2))
     right.legend(frameon=False, fontsize=8)
     for ax in (left, right):
@@ -134,7 +132,14 @@ def training_curves(rows: Mapping[str, Sequence[Mapping[str, Any]]], metric: str
 
 def metric_of(rows: Sequence[Mapping[str, Any]]) -> tuple[str, str]:
     """The figure that a run's rows of `metrics.jsonl` are judged by: its key, and what to call it."""
-    return next(((key, words) for key, words in _METRICS.items() if key in rows[0]), ("loss", "training loss"))
+    key = next((f"val_{name}" for name in METRICS if f"val_{name}" in rows[0]), "loss")
+    return key, metric_words(key)
+
+
+def metric_words(key: str) -> str:
+    """What to call a figure of `metrics.jsonl`."""
+    split, _, name = key.partition("_")
+    return f"validation {METRICS.get(name, name)}" if split == "val" else f"training {key}"
 
 
 def knock_outs(analysis: Analysis) -> Figure:
@@ -180,15 +185,6 @@ def load_over_time(rows: Sequence[Mapping[str, Any]], columns: int = 6) -> Figur
     figure.supxlabel("epoch", fontsize=9)
     figure.supylabel("share of the choices, a colour an expert", fontsize=9)
     return figure
-
-
-def to_svg(figure: Figure) -> str:
-    """The figure as an inline SVG element, the same bytes for the same figure, its text kept as text."""
-    buffer = io.StringIO()
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "vimoe"}):
-        figure.savefig(buffer, format="svg", metadata={"Date": None}, transparent=True)
-    svg = buffer.getvalue()
-    return svg[svg.index("<svg") :]
 
 
 def _clean(ax: Any) -> None:

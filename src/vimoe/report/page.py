@@ -21,7 +21,7 @@ from vimoe.analysis.result import Analysis
 from vimoe.files import write_text
 from vimoe.report.arm import Arm
 from vimoe.report.charts import hex_colour, line_chart, span_labels
-from vimoe.report.expert_maps import served_classes, shown_classes
+from vimoe.report.expert_maps import expert_maps, served_classes, shown_classes
 from vimoe.report.figures import (
     knock_outs,
     load_over_time,
@@ -34,7 +34,7 @@ from vimoe.report.gallery import Thumbnail, map_panels
 from vimoe.report.heatmap import hover_data, scale
 from vimoe.report.layers import change_span, layer_views
 from vimoe.report.results import Table, arms_table
-from vimoe.report.study_figures import save_figure
+from vimoe.report.saving import save_figure
 from vimoe.tasks.palette import class_colours
 from vimoe.vit.plan import Plan
 
@@ -168,4 +168,6 @@ def paper_figures(report: Report) -> dict[str, Figure]:
         figures["load"] = load_over_time(routed)
     if any(layer.knock_outs for layer in report.analysis.layers):
         figures["knock_outs"] = knock_outs(report.analysis)
+    if report.maps:
+        figures["expert_maps"] = expert_maps(report.maps, report.counts)
     return figures

@@ -7,12 +7,11 @@ from typing import NamedTuple, Protocol
 
 from vimoe.analysis.result import Analysis, Estimate, Step
 from vimoe.report.arm import Arm
-from vimoe.report.tables import arm_header, arm_rows, giga_macs, millions
+from vimoe.report.tables import METRICS, arm_header, arm_rows, giga_macs, millions
 from vimoe.vit.cost import Cost
 from vimoe.vit.plan import Plan
 
-# A metric to its name over a column, and to what is right when it is.
-METRICS = {"top1": "top-1 %", "pixels": "pixels right %"}
+# What is right, by metric.
 RIGHT = {"top1": "{} pictures", "pixels": "the pixels of {} pictures"}
 
 _COST = ("activated", "stored", "multiply-adds")

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import io
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -13,10 +11,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.transforms import ScaledTranslation
 
-from vimoe.files import write_bytes
 from vimoe.report.figures import COLOURS
 
-FORMATS = ("png", "svg", "pdf")
 GREY = "#555555"
 # Points (1/72 inch) between two curves.
 _BESIDE = 7
@@ -157,13 +153,3 @@ def _colour(series: Series) -> Any:
     if series.shade is not None:
         return matplotlib.colormaps["viridis"](0.9 * series.shade)
     return GREY if series.colour is None else COLOURS[series.colour % len(COLOURS)]
-
-
-def save_figure(figure: Figure, path: Path) -> None:
-    """Write the figure as PNG, SVG and PDF: `path` with each of their suffixes, the same bytes for the same figure."""
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "vimoe"}):
-        for suffix in FORMATS:
-            buffer = io.BytesIO()
-            metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}[suffix]
-            figure.savefig(buffer, format=suffix, dpi=150, metadata=metadata)
-            write_bytes(path.with_name(f"{path.name}.{suffix}"), buffer.getvalue())

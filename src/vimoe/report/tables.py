@@ -9,6 +9,9 @@ from collections.abc import Mapping, Sequence
 from vimoe.report.arm import Arm
 from vimoe.vit.inspection import CostComparison
 
+# The figures that models are judged by, in the order in which they are looked for, as readers know them.
+METRICS = {"top1": "top-1 %", "miou": "mean IoU %", "pixels": "pixels right %"}
+
 
 def plain_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Columns aligned: the first to the left, the others to the right."""

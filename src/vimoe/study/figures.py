@@ -7,13 +7,13 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from matplotlib.figure import Figure
 
 from vimoe.report.study_figures import Panel, Series, panels_over_seeds
+from vimoe.report.tables import METRICS
 from vimoe.study.comparisons import share_training
 from vimoe.study.rows import StudyRow, by_setting
 
 # One label has one colour in all figures.
 DENSE, WIDE, PLANNED = "dense", "dense, equal activated parameters", "planned from all layers, recovered"
 _COLOURS = {"no shared expert": 1, "shared expert": 0, WIDE: 2, PLANNED: 3}
-_METRICS = {"top1": "top-1 %", "miou": "mean IoU %"}
 # By run, the figures of each epoch.
 Curves = Mapping[str, Sequence[Mapping[str, float]]]
 
@@ -24,7 +24,7 @@ def study_figures(rows: Sequence[StudyRow], curves: Curves) -> dict[str, Figure]
     if not moe:
         return {}
     metric = rows[0].metric
-    test = f"test {_METRICS.get(metric, metric)}"
+    test = f"test {METRICS.get(metric, metric)}"
     figures = {
         "accuracy_by_depth": _by_depth(rows, test),
         "accuracy_by_parameters": _by_cost(rows, "activated_params", 1e6, "activated parameters, millions", test),
@@ -152,7 +152,7 @@ def _training(rows: Sequence[StudyRow], curves: Curves, metric: str) -> Figure:
         ]
         for variant in _variants(moe)
     ]
-    return panels_over_seeds(grid, "epoch of the fine-tuning", f"val {_METRICS.get(metric, metric)}", dots=False)
+    return panels_over_seeds(grid, "epoch of the fine-tuning", f"val {METRICS.get(metric, metric)}", dots=False)
 
 
 def _panels(rows: Sequence[StudyRow], panel: Callable[[str, Sequence[StudyRow]], Panel]) -> list[list[Panel]]:

@@ -14,7 +14,7 @@ from vimoe.analysis.specialisation import specialisation
 from vimoe.errors import UserError
 from vimoe.files import write_text
 from vimoe.report.figures import routing_heatmaps
-from vimoe.report.study_figures import save_figure
+from vimoe.report.saving import save_figure
 from vimoe.study.comparisons import comparisons, spread
 from vimoe.study.figures import Curves, study_figures
 from vimoe.study.rows import read_study_rows
