@@ -60,3 +60,11 @@ def test_loads_are_stacked_to_the_whole() -> None:
     assert second == "0.00,0.00 100.00,0.00 100.00,0.00 0.00,75.00"
     assert "expert 0: 25% at first, 100% at last" in chart
     assert load_chart([[0.5, 0.5]]).count("<polygon") == 2
+
+
+@pytest.mark.parametrize("value", [0.0, 1.7161505196405493, 9.571530068500177, 1e3, -3.0])
+def test_a_single_value_has_an_axis_that_can_be_read(value: float) -> None:
+    svg = line_chart({"a": [(1, value)]}, "epoch", "loss")
+    labels = re.findall(r'text-anchor="end">([-\d.e+]+)<', svg)
+    assert len(set(labels)) == len(labels) >= 2
+    assert all(len(label) <= 7 for label in labels)

@@ -68,15 +68,18 @@ def line_chart(series: Mapping[str, Points], x_label: str, y_label: str, ordered
     """
     xs = [x for points in series.values() for x, _ in points]
     ys = [y for points in series.values() for _, y in points]
-    x_ticks, y_ticks = _ticks(min(xs), max(xs), 6, whole=True), _ticks(min(ys), max(ys), 5)
+    low, high = min(ys), max(ys)
+    if high - low <= 1e-6 * abs(high):  # one value, as a run of one epoch has it
+        low, high = low - max(1.0, 0.05 * abs(low)), high + max(1.0, 0.05 * abs(high))
+    x_ticks, y_ticks = _ticks(min(xs), max(xs), 6, whole=True), _ticks(low, high, 5)
     x_range = (min(xs), max(xs) if max(xs) > min(xs) else min(xs) + 1)
-    y_range = (min(y_ticks[0], min(ys)), max(y_ticks[-1], max(ys)))
+    y_range = (min(y_ticks[0], low), max(y_ticks[-1], high))
 
     def x_at(x: float) -> float:
         return LEFT + (WIDTH - LEFT - RIGHT) * (x - x_range[0]) / (x_range[1] - x_range[0])
 
     def y_at(y: float) -> float:
-        return HEIGHT - BOTTOM - (HEIGHT - BOTTOM - TOP - 14) * (y - y_range[0]) / (y_range[1] - y_range[0] or 1)
+        return HEIGHT - BOTTOM - (HEIGHT - BOTTOM - TOP - 14) * (y - y_range[0]) / (y_range[1] - y_range[0])
 
     parts = [
         Markup('<svg class="chart" viewBox="0 0 {} {}" role="img" aria-label="{}">').format(WIDTH, HEIGHT, y_label),
