@@ -2,6 +2,7 @@ from pathlib import Path
 
 import timm
 import torch
+from torch.nn import functional as F
 
 import vimoe
 from vimoe.study.result import experts_touched, read_result
@@ -24,6 +25,14 @@ def test_experts_touched_counts_the_experts_of_each_picture() -> None:
             expected[layer] += len(ids.unique())
     assert touched == {layer: total / 7 for layer, total in expected.items()}
     assert any(value > 1 for value in touched.values())
+
+
+def test_experts_touched_are_those_of_the_size_that_pictures_are_looked_at() -> None:
+    model = timm.create_model("vit_tiny_patch16_224", **ARGS | {"dynamic_img_size": True})
+    vimoe.upcycle(model, last=1, num_experts=4, routing="token")
+    large = [(torch.randn(1, 1, 16, 24), torch.zeros(1, dtype=torch.long))]
+    small = [(F.interpolate(large[0][0], (8, 12), mode="bilinear", antialias=True), large[0][1])]
+    assert experts_touched(model, large, "cpu", short_side=8) == experts_touched(model, small, "cpu")
 
 
 def test_a_run_without_a_result_has_none(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from vimoe.files import write_text
 from vimoe.tasks.classification import evaluating
 from vimoe.tasks.model import load_model
 from vimoe.tasks.segmenter import Segmenter
+from vimoe.tasks.windows import resized, view_size
 from vimoe.training.parallel import pick_device
 from vimoe.training.recipe import Recipe
 from vimoe.training.run import RunFolder
@@ -92,7 +93,7 @@ def measure(run: RunFolder, recipe: Recipe) -> Result:
     if config is not None:
         counts = _count(model, splits, recipe, device)
         counts.save(run.path / "routing" / "val.npz")
-        touched = experts_touched(model, _val(splits, recipe), device)
+        touched = experts_touched(model, _val(splits, recipe), device, recipe.short_side)
         result["routing_degree"] = config.routing_degree
         result["layers"] = {
             str(layer): asdict(specialisation(counts.layer(layer), SHUFFLES)) | {"experts_touched": touched[layer]}
@@ -101,14 +102,17 @@ def measure(run: RunFolder, recipe: Recipe) -> Result:
     return result
 
 
-def experts_touched(model: nn.Module, pictures: Iterable[tuple[Tensor, Tensor]], device: str) -> dict[int, float]:
+def experts_touched(
+    model: nn.Module, pictures: Iterable[tuple[Tensor, Tensor]], device: str, short_side: int | None = None
+) -> dict[int, float]:
     """How many experts of each layer a picture's tokens are sent to, mean over pictures (the paper's Table 6)."""
     layers = moe_layers(model)
     sums, seen = dict.fromkeys(layers, 0.0), 0
     with evaluating(model):
         for batch, _ in pictures:
+            height, width = batch.shape[-2:]
             with record_routing(model) as record:
-                model(batch.to(device))
+                model(resized(batch, *view_size(height, width, short_side)).to(device))
             for number, ids in record.expert_ids.items():
                 used = torch.zeros(len(batch), layers[number].experts.num_experts, dtype=torch.bool)
                 used.scatter_(1, ids.reshape(len(batch), -1), True)
