@@ -53,6 +53,26 @@ def test_the_legend_names_each_label_once_and_empty_places_are_hidden() -> None:
     assert [ax.get_visible() for ax in drawn.axes] == [True, True, True, False]
 
 
+def test_ragged_rows_of_panels_are_packed() -> None:
+    panel = Panel("a", [SERIES])
+    drawn = panels_over_seeds([[panel, panel, panel], [panel], [panel], [panel]], "x", "y")
+    assert [ax.get_visible() for ax in drawn.axes] == 6 * [True]
+
+
+@pytest.mark.parametrize("places", [(0, 1, 2, 4, 8, 12), (1, 2), (0, 1)])
+def test_curves_beside_each_other_stay_nearer_to_their_place_than_to_the_next(places: tuple[int, ...]) -> None:
+    series = [Series(str(i), [(x, [1.0]) for x in places], colour=i) for i in range(4)]
+    drawn = panels_over_seeds([[Panel("a", series)]], "x", "y")
+    drawn.draw_without_rendering()
+    ax = drawn.axes[0]
+    drawn_at = [
+        container.lines[0].get_transform().transform(container.lines[0].get_xydata()) for container in ax.containers
+    ]
+    for points in drawn_at:
+        shown = ax.transData.inverted().transform(points)[:, 0]
+        assert [round(x) for x in shown] == list(places)
+
+
 def test_curves_without_dots_are_plain_lines_on_an_axis_of_any_base() -> None:
     drawn = panels_over_seeds([[Panel("a", [SERIES])]], "x", "y", log_base=2, dots=False)
     ax = drawn.axes[0]

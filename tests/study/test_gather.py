@@ -17,6 +17,9 @@ def test_rows_curves_and_the_deepest_runs_counts_are_gathered(tmp_path: Path) ->
         (folder / name / "routing").mkdir(parents=True)
         (folder / name / "routing" / "val.npz").write_bytes(name.encode())
         (folder / name / "metrics.jsonl").write_text('{"epoch": 1, "val_top1": 50.0, "routing": {"0": {}}}\n')
+    some = {name: result for name, result in results.items() if "L2" not in name}
+    gather(runs, some, folder)
+    assert {path.name for path in (folder / "routing").iterdir()} == {"N2-L1.npz", "N2-L1-shared.npz"}
     gather(runs, results, folder)
     assert [row.run for row in read_study_rows(folder / "study.csv")] == list(results)
     with (folder / "curves.csv").open(newline="") as file:

@@ -79,8 +79,6 @@ def write_page(report: Report, path: Path) -> Path:
         `path`.
     """
     for name, figure in paper_figures(report).items():
-        figure.draw_without_rendering()
-        figure.set_layout_engine("none")  # laid out once, not again for each format
         save_figure(figure, path.parent / "figures" / name)
     write_text(path, page(report))
     return path

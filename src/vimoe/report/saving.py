@@ -15,6 +15,8 @@ FORMATS = ("png", "svg", "pdf")
 
 def save_figure(figure: Figure, path: Path) -> None:
     """Write the figure as PNG, SVG and PDF: `path` with each of their suffixes; text stays text in the SVG."""
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # laid out once, not again for each format
     with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "vimoe"}):
         for suffix in FORMATS:
             buffer = io.BytesIO()

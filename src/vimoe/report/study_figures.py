@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,8 @@ from vimoe.report.figures import COLOURS
 GREY = "#555555"
 # Points (1/72 inch) between two curves.
 _BESIDE = 7
+# Of a panel between its outermost places, about.
+_WIDTH = 170
 _MOST_TICKS = 13
 
 
@@ -69,17 +72,22 @@ def panels_over_seeds(
     another; dots stand a little to the right of their mean.
 
     Args:
-        panels: Rows of panels; rows may differ in length.
+        panels: Rows of panels; where they differ in length, the panels follow each other in lines of the longest.
         x_label: Below.
         y_label: To the left.
         log_base: Base of a logarithmic x axis, None for a linear one.
         dots: Whether seeds and bars are drawn; without them only the means.
     """
     columns = max(len(row) for row in panels)
+    if any(len(row) < columns for row in panels):  # ragged: no row keeps a line to itself
+        flat = [panel for row in panels for panel in row]
+        panels = [flat[i : i + columns] for i in range(0, len(flat), columns)]
     figure = Figure(figsize=(1.0 + 3.3 * columns, 0.9 + 2.6 * len(panels)), layout="constrained")
     axes = figure.subplots(len(panels), columns, squeeze=False, sharex=True, sharey=True)
     places = sorted({x for row in panels for panel in row for series in panel.series for x, _ in series.points})
     few = log_base is None and len(places) <= _MOST_TICKS and all(float(x).is_integer() for x in places)
+    most = max((len(panel.series) for row in panels for panel in row), default=0)
+    beside = _beside(places, most) if few else 0.0
     handles: dict[str, Any] = {}
     for row, row_axes in zip(panels, axes, strict=True):
         for ax in row_axes[len(row) :]:
@@ -90,7 +98,7 @@ def panels_over_seeds(
             elif few:
                 ax.set_xticks(places)
             ax.margins(x=0.08)
-            handles |= _draw(ax, panel, _BESIDE if few else 0, dots)
+            handles |= _draw(ax, panel, beside, dots)
             ax.spines[["top", "right"]].set_visible(False)
             ax.tick_params(labelsize=8, labelbottom=True)
     figure.supxlabel(x_label, fontsize=9)
@@ -129,13 +137,21 @@ def _draw(ax: Any, panel: Panel, beside: float, dots: bool) -> dict[str, Any]:
             **style,
         )
         seeds = [(x, value) for x, values in points for value in values]
-        where = _shifted(ax, shift + _BESIDE / 2)
+        where = _shifted(ax, shift + (beside or _BESIDE) / 2)
         ax.scatter(*zip(*seeds, strict=True), s=9, color=_colour(series), linewidth=0, transform=where)
         # What is moved does not count for the axes' range, so that they are told.
         bars = [(x, mean + sign * std) for x, mean, std in zip(places, means, stds, strict=True) for sign in (-1, 1)]
         ax.update_datalim([*seeds, *bars])
     ax.autoscale_view()
     return handles
+
+
+def _beside(places: Sequence[float], curves: int) -> float:
+    """Points between two curves, so that all of a place stay nearer to it than to the next."""
+    if len(places) < 2 or curves < 2:
+        return _BESIDE
+    gap = min(b - a for a, b in itertools.pairwise(places)) / (places[-1] - places[0])
+    return min(_BESIDE, 0.6 * gap * _WIDTH / (curves - 1))
 
 
 def _shifted(ax: Any, points: float) -> Any:

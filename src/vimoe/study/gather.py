@@ -31,10 +31,12 @@ def gather(runs: Sequence[PlannedRun], results: Mapping[str, Result], folder: Pa
     rows = study_rows(runs, results)
     write_study(rows, folder / "study.csv")
     _write_curves(rows, folder)
-    for row in deepest(rows):
-        if row.seed == rows[0].seed:
-            counts = (folder / row.run / "routing" / "val.npz").read_bytes()
-            write_bytes(folder / "routing" / f"{row.setting}.npz", counts)
+    shown = {row.setting: row for row in deepest(rows) if row.seed == rows[0].seed}
+    for setting, row in shown.items():
+        write_bytes(folder / "routing" / f"{setting}.npz", (folder / row.run / "routing" / "val.npz").read_bytes())
+    for path in (folder / "routing").glob("*.npz"):
+        if path.stem not in shown:  # it had the most MoE layers when fewer runs were done
+            path.unlink()
 
 
 def _write_curves(rows: Sequence[StudyRow], folder: Path) -> None:
