@@ -126,7 +126,7 @@ def crossed(picture: Path, mask: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "line"),
     [
-        (lambda picture, mask: mask.write_text("no mask"), "000.png cannot be read as a mask"),
+        (lambda picture, mask: mask.write_text("no mask"), "000.png is no picture that can be read"),
         (lambda picture, mask: picture.write_bytes(b""), "000.jpg is no picture that can be read"),
         (lambda picture, mask: Image.new("RGB", (28, 20)).save(mask), "000.png cannot be read as a mask: it is RGB"),
         (lambda picture, mask: Image.new("L", (28, 20), 9).save(mask), "000.png holds the value 9, which is no class"),

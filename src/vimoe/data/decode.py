@@ -8,6 +8,8 @@ more pixels than Pillow's limit against decompression bombs.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -28,19 +30,34 @@ def read_picture(path: Path) -> Image.Image:
     Raises:
         BrokenPictureError: The file cannot be used.
     """
+    with opened(path) as picture:
+        return _to_rgb(ImageOps.exif_transpose(picture))
+
+
+@contextmanager
+def opened(path: Path, kind: str = "") -> Iterator[Image.Image]:
+    """A picture file, open; whatever goes wrong while it is, is told in one line.
+
+    Args:
+        path: The file.
+        kind: Behind `cannot be read` in that line, such as ` as a mask`.
+
+    Raises:
+        BrokenPictureError: The file cannot be used.
+    """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # odd metadata is no reason to refuse or to talk
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path) as picture:
-                return _to_rgb(ImageOps.exif_transpose(picture))
+                yield picture
     except UnidentifiedImageError as error:
         raise BrokenPictureError(f"{path} is no picture that can be read") from error
     except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
         raise BrokenPictureError(f"{path} has more pixels than is safe to decode") from error
     except Exception as error:  # a damaged file makes decoders raise anything
         reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise BrokenPictureError(f"{path} cannot be read: {' '.join(reason.split())}") from error
+        raise BrokenPictureError(f"{path} cannot be read{kind}: {' '.join(reason.split())}") from error
 
 
 def _to_rgb(picture: Image.Image) -> Image.Image:

@@ -7,7 +7,6 @@ cannot be opened or read to its end. A mask without a labelled pixel is used: it
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from vimoe.data.decode import BrokenPictureError
+from vimoe.data.decode import BrokenPictureError, opened
 
 # The label of a pixel that counts nowhere, neither in the loss nor in a figure of merit.
 IGNORE = 255
@@ -30,15 +29,8 @@ def read_mask(path: Path, num_classes: int, reduce_zero_label: bool) -> Tensor:
     Raises:
         BrokenPictureError: The file cannot be used.
     """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as picture:
-                values = _values(picture)
-    except Exception as error:  # a damaged file makes decoders raise anything
-        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
-        raise BrokenPictureError(f"{path} cannot be read as a mask: {' '.join(reason.split())}") from error
+    with opened(path, " as a mask") as picture:
+        values = _values(picture)
     labels, wrong = labels_of(values, num_classes, reduce_zero_label)
     if wrong is not None:
         legal = f"1 to {num_classes}, 0" if reduce_zero_label else f"0 to {num_classes - 1}, {IGNORE}"
