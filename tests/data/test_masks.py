@@ -116,5 +116,5 @@ def test_unreadable_and_cut_off_and_decimal_files_are_one_line(tmp_path: Path) -
     cut.write_bytes(whole[: len(whole) // 2])
     decimal = saved(tmp_path / "m.tif", Image.fromarray(np.zeros((2, 2), dtype=np.float32)))
     for file in (text, cut, decimal, tmp_path / "nowhere.png"):
-        with pytest.raises(BrokenPictureError, match="cannot be read as a mask|is no picture that can be read"):
+        with pytest.raises(BrokenPictureError, match=r"cannot be read as a mask|is no picture that can be read"):
             read_mask(file, 3, True)
