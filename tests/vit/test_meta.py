@@ -72,6 +72,15 @@ def test_the_input_shape_is_what_the_model_was_made_for() -> None:
     assert input_shape(make("vit_small_patch14_dinov2", img_size=28)) == (3, 28, 28)
 
 
+def test_a_model_of_any_size_is_asked_for_whole_patches() -> None:
+    cfg = {"input_size": (3, 30, 29)}  # as a segmentation recipe notes its crops
+    args = {"img_size": 30, "depth": 2, "embed_dim": 32, "num_heads": 2, "dynamic_img_size": True}
+    model = timm.create_model("vit_small_patch14_dinov2", pretrained_cfg_overlay=cfg, **args)
+    assert input_shape(model) == (3, 42, 42)
+    assert vimoe.upcycle(model, routing="token", num_experts=2) is model
+    assert vimoe.cost(model).macs > 0
+
+
 def test_the_input_shape_follows_a_resize() -> None:
     model = make()
     model.set_input_size(img_size=(64, 48))

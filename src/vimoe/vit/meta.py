@@ -46,10 +46,13 @@ def meta_clone(model: nn.Module) -> nn.Module:
 
 
 def input_shape(vit: nn.Module) -> tuple[int, int, int]:
-    """Channels, height and width that a timm ViT was made for."""
+    """Channels, height and width that a timm ViT was made for, in whole patches where it takes any size."""
     channels, height, width = get_model_input_config(vit)["input_size"]
     if not getattr(vit, "pretrained_cfg", None):  # made from timm's class and not by timm.create_model
         height, width = getattr(vit.patch_embed, "img_size", None) or (height, width)
+    if getattr(vit, "dynamic_img_size", False):
+        rows, columns = vit.patch_embed.patch_size  # type: ignore[union-attr,misc]
+        height, width = height + -height % rows, width + -width % columns
     return channels, height, width
 
 
