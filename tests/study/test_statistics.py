@@ -26,9 +26,12 @@ def test_one_seed_gives_a_mean_and_no_interval() -> None:
     assert math.isnan(result.p_value)
 
 
-def test_differences_without_spread_are_certain() -> None:
-    assert paired([0.0, 0.0]).p_value == 1.0
-    assert paired([0.25, 0.25]).p_value == 0.0
+def test_differences_without_spread_say_nothing() -> None:
+    for differences in ([0.0, 0.0], [100 / 360] * 3, [97.5 - 97.2, 98.5 - 98.2, 99.5 - 99.2]):
+        found = paired(differences)
+        assert found.std == 0.0
+        assert all(math.isnan(value) for value in (found.low, found.high, found.p_value))
+    assert not math.isnan(paired([0.0, 0.001]).p_value)
 
 
 @pytest.mark.parametrize(("effect", "n"), [(1.0, 10), (0.5, 34), (0.8, 15)])
@@ -57,7 +60,7 @@ def test_the_smallest_difference_grows_with_the_spread_and_shrinks_with_the_seed
 def test_what_cannot_be_told_is_infinite() -> None:
     assert smallest_difference(1.0, 1) == math.inf
     assert smallest_difference(math.nan, 5) == math.inf
-    assert smallest_difference(0.0, 3) == 0.0
+    assert smallest_difference(0.0, 3) == math.inf
 
 
 def test_seeds_needed_is_the_inverse_of_the_smallest_difference() -> None:

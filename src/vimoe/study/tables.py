@@ -116,7 +116,7 @@ def comparisons_table(found: Sequence[Comparison], metric: str) -> Table:
     cells = []
     for comparison, p_holm in zip(found, adjusted(found), strict=True):
         result = comparison.paired
-        interval = f"{result.low:+.2f} to {result.high:+.2f}" if result.n > 1 else "-"
+        interval = "-" if math.isnan(result.low) else f"{result.low:+.2f} to {result.high:+.2f}"
         cells.append(
             [
                 *(comparison.question, comparison.one, comparison.other, str(result.n), f"{result.mean:+.2f}"),
