@@ -99,7 +99,7 @@ def test_a_study_is_run_once_and_ends_in_tables_and_figures(
     assert "4 runs, 4 done" in dry_run(tiny, 1)
 
     monkeypatch.setattr(saving, "FORMATS", ("svg",))
-    assert publish(tiny.output) == "One seed tells nothing about the spread between seeds."
+    assert publish(tiny.output) == "One seed, or seeds that all agree, tell nothing about the spread between seeds."
     assert [row.run for row in read_study_rows(tiny.output / "study.csv")] == RUNS
     assert "N2-L2-shared | dense" in (tiny.output / "tables" / "comparisons.md").read_text()
     figures = {path.name: path.read_bytes() for path in (tiny.output / "figures").iterdir()}

@@ -53,4 +53,8 @@ def test_one_seed_is_told_to_say_nothing() -> None:
     table = comparisons_table(comparisons(rows), "top1")
     cells = dict(zip(table.header, table.rows[0], strict=True))
     assert (cells["95 % interval"], cells["p"], cells["findable"]) == ("-", "-", "-")
-    assert table.notes[-1] == power_line(float("nan")) == "One seed tells nothing about the spread between seeds."
+    assert (
+        table.notes[-1]
+        == power_line(float("nan"))
+        == "One seed, or seeds that all agree, tell nothing about the spread between seeds."
+    )

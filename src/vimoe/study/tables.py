@@ -135,8 +135,8 @@ def comparisons_table(found: Sequence[Comparison], metric: str) -> Table:
 
 def power_line(std: float) -> str:
     """What numbers of seeds can tell at this spread of paired differences, in one line."""
-    if math.isnan(std):
-        return "One seed tells nothing about the spread between seeds."
+    if not std > 0:
+        return "One seed, or seeds that all agree, tell nothing about the spread between seeds."
     told = ", ".join(f"{n} seeds {smallest_difference(std, n):.2f}" for n in (3, 5, 10, 20))
     return (
         f"Paired differences spread by {std:.2f} between seeds (pooled over all comparisons of two settings); "
