@@ -7,6 +7,7 @@ from tests.report.test_results import STATES
 from tests.training.tiny import recipe
 from vimoe.analysis.of_run import analyse_run, write_plan
 from vimoe.data.digits import digits
+from vimoe.data.scenes import digit_scenes
 from vimoe.errors import UserError
 from vimoe.report.of_run import MAPS, analysis_report, pruning_report
 from vimoe.report.page import page
@@ -68,6 +69,8 @@ def test_a_segmentation_run_is_reported_with_its_expert_maps(tmp_path: Path) -> 
     report = analysis_report(run.path, "vimoe analyze scenes")
     assert len(report.maps) == MAPS
     assert report.maps[0].experts[1].shape == (4, 4)
+    masks = [digit_scenes().val[place][1] for place in range(0, 200, 200 // MAPS)]  # from all over the split
+    assert all((one.classes == mask.numpy()).all() for one, mask in zip(report.maps, masks, strict=False))
     assert report.tables[0].header[1] == "pixels right % (95 %)"
     html = page(report)
     assert "Where the patches go" in html

@@ -14,6 +14,7 @@ from vimoe.analysis.held_out import held_out
 from vimoe.analysis.of_run import read_plan, run_pictures
 from vimoe.analysis.patches import ExpertMap, expert_map
 from vimoe.analysis.result import Analysis
+from vimoe.data.splits import Splits
 from vimoe.report.gallery import gallery_places, thumbnails
 from vimoe.report.page import Report
 from vimoe.report.results import State, plan_conclusion, plan_table, pruning_conclusion, pruning_table
@@ -63,7 +64,7 @@ def analysis_report(path: Path, command: str, dataset: str | None = None, data_d
         command=command,
         tables=[plan_table(analysis, plan, before, after)],
         pictures=thumbnails(seen.batches(), gallery_places(analysis), splits.mean, splits.std),
-        maps=_maps(model, seen.batches(), splits.mean, splits.std) if isinstance(model, Segmenter) else (),
+        maps=_maps(model, seen.batches(), analysis.pictures, splits) if isinstance(model, Segmenter) else (),
     )
 
 
@@ -106,8 +107,8 @@ def pruning_report(
     )
 
 
-def _maps(
-    model: Segmenter, batches: Iterable[tuple[Tensor, Tensor]], mean: Sequence[float], std: Sequence[float]
-) -> list[ExpertMap]:
-    pairs = ((picture, mask) for pictures, masks in batches for picture, mask in zip(pictures, masks, strict=True))
-    return [expert_map(model, picture, mask, mean, std) for picture, mask in islice(pairs, MAPS)]
+def _maps(model: Segmenter, batches: Iterable[tuple[Tensor, Tensor]], pictures: int, splits: Splits) -> list[ExpertMap]:
+    """Of pictures from all over the split: neighbours are often frames of one film."""
+    pairs = (pair for batch in batches for pair in zip(*batch, strict=True))
+    shown = islice(pairs, 0, None, max(1, pictures // MAPS))
+    return [expert_map(model, picture, mask, splits.mean, splits.std) for picture, mask in islice(shown, MAPS)]
