@@ -50,13 +50,17 @@ def test_all_that_is_drawn_lies_within_the_common_axes() -> None:
 def test_the_legend_names_each_label_once_and_empty_places_are_hidden() -> None:
     drawn = figure()
     assert [text.get_text() for text in drawn.legends[0].get_texts()] == ["level", "with", "without", "shaded"]
-    assert [ax.get_visible() for ax in drawn.axes] == [True, True, True, False]
+    panel = Panel("a", [SERIES])
+    wide = panels_over_seeds([[panel, panel, panel], [panel]], "x", "y")
+    assert [ax.get_visible() for ax in wide.axes] == [True, True, True, True, False, False]
 
 
 def test_ragged_rows_of_panels_are_packed() -> None:
     panel = Panel("a", [SERIES])
     drawn = panels_over_seeds([[panel, panel, panel], [panel], [panel], [panel]], "x", "y")
     assert [ax.get_visible() for ax in drawn.axes] == 6 * [True]
+    column = panels_over_seeds([[panel], [panel], [panel]], "x", "y")
+    assert {ax.get_subplotspec().get_topmost_subplotspec().get_gridspec().nrows for ax in column.axes} == {1}
 
 
 @pytest.mark.parametrize("places", [(0, 1, 2, 4, 8, 12), (1, 2), (0, 1)])

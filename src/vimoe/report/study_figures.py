@@ -20,6 +20,8 @@ _BESIDE = 7
 # Of a panel between its outermost places, about.
 _WIDTH = 170
 _MOST_TICKS = 13
+# Panels in a line, where rows of them say nothing.
+_SIDE_BY_SIDE = 3
 
 
 @dataclass(frozen=True)
@@ -72,15 +74,16 @@ def panels_over_seeds(
     another; dots stand a little to the right of their mean.
 
     Args:
-        panels: Rows of panels; where they differ in length, the panels follow each other in lines of the longest.
+        panels: Rows of panels; where these differ in length or hold one each, the panels follow each other in lines.
         x_label: Below.
         y_label: To the left.
         log_base: Base of a logarithmic x axis, None for a linear one.
         dots: Whether seeds and bars are drawn; without them only the means.
     """
     columns = max(len(row) for row in panels)
-    if any(len(row) < columns for row in panels):  # ragged: no row keeps a line to itself
+    if columns == 1 or any(len(row) < columns for row in panels):  # no panel keeps a line to itself
         flat = [panel for row in panels for panel in row]
+        columns = min(len(flat), max(columns, _SIDE_BY_SIDE))
         panels = [flat[i : i + columns] for i in range(0, len(flat), columns)]
     figure = Figure(figsize=(1.0 + 3.3 * columns, 0.9 + 2.6 * len(panels)), layout="constrained")
     axes = figure.subplots(len(panels), columns, squeeze=False, sharex=True, sharey=True)
