@@ -6,7 +6,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from vimoe.study.plan import MOE_FIELDS, PLANNED
+from vimoe.study.plan import MOE_FIELDS
 from vimoe.study.rows import StudyRow, by_setting
 from vimoe.study.statistics import Paired, holm, paired, pooled_std
 
@@ -121,14 +121,21 @@ def _deepest_against_best(settings: Mapping[str, Sequence[StudyRow]]) -> Iterato
             curve = f"N = {row.recipe['num_experts']}, {_family(row)}"
             curves.setdefault(curve, {})[row.recipe["last"]] = name
     for curve, by_last in curves.items():
-        best = best_on_val(by_last, settings)
+        best = _best_on_val(by_last, settings)
         if by_last[max(by_last)] != best:
             yield f"{curve}: most layers against the best L on val", by_last[max(by_last)], best
 
 
-def sweep(planned: str, settings: Mapping[str, Sequence[StudyRow]]) -> dict[int, str]:
-    """By L, the settings that one planned run stands for: what differs from its origin in L alone, dense for 0."""
-    origin = settings[planned.removesuffix(f"-{PLANNED}")][0]
+def sweeps(settings: Mapping[str, Sequence[StudyRow]]) -> Iterator[tuple[str, dict[int, str], str]]:
+    """Every planned setting, by L the settings that it stands for, and which of these is best on validation."""
+    for name, (row, *_) in settings.items():
+        if row.kind == "planned":
+            by_last = _sweep(settings[row.origin][0], settings)
+            yield name, by_last, _best_on_val(by_last, settings)
+
+
+def _sweep(origin: StudyRow, settings: Mapping[str, Sequence[StudyRow]]) -> dict[int, str]:
+    """By L, the settings that differ from this one in L alone, dense for 0."""
     found: dict[int, str] = {}
     for name, (row, *_) in settings.items():
         if row.kind == "moe" and _differ_in(row, origin) <= {"last"}:
@@ -138,18 +145,15 @@ def sweep(planned: str, settings: Mapping[str, Sequence[StudyRow]]) -> dict[int,
     return dict(sorted(found.items()))
 
 
-def best_on_val(by_last: Mapping[int, str], settings: Mapping[str, Sequence[StudyRow]]) -> str:
+def _best_on_val(by_last: Mapping[int, str], settings: Mapping[str, Sequence[StudyRow]]) -> str:
     """The setting with the best mean on the validation split."""
     return max(by_last.values(), key=lambda name: sum(row.val for row in settings[name]) / len(settings[name]))
 
 
 def _planned_against_sweep(settings: Mapping[str, Sequence[StudyRow]]) -> Iterator[tuple[str, str, str]]:
-    for name, same in settings.items():
-        if same[0].kind != "planned":
-            continue
-        by_last = sweep(name, settings)
+    for name, by_last, best in sweeps(settings):
         yield from (("planned against each L of the sweep", name, other) for other in by_last.values())
-        yield "planned against the best L on val", name, best_on_val(by_last, settings)
+        yield "planned against the best L on val", name, best
 
 
 def _one_key_apart(first: Mapping[str, StudyRow]) -> Iterator[tuple[str, str, str]]:

@@ -190,10 +190,10 @@ def _planned(
     rows: Sequence[StudyRow], here: Sequence[StudyRow], place: Callable[[StudyRow], float]
 ) -> Iterator[Series]:
     """What plans made of the runs `here`, each where it came to lie."""
-    names = {row.run for row in here}
+    origins = {(row.seed, row.setting) for row in here}
     points: dict[float, list[float]] = {}
     for row in rows:
-        if row.kind == "planned" and row.run.rpartition("-")[0] in names:
+        if row.kind == "planned" and (row.seed, row.origin) in origins:
             points.setdefault(place(row), []).append(row.test)
     if points:
         yield Series(PLANNED, sorted(points.items()), line=False, colour=_COLOURS[PLANNED])

@@ -79,14 +79,13 @@ def plan_runs(study: Study) -> list[PlannedRun]:
             if usual is not None and first is not None:
                 other = _differences(first, usual)
                 name = "-".join([START, *other]), "-".join(other)
-                start = _planned(study, name, replace(first, seed=seed), arm, None, runs)
+                start = _noted(study, name, replace(first, seed=seed), arm, None, runs)
                 needs = start.name
                 recipe = replace(recipe, initial_checkpoint=str(Path(start.recipe.output) / "model"))
-            _planned(study, named, recipe, arm, needs, runs)
+            _noted(study, named, recipe, arm, needs, runs)
     for seed in study.seeds:
         for setting in study.planned:
-            run = _by_its_plan(study, seed, setting, runs)
-            runs[run.name] = run
+            _note_by_plan(study, seed, setting, runs)
     return sorted(runs.values(), key=lambda run: (study.seeds.index(run.recipe.seed), not is_start(run)))
 
 
@@ -126,11 +125,17 @@ def is_start(run: PlannedRun) -> bool:
     return run.setting.split("-")[0] == START
 
 
-def _planned(
-    study: Study, named: tuple[str, str], recipe: Recipe, arm: str, needs: str | None, runs: dict[str, PlannedRun]
+def _noted(
+    study: Study,
+    named: tuple[str, str],
+    recipe: Recipe,
+    arm: str,
+    needs: str | None,
+    runs: dict[str, PlannedRun],
+    recovers: int = 0,
 ) -> PlannedRun:
     """The run of this name and seed, noted down as one that `arm` asks for."""
-    run = PlannedRun(*named, recipe, (arm,), needs)
+    run = PlannedRun(*named, recipe, (arm,), needs, recovers)
     run = replace(run, recipe=replace(recipe, output=str(study.output / run.name)))
     known = runs.get(run.name)
     if known is not None:
@@ -140,7 +145,8 @@ def _planned(
     return run
 
 
-def _by_its_plan(study: Study, seed: int, setting: str, runs: Mapping[str, PlannedRun]) -> PlannedRun:
+def _note_by_plan(study: Study, seed: int, setting: str, runs: dict[str, PlannedRun]) -> None:
+    """Note down what the plan makes of a run that is noted down."""
     run = runs.get(f"seed{seed}/{setting}")
     if run is None or run.recipe.last == 0 or run.recipe.baseline:
         there = dict.fromkeys(each.setting for each in runs.values() if each.recipe.last and not each.recipe.baseline)
@@ -148,9 +154,9 @@ def _by_its_plan(study: Study, seed: int, setting: str, runs: Mapping[str, Plann
         hint = f"did you mean {near[0]!r}?" if near else f"there is {', '.join(there) or 'none'}"
         raise UserError(f"planned: {setting!r} is no setting with MoE layers of this study; {hint}")
     named = f"{setting}-{PLANNED}", "-".join(filter(None, (run.variant, PLANNED)))
-    after = PlannedRun(*named, run.recipe, (PLANNED,), run.name, recovery_epochs(run.recipe))
-    epochs = run.recipe.epochs + after.recovers
-    return replace(after, recipe=replace(run.recipe, epochs=epochs, output=str(study.output / after.name)))
+    epochs = recovery_epochs(run.recipe)
+    recipe = replace(run.recipe, epochs=run.recipe.epochs + epochs)
+    _noted(study, named, recipe, PLANNED, run.name, runs, recovers=epochs)
 
 
 def _canonical(recipe: Recipe) -> Recipe:

@@ -51,10 +51,9 @@ def run_to_result(recipe: Recipe) -> Result:
 
 
 def keep_result(run: RunFolder, result: Result) -> Result:
-    """Write a run's result into its folder, and remove what is of no use any more."""
+    """Remove what is of no use to a finished run, then write its result, so that no run with one is left uncleared."""
+    shutil.rmtree(run.checkpoints, ignore_errors=True)  # several times the size of its model
     write_text(run.path / FILE, json.dumps(result, indent=1) + "\n")
-    # Several times the size of the model.
-    shutil.rmtree(run.path / "checkpoints", ignore_errors=True)
     return result
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from vimoe.errors import UserError
 from vimoe.files import write_text
-from vimoe.study.plan import PlannedRun, differing_fields, is_start
+from vimoe.study.plan import PLANNED, PlannedRun, differing_fields, is_start
 
 # Recipe keys that every study tells, whether they vary or not.
 _ALWAYS = ("last", "num_experts", "top_k", "shared_expert", "routing", "preset", "baseline", "epochs")
@@ -53,6 +53,11 @@ class StudyRow:
     information: dict[int, float]
     max_load: dict[int, float]
     touched: dict[int, float]
+
+    @property
+    def origin(self) -> str:
+        """The setting of the run that a planned one was made of."""
+        return self.setting.removesuffix(f"-{PLANNED}")
 
     @property
     def test(self) -> float:

@@ -10,8 +10,7 @@ import numpy as np
 
 from vimoe.report.study_figures import mean_and_std
 from vimoe.report.tables import csv_table, giga_macs, millions
-from vimoe.study.comparisons import Comparison, adjusted, best_on_val, spread, sweep
-from vimoe.study.plan import PLANNED
+from vimoe.study.comparisons import Comparison, adjusted, spread, sweeps
 from vimoe.study.rows import StudyRow, by_setting
 from vimoe.study.statistics import smallest_difference
 
@@ -82,14 +81,10 @@ def planned_table(rows: Sequence[StudyRow]) -> Table:
     """Every run that was analysed, pruned and recovered, beside the sweep over L that it stands for."""
     settings = by_setting(rows)
     cells = []
-    for setting, same in settings.items():
-        if same[0].kind != "planned":
-            continue
-        by_last = sweep(setting, settings)
-        best = best_on_val(by_last, settings)
-        for row in same:
+    for setting, by_last, best in sweeps(settings):
+        for row in settings[setting]:
             by_name = {each.setting: each for each in rows if each.seed == row.seed}
-            origin, chosen = by_name[setting.removesuffix(f"-{PLANNED}")], by_name.get(best)
+            origin, chosen = by_name[row.origin], by_name.get(best)
             swept = [by_name.get(name) for last, name in by_last.items() if last]
             kept = ", ".join(str(block) for block in sorted(row.information)) or "none"
             cells.append(
