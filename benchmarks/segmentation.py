@@ -6,7 +6,7 @@ of that block is as wide as the shared and the chosen expert together, so that b
 
     python benchmarks/segmentation.py                          # a small ViT on the CPU
     python benchmarks/segmentation.py --device cuda --model vit_small_patch14_dinov2 --size 518 --batch 16 --dtype bf16
-    python benchmarks/segmentation.py --windows --side 1024    # pictures a second and peak memory
+    python benchmarks/segmentation.py --windows --side 1024    # images a second and peak memory
 """
 
 from __future__ import annotations
@@ -51,11 +51,11 @@ def clock(device: str) -> float:
     return time.perf_counter()
 
 
-def step(model: nn.Module, optimizer: torch.optim.Optimizer, pictures: Any, masks: Any, args: Any) -> float:
+def step(model: nn.Module, optimizer: torch.optim.Optimizer, images: Any, masks: Any, args: Any) -> float:
     """Seconds of forward, loss (with the balance loss where there is one), backward and update."""
     start = clock(args.device)
     with torch.autocast(args.device, DTYPES[args.dtype], enabled=args.dtype != "fp32"):
-        loss = Segmentation(CLASSES).loss(model(pictures), masks)
+        loss = Segmentation(CLASSES).loss(model(images), masks)
         if moe_layers(model):
             loss = loss + 0.01 * vimoe.balance_loss(model)
     loss.backward()
@@ -67,25 +67,25 @@ def step(model: nn.Module, optimizer: torch.optim.Optimizer, pictures: Any, mask
 def training_steps(args: Any) -> None:
     models = {kind: segmenter(args, kind).train() for kind in ("dense", "vimoe")}
     optimizers = {kind: torch.optim.AdamW(model.parameters(), 1e-4, fused=True) for kind, model in models.items()}
-    pictures = torch.randn(args.batch, 3, args.size, args.size, device=args.device)
+    images = torch.randn(args.batch, 3, args.size, args.size, device=args.device)
     masks = torch.randint(0, CLASSES, (args.batch, args.size, args.size), device=args.device)
     seconds: dict[str, list[float]] = {kind: [] for kind in models}
     for _ in range(args.rounds + 2):
         for kind, model in models.items():
-            seconds[kind].append(step(model, optimizers[kind], pictures, masks, args))
+            seconds[kind].append(step(model, optimizers[kind], images, masks, args))
     seconds = {kind: values[2:] for kind, values in seconds.items()}
     for kind, model in models.items():
         macs = cost(model, args.size).macs / 1e9
         ratio = sorted(a / b for a, b in zip(seconds[kind], seconds["dense"], strict=True))
         low, high = ratio[len(ratio) // 4], ratio[-len(ratio) // 4 - 1]
         print(
-            f"{kind:6} {macs:8.3f} GMAC a picture {1000 * statistics.median(seconds[kind]):9.1f} ms a step  "
+            f"{kind:6} {macs:8.3f} GMAC an image {1000 * statistics.median(seconds[kind]):9.1f} ms a step  "
             f"ratio {statistics.median(ratio):.3f} ({low:.3f} to {high:.3f})"
         )
 
 
 def windows(args: Any) -> None:
-    picture = torch.randn(1, 3, args.side, args.side, device=args.device)
+    image = torch.randn(1, 3, args.side, args.side, device=args.device)
     model = segmenter(args, "vimoe").eval()
     for batch in args.window_batches:
         view = View(window=args.size, stride=args.size * 2 // 3, batch=batch)
@@ -95,12 +95,12 @@ def windows(args: Any) -> None:
         with torch.no_grad(), torch.autocast(args.device, DTYPES[args.dtype], enabled=args.dtype != "fp32"):
             for _ in range(args.rounds + 1):
                 start = clock(args.device)
-                probabilities(model, picture, view).argmax(1)
+                probabilities(model, image, view).argmax(1)
                 seconds.append(clock(args.device) - start)
         peak = torch.cuda.max_memory_allocated() / 2**20 if args.device == "cuda" else whole_process_peak()
         speed = 1 / statistics.median(seconds[1:])
         print(
-            f"{args.side} px, windows of {args.size} in batches of {batch}: {speed:.2f} pictures/s, {peak:.0f} MiB peak"
+            f"{args.side} px, windows of {args.size} in batches of {batch}: {speed:.2f} images/s, {peak:.0f} MiB peak"
         )
 
 
@@ -120,7 +120,7 @@ def parse(arguments: list[str] | None = None) -> Any:
     parser.add_argument("--num-experts", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--windows", action="store_true", help="sliding-window evaluation instead of training steps")
-    parser.add_argument("--side", type=int, default=1024, help="pixels of the evaluated picture")
+    parser.add_argument("--side", type=int, default=1024, help="pixels of the evaluated image")
     parser.add_argument("--window-batches", type=int, nargs="+", default=[8])
     return parser.parse_args(arguments)
 

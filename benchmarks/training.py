@@ -2,11 +2,11 @@
 
 Three comparisons, each between contenders that take turns in every round; ratios are of the same round.
 
-    python benchmarks/training.py --data-dir PICTURES      # the command against a bare loop on the same pictures
+    python benchmarks/training.py --data-dir IMAGES      # the command against a bare loop on the same images
     python benchmarks/training.py --steps                  # a step of a ViMoE against a dense model of equal MACs
     python benchmarks/training.py --memory                 # peak memory after 100 and after 1,100 steps
 
-PICTURES holds train/CLASS and val/CLASS, on a CPU a few hundred pictures: all are shown once a round. On a GPU add
+IMAGES holds train/CLASS and val/CLASS, on a CPU a few hundred images: all are shown once a round. On a GPU add
 `--device cuda --model vit_small_patch14_dinov2 --amp`.
 """
 
@@ -70,9 +70,9 @@ def bare_loop(recipe: Recipe) -> dict[str, float]:
     schedule, _ = create_scheduler_v2(optimizer, num_epochs=1, step_on_epochs=False, updates_per_epoch=len(loader))
     amp = torch.autocast(device.split(":")[0], torch.bfloat16, enabled=recipe.amp)
     seen, trained = 0, time.perf_counter()
-    for step, (pictures, labels) in enumerate(loader):
+    for step, (images, labels) in enumerate(loader):
         with amp:
-            loss = F.cross_entropy(model(pictures.to(device)).float(), labels.to(device), label_smoothing=0.1)
+            loss = F.cross_entropy(model(images.to(device)).float(), labels.to(device), label_smoothing=0.1)
         if not loss.isfinite():
             raise SystemExit("the loss is not finite")
         loss.backward()
@@ -85,15 +85,15 @@ def bare_loop(recipe: Recipe) -> dict[str, float]:
     model.eval()
     right = 0
     with torch.no_grad():
-        for pictures, labels in held:
-            right += int((model(pictures.to(device)).argmax(-1).cpu() == labels).sum())
-    return {"pictures_per_second": speed, "whole": time.perf_counter() - started}
+        for images, labels in held:
+            right += int((model(images.to(device)).argmax(-1).cpu() == labels).sum())
+    return {"images_per_second": speed, "whole": time.perf_counter() - started}
 
 
 def against_a_bare_loop(args: argparse.Namespace) -> None:
-    """Pictures a second of the command over those of the bare loop."""
+    """Images a second of the command over those of the bare loop."""
     if args.data_dir is None:
-        raise SystemExit("name a folder of pictures with --data-dir")
+        raise SystemExit("name a folder of images with --data-dir")
     with tempfile.TemporaryDirectory() as scratch:
         recipe = Recipe(
             dataset="folder",
@@ -111,11 +111,11 @@ def against_a_bare_loop(args: argparse.Namespace) -> None:
         ratios, wholes = [], []
         for _ in range(args.rounds):
             loop, ours = bare_loop(recipe), command(recipe)
-            ratios.append(ours["pictures_per_second"] / loop["pictures_per_second"])
+            ratios.append(ours["images_per_second"] / loop["images_per_second"])
             wholes.append(loop["whole"] / ours["whole"])
             print(
-                f"bare loop {loop['pictures_per_second']:.1f} pictures/s, vimoe train "
-                f"{ours['pictures_per_second']:.1f}, waiting for data {ours['data_wait']:.1%}, "
+                f"bare loop {loop['images_per_second']:.1f} images/s, vimoe train "
+                f"{ours['images_per_second']:.1f}, waiting for data {ours['data_wait']:.1%}, "
                 f"peak {ours['memory_mb']:.0f} MB",
                 flush=True,
             )
@@ -125,13 +125,13 @@ def against_a_bare_loop(args: argparse.Namespace) -> None:
 def step(model: nn.Module, optimizer: torch.optim.Optimizer, args: argparse.Namespace, balance: bool) -> float:
     """Seconds of one training step on noise."""
     device = torch.device(args.device)
-    pictures = torch.randn(args.batch, 3, args.size, args.size, device=device)
+    images = torch.randn(args.batch, 3, args.size, args.size, device=device)
     labels = torch.arange(args.batch, device=device) % 10
     if device.type == "cuda":
         torch.cuda.synchronize()
     started = time.perf_counter()
     with torch.autocast(device.type, torch.bfloat16, enabled=args.amp):
-        loss = F.cross_entropy(model(pictures).float(), labels)
+        loss = F.cross_entropy(model(images).float(), labels)
         if balance:
             loss = loss + 0.01 * vimoe.balance_loss(model)
     loss.backward()
@@ -155,7 +155,7 @@ def vimoe_against_dense(args: argparse.Namespace) -> None:
         (vimoe.upcycle(model(), 2, 8).to(args.device), True),
     ]
     dense, moe = (cost(m, args.size).macs for m, _ in contenders)
-    print(f"multiply-adds a picture: dense {dense / 1e9:.3f} G, ViMoE {moe / 1e9:.3f} G")
+    print(f"multiply-adds an image: dense {dense / 1e9:.3f} G, ViMoE {moe / 1e9:.3f} G")
     runs = [(m, torch.optim.AdamW(m.parameters(), lr=1e-4, fused=True), balance) for m, balance in contenders]
     for run in runs:
         step(run[0], run[1], args, run[2])

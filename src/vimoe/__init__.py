@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from vimoe.vit.checkpoint import load, save
     from vimoe.vit.cost import cost
     from vimoe.vit.plan import Plan
-    from vimoe.vit.prune import prune
+    from vimoe.vit.pruning import prune
     from vimoe.vit.recording import record_routing
     from vimoe.vit.upcycle import upcycle
 
@@ -37,7 +37,7 @@ _HOMES = {
     "balance_loss": "vimoe.moe.losses",
     "cost": "vimoe.vit.cost",
     "load": "vimoe.vit.checkpoint",
-    "prune": "vimoe.vit.prune",
+    "prune": "vimoe.vit.pruning",
     "record_routing": "vimoe.vit.recording",
     "save": "vimoe.vit.checkpoint",
     "upcycle": "vimoe.vit.upcycle",

@@ -1,11 +1,11 @@
 """A small analysis whose numbers were made up, for tests of what reads one."""
 
-from vimoe.analysis.result import (
+from vimoe.analysis.analysis_result import (
+    AblationResult,
     Analysis,
     ClassShare,
     Estimate,
     ExpertAnalysis,
-    KnockOut,
     LayerAnalysis,
     Neighbours,
     Step,
@@ -38,7 +38,7 @@ def layer(number: int, normalised: float = 0.5) -> LayerAnalysis:
         confidence=0.8,
         margin=0.6,
         stability=0.9,
-        knock_outs=tuple(KnockOut(name, 90 - x, Estimate(x, x - 2, x + 2)) for name, x in lost.items()),
+        ablations=tuple(AblationResult(name, 90 - x, Estimate(x, x - 2, x + 2)) for name, x in lost.items()),
         experts=(ExpertAnalysis(0, 0.25, classes, (3, 1), (0,)), ExpertAnalysis(1, 0.75, classes[::-1], (2,), ())),
         weight_similarity=((1.0, -1.0), (-1.0, 1.0)),
         output_similarity=((1.0, 0.4), (0.4, 1.0)),
@@ -50,8 +50,8 @@ def analysis() -> Analysis:
     return Analysis(
         metric="top1",
         split="val",
-        pictures=40,
-        unit="picture",
+        images=40,
+        unit="image",
         left_out=0,
         class_names=("a", "<script>alert(1)</script>"),
         score=Estimate(90.0, 82.5, 97.5),
@@ -63,7 +63,7 @@ def analysis() -> Analysis:
             Step(2, (), Estimate(6.0, 2.0, 10.0), Estimate(5.5, 2.0, 9.0), False),
             Step(2, (1,), Estimate(0.5, -1.0, 2.0), Estimate(0.0, -1.0, 1.0), True),
         ),
-        lose=0.0,
+        max_drop=0.0,
         block_evaluations=1000,
         without_reuse=2000,
         paths={0: "a/0.png", 1: "a/1.png"},

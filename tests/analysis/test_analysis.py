@@ -4,10 +4,10 @@ from torch import nn
 
 import vimoe
 from tests.analysis.toy import MARK, NAMES, blank, codes, layer_of, route_by, say, show
-from tests.vit.families import assert_unchanged, make, pictures, refused, snapshot
+from tests.vit.families import assert_unchanged, make, make_images, refused, snapshot
 from vimoe.analysis.analysis import analyse
+from vimoe.analysis.analysis_result import Analysis
 from vimoe.analysis.counts import count_routing
-from vimoe.analysis.result import Analysis
 
 
 def specialised() -> nn.Module:
@@ -31,10 +31,10 @@ def test_everything_is_measured_and_survives_the_way_to_disk() -> None:
     assert_unchanged(model, before)
     assert (counts.counts == count_routing(model, labelled(), NAMES).counts).all()
     assert Analysis.from_dict(analysis.to_dict()) == analysis
-    assert (analysis.pictures, analysis.unit, analysis.left_out, analysis.depth) == (32, "picture", 0, 3)
+    assert (analysis.images, analysis.unit, analysis.left_out, analysis.depth) == (32, "image", 0, 3)
     assert analysis.score.value == 100
     assert [layer.layer for layer in analysis.layers] == [part.layer for part in plan.layers] == [0, 2]
-    assert [k.name for k in analysis.layer(2).knock_outs] == ["mean", "random", "second", "shared", "pruned"]
+    assert [k.name for k in analysis.layer(2).ablations] == ["mean", "random", "second", "shared", "pruned"]
     assert [e.classes[0].label for e in analysis.layer(2).experts] == [0, 1, 2, 3]
     assert analysis.layer(2).experts[1].classes[0].lift == pytest.approx(4)
     assert analysis.layer(2).stability == 1
@@ -48,7 +48,7 @@ def test_the_cost_is_that_of_the_prefix_reused() -> None:
     assert analysis.without_reuse == 3 * (1 + 10 + steps)
 
 
-def test_the_same_model_and_pictures_give_the_same_analysis() -> None:
+def test_the_same_model_and_images_give_the_same_analysis() -> None:
     assert (
         analyse(specialised(), labelled, NAMES, shuffles=99)[1:]
         == analyse(specialised(), labelled, NAMES, shuffles=99)[1:]
@@ -57,7 +57,7 @@ def test_the_same_model_and_pictures_give_the_same_analysis() -> None:
 
 def test_patches_with_classes_are_counted_and_those_without_are_told() -> None:
     model = vimoe.upcycle(make(), last=1, num_experts=4, routing="token")
-    images = pictures(model, 6)
+    images = make_images(model, 6)
     patches = torch.arange(24).view(6, 4) % 3 - (torch.arange(24).view(6, 4) == 5).long() * 10
 
     def classes(_: torch.Tensor) -> torch.Tensor:
@@ -73,9 +73,9 @@ def test_patches_with_classes_are_counted_and_those_without_are_told() -> None:
 def test_what_cannot_be_analysed_gets_one_line() -> None:
     with refused("this model has no MoE layer to analyse: it is dense, or was pruned"):
         analyse(make(), labelled, NAMES)
-    with refused("the pictures have a single class, and routing cannot follow what does not differ"):
+    with refused("the images have a single class, and routing cannot follow what does not differ"):
         analyse(specialised(), labelled, NAMES[:1])
-    with refused("there is no picture to analyse the model on"):
+    with refused("there is no image to analyse the model on"):
         analyse(specialised(), list, NAMES)
     broken = specialised()
     layer_of(broken, 2).router.weight.data[0, 0] = torch.nan
@@ -83,7 +83,7 @@ def test_what_cannot_be_analysed_gets_one_line() -> None:
         analyse(broken, labelled, NAMES)
 
 
-def test_a_class_with_no_picture_is_nobodys_class() -> None:
+def test_a_class_with_no_image_is_nobodys_class() -> None:
     _, analysis, _ = analyse(specialised(), labelled, (*NAMES, "nobody"), shuffles=99)
     assert analysis.layer(2).specialisation.normalised == pytest.approx(1)
     assert all(c.label != 4 for e in analysis.layer(2).experts for c in e.classes)

@@ -7,7 +7,7 @@ from sklearn.metrics import mutual_info_score
 from torch import Tensor, nn
 
 import vimoe
-from tests.vit.families import make, pictures, randomise, spread_routing
+from tests.vit.families import make, make_images, randomise, spread_routing
 from vimoe.analysis.behaviour import EXAMPLES, Behaviour, agreement, vary_a_little
 from vimoe.data.splits import generator
 from vimoe.moe.router import Selection
@@ -19,7 +19,7 @@ SIZE, CLASSES = 30, 3
 def upcycled(**settings: object) -> nn.Module:
     model = vimoe.upcycle(make(), **{"last": 2, "num_experts": 4, **settings})
     randomise(model)
-    spread_routing(model, pictures(model, 16))
+    spread_routing(model, make_images(model, 16))
     return model.eval()
 
 
@@ -41,14 +41,14 @@ def selections(model: nn.Module, images: Tensor) -> dict[int, Selection]:
 @pytest.mark.parametrize("routing", ["image", "token"])
 def test_what_is_taken_down_batch_by_batch_is_what_the_whole_shows(routing: str, top_k: int) -> None:
     model = upcycled(routing=routing, top_k=top_k)
-    images, labels = pictures(model, SIZE), torch.arange(SIZE) % CLASSES
+    images, labels = make_images(model, SIZE), torch.arange(SIZE) % CLASSES
     behaviour = watched(model, images, labels)
     for number, selection in selections(model, images).items():
-        per_picture = 5 if routing == "token" else 1
+        per_image = 5 if routing == "token" else 1
         patches = slice(1, None) if routing == "token" else slice(None)
-        ids = selection.expert_ids.view(SIZE, per_picture, top_k)[:, patches]
-        probs = selection.probs.view(SIZE, per_picture, 4)[:, patches]
-        gates = selection.gates.view(SIZE, per_picture, top_k)[:, patches]
+        ids = selection.expert_ids.view(SIZE, per_image, top_k)[:, patches]
+        probs = selection.probs.view(SIZE, per_image, 4)[:, patches]
+        gates = selection.gates.view(SIZE, per_image, top_k)[:, patches]
         kept = behaviour.layers[number]
         expected = np.zeros((CLASSES, 4), dtype=np.int64)
         for label, chosen in zip(labels.tolist(), ids.flatten(1).tolist(), strict=True):
@@ -70,7 +70,7 @@ def test_what_is_taken_down_batch_by_batch_is_what_the_whole_shows(routing: str,
 
 def test_neighbours_are_compared_choice_by_choice() -> None:
     model = upcycled(routing="token", last=3)
-    images = pictures(model, SIZE)
+    images = make_images(model, SIZE)
     behaviour = watched(model, images, torch.zeros(SIZE, dtype=torch.long))
     first = {n: s.expert_ids.view(SIZE, 5)[:, 1:].flatten().numpy() for n, s in selections(model, images).items()}
     assert list(behaviour.joint) == list(pairwise(first))
@@ -91,10 +91,10 @@ def test_agreement_is_one_for_a_copy_and_nothing_for_a_coin() -> None:
     assert agreement(joint) == pytest.approx(mutual_info_score(first, second) / min(entropies), abs=2e-3)
 
 
-def test_stability_is_the_share_of_choices_that_the_varied_picture_makes_too() -> None:
+def test_stability_is_the_share_of_choices_that_the_varied_image_makes_too() -> None:
     model = upcycled()
     moe_layers(model)[2].router.weight.data.zero_()  # this one does not look at its input
-    images = pictures(model, 12)
+    images = make_images(model, 12)
     behaviour = watched(model, images, torch.zeros(12, dtype=torch.long))
     varied = vary_a_little(images, generator("stability", 0))
     first, again = (selections(model, x)[1].expert_ids[:, 0] for x in (images, varied))
@@ -104,7 +104,7 @@ def test_stability_is_the_share_of_choices_that_the_varied_picture_makes_too() -
 
 def test_patches_with_classes_of_their_own_count_where_they_have_one() -> None:
     model = upcycled(routing="token")
-    images = pictures(model, 4)
+    images = make_images(model, 4)
     labels = torch.tensor([[0, 1, -1, 2], [-1, -1, -1, -1], [2, 2, 2, 2], [0, 0, 1, 1]])
     behaviour = watched(model, images, labels)
     ids = selections(model, images)[1].expert_ids.view(4, 5)[:, 1:]
@@ -115,15 +115,15 @@ def test_patches_with_classes_of_their_own_count_where_they_have_one() -> None:
     assert (behaviour.observations(1, CLASSES).table() == expected).all()
 
 
-def test_a_picture_varied_a_little_is_moved_by_a_pixel_and_nothing_is_lost() -> None:
+def test_a_image_varied_a_little_is_moved_by_a_pixel_and_nothing_is_lost() -> None:
     ramp = torch.arange(64.0).view(1, 1, 8, 8).expand(40, 1, 8, 8)
     varied = vary_a_little(ramp, torch.Generator().manual_seed(0))
     moves = set()
-    for picture in varied[:, 0]:
-        steps = picture[3, 4] - picture[3, 3]  # the contrast, as neighbours differ by 1
+    for image in varied[:, 0]:
+        steps = image[3, 4] - image[3, 3]  # the contrast, as neighbours differ by 1
         assert 0.9 <= steps <= 1.1
-        centre = picture.mean()
-        flat = (picture - centre) / steps
+        centre = image.mean()
+        flat = (image - centre) / steps
         moves |= {
             (dy, dx)
             for dy in (-1, 1)

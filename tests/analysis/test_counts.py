@@ -33,13 +33,13 @@ def test_every_choice_is_counted_once_where_it_belongs(size: int, k: int, classe
 
 def test_counts_of_image_routing_agree_with_the_recorded_choices() -> None:
     model = vimoe.upcycle(small_vit(), last=2, num_experts=4)
-    pictures, labels = torch.randn(10, 1, 8, 8), torch.arange(10) % 3
+    images, labels = torch.randn(10, 1, 8, 8), torch.arange(10) % 3
     model.train()
-    counts = count_routing(model, [(pictures[:6], labels[:6]), (pictures[6:], labels[6:])], ("a", "b", "c"))
+    counts = count_routing(model, [(images[:6], labels[:6]), (images[6:], labels[6:])], ("a", "b", "c"))
     assert model.training
     model.eval()
     with vimoe.record_routing(model) as record, torch.no_grad():
-        model(pictures)
+        model(images)
     assert counts.layers == (1, 2)
     for layer in (1, 2):
         expected = class_expert_counts(record.expert_ids[layer], labels, 3, 4).numpy()
@@ -49,7 +49,7 @@ def test_counts_of_image_routing_agree_with_the_recorded_choices() -> None:
 def test_token_routing_counts_patches_and_leaves_the_class_token_out() -> None:
     model = vimoe.upcycle(small_vit(), last=1, num_experts=4, routing="token")
     counts = count_routing(model, [(torch.randn(5, 1, 8, 8), torch.zeros(5, dtype=torch.long))], ("a", "b", "c"))
-    assert counts.counts.sum() == 5 * 4  # four patches a picture, five tokens
+    assert counts.counts.sum() == 5 * 4  # four patches an image, five tokens
 
 
 def test_layers_of_different_sizes_keep_their_own_number_of_experts() -> None:

@@ -3,13 +3,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vimoe.analysis.observations import PatchObservations, PictureObservations
+from vimoe.analysis.observations import ImageObservations, PatchObservations
 
 
 def count_by_hand(classes: np.ndarray, experts: np.ndarray, num_classes: int, num_experts: int) -> np.ndarray:
     table = np.zeros((num_classes, num_experts), dtype=np.int64)
-    for picture_classes, picture_experts in zip(classes, experts, strict=True):
-        for label, chosen in zip(picture_classes, picture_experts, strict=True):
+    for image_classes, image_experts in zip(classes, experts, strict=True):
+        for label, chosen in zip(image_classes, image_experts, strict=True):
             for e in chosen:
                 if label >= 0:
                     table[label, e] += 1
@@ -18,7 +18,7 @@ def count_by_hand(classes: np.ndarray, experts: np.ndarray, num_classes: int, nu
 
 @given(st.integers(1, 9), st.integers(1, 4), st.integers(1, 2), st.integers(0, 1000))
 @settings(deadline=None, max_examples=30)
-def test_both_kinds_count_every_choice_once_and_agree_where_a_picture_has_one_class(
+def test_both_kinds_count_every_choice_once_and_agree_where_a_image_has_one_class(
     size: int, patches: int, k: int, seed: int
 ) -> None:
     rng = np.random.default_rng(seed)
@@ -27,16 +27,16 @@ def test_both_kinds_count_every_choice_once_and_agree_where_a_picture_has_one_cl
     expected = count_by_hand(classes, experts, 3, 5)
     used = np.stack([np.bincount(e.ravel(), minlength=5) for e in experts])
     cut = size // 2
-    by_picture = PictureObservations(labels, [used[:cut], used[cut:]], 3)
+    by_image = ImageObservations(labels, [used[:cut], used[cut:]], 3)
     by_patch = PatchObservations([classes[:cut], classes[cut:]], [experts[:cut], experts[cut:]], 3, 5)
-    assert (by_picture.table() == expected).all()
+    assert (by_image.table() == expected).all()
     assert (by_patch.table() == expected).all()
 
 
-def test_shuffling_keeps_both_margins_and_a_pictures_choices_together() -> None:
+def test_shuffling_keeps_both_margins_and_a_images_choices_together() -> None:
     labels = np.array([0, 0, 0, 1, 1, 1])
     used = np.array([[7, 0], [7, 0], [7, 0], [0, 7], [0, 7], [0, 7]])
-    seen = PictureObservations(labels, [used], 2)
+    seen = ImageObservations(labels, [used], 2)
     tables = [seen.shuffled(np.random.default_rng(seed)) for seed in range(20)]
     for table in tables:
         assert (table.sum(0) == 21).all()
@@ -46,14 +46,14 @@ def test_shuffling_keeps_both_margins_and_a_pictures_choices_together() -> None:
 
 
 def test_patches_keep_their_places_when_maps_are_exchanged() -> None:
-    """Class and expert follow the patch's place: no exchange between pictures can undo that, nor should it."""
+    """Class and expert follow the patch's place: no exchange between images can undo that, nor should it."""
     classes = np.tile([[0, 1]], (5, 1))
     experts = np.tile([[[2], [3]]], (5, 1, 1))
     seen = PatchObservations([classes], [experts], 2, 4)
     assert (seen.shuffled(np.random.default_rng(0)) == seen.table()).all()
 
 
-def test_pictures_of_different_sizes_and_patches_without_class_are_counted() -> None:
+def test_images_of_different_sizes_and_patches_without_class_are_counted() -> None:
     classes = [np.array([[0, -1]]), np.array([[1, 1, 0], [-1, -1, -1]])]
     experts = [np.array([[[0], [1]]]), np.array([[[1], [1], [0]], [[0], [0], [0]]])]
     seen = PatchObservations(classes, experts, 2, 2)
@@ -62,8 +62,8 @@ def test_pictures_of_different_sizes_and_patches_without_class_are_counted() -> 
     assert seen.resampled(np.random.default_rng(1)).shape == (2, 2)
 
 
-def test_a_resample_is_made_of_whole_pictures_and_right_on_average() -> None:
-    seen = PictureObservations(np.array([0, 1, 1]), [np.array([[4, 0], [0, 4], [4, 0]])], 2)
+def test_a_resample_is_made_of_whole_images_and_right_on_average() -> None:
+    seen = ImageObservations(np.array([0, 1, 1]), [np.array([[4, 0], [0, 4], [4, 0]])], 2)
     tables = [seen.resampled(np.random.default_rng(seed)) for seed in range(400)]
     assert all(table.sum() == 12 and (table % 4 == 0).all() for table in tables)
     assert np.mean(tables, axis=0) == pytest.approx(seen.table(), abs=0.6)
@@ -71,4 +71,4 @@ def test_a_resample_is_made_of_whole_pictures_and_right_on_average() -> None:
 
 def test_a_table_of_counts_reads_back_the_same() -> None:
     counts = np.array([[3, 0, 1], [0, 0, 0], [2, 5, 0]])
-    assert (PictureObservations.from_counts(counts).table() == counts).all()
+    assert (ImageObservations.from_counts(counts).table() == counts).all()

@@ -6,7 +6,7 @@ import torch
 from vimoe.analysis.paired import mean_loss, mean_score
 
 
-def test_a_loss_is_counted_in_points_of_the_same_pictures() -> None:
+def test_a_loss_is_counted_in_points_of_the_same_images() -> None:
     before, after = torch.tensor([1.0, 1, 1, 0]), torch.tensor([1.0, 0, 0, 1])
     assert mean_loss(before, after).value == 25
     assert mean_loss(after, before).value == -25
@@ -26,7 +26,7 @@ def test_the_interval_is_agrestis_and_mins() -> None:
     assert found.high == pytest.approx(100 * (centre + error))
 
 
-def test_few_pictures_that_change_sides_are_not_taken_for_proof() -> None:
+def test_few_images_that_change_sides_are_not_taken_for_proof() -> None:
     before = torch.ones(300)
     for wrong, beyond_noise in ((0, False), (4, False), (6, True)):  # McNemar's exact p: 1, 0.125, 0.031
         after = (torch.arange(300) >= wrong).float()

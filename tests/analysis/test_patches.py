@@ -43,10 +43,10 @@ def test_ties_and_patches_without_labels_have_no_class() -> None:
 
 
 def test_patch_experts_are_the_recorded_choices_without_the_class_token() -> None:
-    model, pictures = small_segmenter(), torch.randn(2, 3, 30, 44)
-    experts = patch_experts(model, pictures)
+    model, images = small_segmenter(), torch.randn(2, 3, 30, 44)
+    experts = patch_experts(model, images)
     with record_routing(model) as record, torch.no_grad():
-        model(pictures)
+        model(images)
     assert experts[3].shape == (2, 4, 6, 1)
     for layer in (2, 3):
         assert torch.equal(experts[layer].flatten(1, 2), record.expert_ids[layer].view(2, 25, 1)[:, 1:])
@@ -65,9 +65,9 @@ def test_counts_are_those_of_every_patch_that_has_a_class() -> None:
     expected = np.zeros((2, 3, 4), dtype=np.int64)
     model.eval()
     for i, layer in enumerate((2, 3)):
-        for pictures, masks in batches:
+        for images, masks in batches:
             classes = patch_classes(masks, (8, 8), 3)
-            for c, e in zip(classes.flatten().tolist(), patch_experts(model, pictures)[layer].flatten().tolist()):
+            for c, e in zip(classes.flatten().tolist(), patch_experts(model, images)[layer].flatten().tolist()):
                 if c >= 0:
                     expected[i, c, e] += 1
     assert (counts.counts == expected).all()
@@ -81,7 +81,7 @@ def test_pruned_layers_count_the_experts_they_kept() -> None:
     assert counts.layer(2).sum() == counts.layer(3).sum() == 4
 
 
-def test_pictures_are_looked_at_in_the_size_asked_for() -> None:
+def test_images_are_looked_at_in_the_size_asked_for() -> None:
     model, batch = small_segmenter(), (torch.randn(1, 3, 16, 40), torch.zeros(1, 16, 40).long())
     counts, left_out = count_patch_routing(model, [batch], NAMES, short_side=32)
     assert counts.layer(3).sum() == 4 * 10
@@ -89,16 +89,16 @@ def test_pictures_are_looked_at_in_the_size_asked_for() -> None:
     assert resized_masks(torch.tensor([[[0, IGNORE], [7, 3]]]), 4, 4)[0, :, 0].tolist() == [0, 0, 7, 7]
 
 
-def test_an_expert_map_shows_the_picture_as_it_was() -> None:
+def test_an_expert_map_shows_the_image_as_it_was() -> None:
     model, mean, std = small_segmenter(), (0.5, 0.4, 0.3), (0.2, 0.3, 0.1)
     pixels = torch.randint(0, 256, (3, 20, 30), dtype=torch.uint8)
-    picture = (pixels / 255 - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
+    image = (pixels / 255 - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
     mask = torch.randint(0, 3, (20, 30))
-    shown = expert_map(model, picture, mask, mean, std)
-    assert (shown.picture == pixels.permute(1, 2, 0).numpy()).all()
+    shown = expert_map(model, image, mask, mean, std)
+    assert (shown.image == pixels.permute(1, 2, 0).numpy()).all()
     assert (shown.classes == mask.numpy()).all()
     assert {number: experts.shape for number, experts in shown.experts.items()} == {2: (3, 4), 3: (3, 4)}
-    assert (shown.experts[3] == patch_experts(model, picture[None])[3][0, ..., 0].numpy()).all()
+    assert (shown.experts[3] == patch_experts(model, image[None])[3][0, ..., 0].numpy()).all()
 
 
 def test_a_dense_model_has_nothing_to_show() -> None:

@@ -8,17 +8,17 @@ from torch import Tensor, nn
 from tests.analysis import examples
 from tests.analysis.toy import COIN, MARK, NAMES, STYLE, blank, codes, copy_code, layer_of, route_by, say, show
 from vimoe.analysis.analysis import analyse
+from vimoe.analysis.analysis_result import Analysis, ExpertAnalysis
 from vimoe.analysis.planning import plan_layers, superfluous
-from vimoe.analysis.result import Analysis, ExpertAnalysis
 from vimoe.vit.plan import Plan
 
 # On models whose right answer is known
 
 
 def judged(model: nn.Module, labels: Tensor, size: int = 64) -> tuple[Analysis, Plan]:
-    pictures = show(*codes(size))
-    assert (model(pictures).argmax(-1) == labels).all()
-    _, analysis, plan = analyse(model, lambda: [(pictures, labels)], NAMES, shuffles=99)
+    images = show(*codes(size))
+    assert (model(images).argmax(-1) == labels).all()
+    _, analysis, plan = analyse(model, lambda: [(images, labels)], NAMES, shuffles=99)
     return analysis, plan
 
 
@@ -32,7 +32,7 @@ def test_a_layer_that_routes_by_class_and_matters_is_kept(shared_expert: bool) -
     assert analysis.layer(1).specialisation.normalised == pytest.approx(1)
     assert plan.layers[0].experts == (0, 1, 2, 3)
     assert plan.layers[0].reason.startswith("needed: -75.0 points without it")
-    lost = {knock_out.name: knock_out.lost.value for knock_out in analysis.layer(1).knock_outs}
+    lost = {ablation.name: ablation.lost.value for ablation in analysis.layer(1).ablations}
     assert lost["mean"] == lost["pruned"] == 75
     assert lost["second"] == 100
     assert 50 < lost["random"] < 95
@@ -85,7 +85,7 @@ def test_a_collapsed_layer_is_pruned_to_its_only_used_expert() -> None:
     assert plan.layers[0].pruned
     assert plan.layers[0].load == (0, 0, 1, 0)
     assert "collapsed to one expert" in plan.layers[0].reason
-    assert analysis.layer(1).knock_outs[0].lost.value == 0
+    assert analysis.layer(1).ablations[0].lost.value == 0
 
 
 def test_of_two_layers_that_stand_in_for_each_other_one_stays() -> None:
@@ -95,7 +95,7 @@ def test_of_two_layers_that_stand_in_for_each_other_one_stays() -> None:
         for e in range(4):
             say(layer_of(model, number), e, e)
     analysis, plan = judged(model, codes(64)[0])
-    alone = {layer.layer: layer.knock_outs[-1].lost.value for layer in analysis.layers}
+    alone = {layer.layer: layer.ablations[-1].lost.value for layer in analysis.layers}
     assert alone == {0: 0, 2: 0}
     assert [part.pruned for part in plan.layers] == [True, False]
     assert [step.accepted for step in analysis.steps[:2]] == [True, False]
@@ -108,7 +108,7 @@ def test_unused_experts_and_twins_are_dropped_from_a_layer_that_stays() -> None:
     route_by(layer_of(model, 1), MARK, 4)
     for e, answer in enumerate((0, 0, 2, 3, 1)):
         say(layer_of(model, 1), e, answer)
-    layer_of(model, 1).router.weight.data[0, MARK + 1] = 4.0  # the second choice of the twin's pictures
+    layer_of(model, 1).router.weight.data[0, MARK + 1] = 4.0  # the second choice of the twin's images
     mark = codes(64)[0]
     analysis, plan = judged(model, torch.where(mark == 1, 0, mark))
     assert superfluous(analysis.layer(1)) == (1, 4)
@@ -127,13 +127,13 @@ def scores(wrong: int) -> Tensor:
     return (torch.arange(SIZE) >= wrong).float()
 
 
-def outcome(costs: Mapping[int, int], lose: float = 0.0) -> list[int]:
-    """Blocks that are pruned where each costs so many of 200 pictures, whatever else is pruned."""
+def outcome(costs: Mapping[int, int], max_drop: float = 0.0) -> list[int]:
+    """Blocks that are pruned where each costs so many of 200 images, whatever else is pruned."""
 
     def try_out(changes: Mapping[int, tuple[int, ...]]) -> Tensor:
         return scores(sum(costs[number] for number in changes))
 
-    plan, _ = plan_layers([examples.layer(number) for number in costs], scores(0), try_out, lose)
+    plan, _ = plan_layers([examples.layer(number) for number in costs], scores(0), try_out, max_drop)
     return [part.layer for part in plan.layers if part.pruned]
 
 
@@ -149,10 +149,10 @@ def test_small_losses_do_not_add_up_to_a_large_one() -> None:
 
 def test_what_may_be_lost_is_lost_and_no_more() -> None:
     costs = {1: 10, 2: 10, 3: 10}
-    assert outcome(costs, lose=0) == []
-    assert outcome(costs, lose=4) == [1]
-    assert outcome(costs, lose=8) == [1, 2]
-    assert outcome(costs, lose=100) == [1, 2, 3]
+    assert outcome(costs, max_drop=0) == []
+    assert outcome(costs, max_drop=4) == [1]
+    assert outcome(costs, max_drop=8) == [1, 2]
+    assert outcome(costs, max_drop=100) == [1, 2, 3]
 
 
 def test_what_one_change_gains_does_not_pay_for_what_another_loses() -> None:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from sklearn.metrics import adjusted_mutual_info_score, mutual_info_score
 
-from vimoe.analysis.observations import PictureObservations
+from vimoe.analysis.observations import ImageObservations
 from vimoe.analysis.specialisation import consistency, entropy_bits, mutual_information, specialisation, top_share
 
 tables = hnp.arrays(np.int64, st.tuples(st.integers(1, 6), st.integers(1, 6)), elements=st.integers(0, 30))
@@ -53,7 +53,7 @@ def test_the_normalised_score_agrees_with_scikit_learns_adjusted_mutual_informat
 def test_one_expert_a_class_is_fully_specialised() -> None:
     measure = specialisation(np.eye(4, dtype=np.int64) * 25, shuffles=99)
     assert measure.normalised == pytest.approx(1.0)
-    assert measure.information == pytest.approx(2, abs=0.1)  # less what 100 shuffled pictures show
+    assert measure.information == pytest.approx(2, abs=0.1)  # less what 100 shuffled images show
     assert (measure.top_share, measure.consistency, measure.p_value) == (1.0, 1.0, 0.01)
     assert measure.chance_top_share < 0.45
     assert measure.chance_consistency == pytest.approx(0.25, abs=0.01)
@@ -95,13 +95,13 @@ def test_random_routing_is_not_beyond_chance() -> None:
     assert np.mean([m.top_share - m.chance_top_share for m in measures]) == pytest.approx(0, abs=0.01)
 
 
-def test_many_patches_of_one_picture_are_one_observation_to_the_permutation() -> None:
-    """20 pictures whose 50 patches all do the same, by a coin: nothing, though 1,000 independent patches would be."""
+def test_many_patches_of_one_image_are_one_observation_to_the_permutation() -> None:
+    """20 images whose 50 patches all do the same, by a coin: nothing, though 1,000 independent patches would be."""
     rng = np.random.default_rng(0)
     p_values, naive = [], []
     for _ in range(20):
         labels, experts = rng.integers(0, 2, 20), rng.integers(0, 4, 20)
-        seen = PictureObservations(labels, [np.eye(4, dtype=np.int64)[experts] * 50], 2)
+        seen = ImageObservations(labels, [np.eye(4, dtype=np.int64)[experts] * 50], 2)
         p_values.append(specialisation(seen, 99).p_value)
         naive.append(specialisation(seen.table(), 99).p_value)
     assert np.mean(np.array(p_values) < 0.05) <= 0.15
@@ -109,18 +109,18 @@ def test_many_patches_of_one_picture_are_one_observation_to_the_permutation() ->
 
 
 def test_the_interval_holds_the_truth_about_as_often_as_it_says() -> None:
-    """The truth is what a hundred thousand pictures show: each class keeps to its expert in 60 % of cases."""
+    """The truth is what a hundred thousand images show: each class keeps to its expert in 60 % of cases."""
     rng = np.random.default_rng(0)
 
-    def pictures(size: int) -> np.ndarray:
+    def make_images(size: int) -> np.ndarray:
         labels = rng.integers(0, 4, size)
         experts = np.where(rng.random(size) < 0.6, labels, rng.integers(0, 4, size))
         table = np.zeros((4, 4), dtype=np.int64)
         np.add.at(table, (labels, experts), 1)
         return table
 
-    truth = mutual_information(pictures(100_000)) / 2
-    measures = [specialisation(pictures(300), 49) for _ in range(40)]
+    truth = mutual_information(make_images(100_000)) / 2
+    measures = [specialisation(make_images(300), 49) for _ in range(40)]
     assert np.mean([m.low <= truth <= m.high for m in measures]) >= 0.85
 
 
@@ -129,7 +129,7 @@ def test_the_same_choices_give_the_same_figures_every_time() -> None:
     assert specialisation(counts, 199) == specialisation(counts, 199)
 
 
-def test_a_class_with_no_picture_changes_nothing_but_its_row() -> None:
+def test_a_class_with_no_image_changes_nothing_but_its_row() -> None:
     counts = np.array([[8, 2], [1, 9]])
     padded = np.vstack([counts, [[0, 0]]])
     assert specialisation(padded, 99) == specialisation(counts, 99)

@@ -1,6 +1,6 @@
 """Vision Transformers whose weights are set by hand, so that what each MoE layer is worth is known.
 
-A picture shows three one-hot codes in its channels: four marks (0 to 3), two styles (4, 5) and a coin (6, 7). Blocks
+An image shows three one-hot codes in its channels: four marks (0 to 3), two styles (4, 5) and a coin (6, 7). Blocks
 add what their FFN answers and nothing else; the head reads the answer dimensions 8 to 11.
 """
 
@@ -20,14 +20,14 @@ MARK, STYLE, COIN, ANSWER = 0, 4, 6, 8
 WIDTH, NAMES = 16, ("a", "b", "c", "d")
 
 
-def codes(pictures: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Mark, style and coin of each picture, all combinations equally often."""
-    numbers = torch.arange(pictures)
+def codes(images: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Mark, style and coin of each image, all combinations equally often."""
+    numbers = torch.arange(images)
     return numbers % 4, numbers // 4 % 2, numbers // 8 % 2
 
 
 def show(mark: Tensor, style: Tensor, coin: Tensor) -> Tensor:
-    """`[N, 8, 8, 8]` pictures of these codes."""
+    """`[N, 8, 8, 8]` images of these codes."""
     hot = [nn.functional.one_hot(code, size) for code, size in ((mark, 4), (style, 2), (coin, 2))]
     return torch.cat(hot, dim=1).float()[:, :, None, None].expand(-1, -1, 8, 8).contiguous()
 

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 
 from tests.training.tiny import recipe
-from vimoe.analysis.of_run import read_plan
+from vimoe.analysis.analyze_run import read_plan
 from vimoe.cli import analyze, prune
 from vimoe.errors import UserError
 from vimoe.training.train import train
@@ -12,14 +12,14 @@ from vimoe.training.train import train
 def test_a_run_is_analysed_and_pruned_in_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = train(recipe(tmp_path / "moe", last=2, num_experts=3, epochs=2)).path
     capsys.readouterr()
-    analyze.run([str(run), "--lose", "100", "--shuffles", "99", "--batch-size", "128"])
+    analyze.run([str(run), "--max-drop", "100", "--shuffles", "99", "--batch-size", "128"])
     told = capsys.readouterr().out
-    assert "360 pictures of val" in told
+    assert "360 images of val" in told
     for number in (1, 2):
         assert f"block  {number}  prune  dispensable: " in told
     assert "within noise and the 100 points that may be lost" in told
     assert f"`vimoe prune {run}` carries it out" in told
-    assert f"vimoe analyze {run} --lose 100" in (run / "report.html").read_text()
+    assert f"vimoe analyze {run} --max-drop 100" in (run / "report.html").read_text()
     assert (run / "figures" / "heatmaps.pdf").exists()
     assert [part.layer for part in read_plan(run / "plan.json").layers] == [1, 2]
 
@@ -35,8 +35,8 @@ def test_a_run_is_analysed_and_pruned_in_words(tmp_path: Path, capsys: pytest.Ca
 @pytest.mark.parametrize(
     ("verb", "flags", "line"),
     [
-        (analyze, ["--lose", "-1"], "must be a number of points, 0 or more, got -1"),
-        (analyze, ["--lose", "nan"], "must be a number of points, 0 or more, got nan"),
+        (analyze, ["--max-drop", "-1"], "must be a number of points, 0 or more, got -1"),
+        (analyze, ["--max-drop", "nan"], "must be a number of points, 0 or more, got nan"),
         (analyze, ["--shuffles", "5"], "must be at least 99, got 5"),
         (analyze, ["--split", "none"], "invalid choice: 'none'"),
         (prune, ["--recover-epochs", "1.5"], r"must be a share below 1 or a whole number of epochs, got 1\.5"),

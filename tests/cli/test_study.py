@@ -6,8 +6,8 @@ from tests.study.support import TINY
 from vimoe.cli import main
 from vimoe.study import execute as execution
 from vimoe.study.gather import gather
-from vimoe.study.plan import plan_runs
-from vimoe.study.rows import read_study_rows
+from vimoe.study.grid import plan_runs
+from vimoe.study.study_rows import read_study_rows
 
 
 def test_a_dry_run_lists_the_runs_and_leaves_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.data.pictures import write_folder
+from tests.data.image_files import write_folder
 from vimoe.cli import main
-from vimoe.data.folder import picture_form
+from vimoe.data.folder import image_form
 from vimoe.training.recipe import load_recipe
 from vimoe.training.source import _recipe_form
 from vimoe.vit.checkpoint import read_config
@@ -23,34 +23,34 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run on three colours, upcycled in its last block."""
     root = tmp_path_factory.mktemp("use")
     write_folder(root / "data", {"train": 16, "val": 4, "test": 4})
-    (root / "data" / "train" / "grass" / "000.jpg").write_text("no picture")
+    (root / "data" / "train" / "grass" / "000.jpg").write_text("no image")
     flags = ["--dataset", "folder", "--data-dir", str(root / "data"), "--output", str(root / "run"), "--device", "cpu"]
     rates = ["--epochs", "6", "--batch-size", "12", "--lr", "0.01", "--max-broken", "0.1", "--color-jitter", "0"]
     assert main(["train", *flags, *MODEL, *ARGS, *rates, "--last", "1", "--num-experts", "3"]) == 0
     return root
 
 
-def test_a_broken_training_picture_is_listed_and_the_run_goes_on(trained: Path) -> None:
+def test_a_broken_training_image_is_listed_and_the_run_goes_on(trained: Path) -> None:
     lines = (trained / "run" / "skipped.csv").read_text().splitlines()
     assert lines[0] == "reason"
-    assert "000.jpg is no picture that can be read" in lines[1]
+    assert "000.jpg is no image that can be read" in lines[1]
     assert len(lines) == 2
 
 
-def test_a_finished_model_sees_pictures_as_its_training_did(trained: Path) -> None:
+def test_a_finished_model_sees_images_as_its_training_did(trained: Path) -> None:
     settings = read_config(trained / "run" / "model")["pretrained_cfg"]
     recipe = load_recipe(trained / "run" / "recipe.yaml")
-    assert picture_form(settings) == _recipe_form(recipe)
+    assert image_form(settings) == _recipe_form(recipe)
 
 
-def test_evaluate_needs_the_model_folder_and_the_pictures_alone(
+def test_evaluate_needs_the_model_folder_and_the_images_alone(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     where = ["--data-dir", str(trained / "data"), "--json", str(tmp_path / "e.json"), "--csv", str(tmp_path / "e.csv")]
     assert main(["evaluate", str(trained / "run" / "model"), *where, "--device", "cpu"]) == 0
     shown = capsys.readouterr().out
     figures = json.loads((tmp_path / "e.json").read_text())
-    assert figures["pictures"] == 12
+    assert figures["images"] == 12
     assert figures["top1"] >= 90  # three colours are easy
     assert figures["top5"] == 100
     assert f"top-1 {figures['top1']:23.2f} %" in shown
@@ -60,7 +60,7 @@ def test_evaluate_needs_the_model_folder_and_the_pictures_alone(
     assert capsys.readouterr().out == shown
 
 
-def test_predict_says_labels_and_experts_and_leaves_broken_pictures_out(
+def test_predict_says_labels_and_experts_and_leaves_broken_images_out(
     trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "bad.jpg").write_bytes(b"")
@@ -76,7 +76,7 @@ def test_predict_says_labels_and_experts_and_leaves_broken_pictures_out(
         assert answer["labels"][0]["probability"] >= answer["labels"][1]["probability"]
         assert set(answer["experts"]) == {"2"}
         assert answer["experts"]["2"][0] in range(3)
-    assert shown.err == f"vimoe predict: {tmp_path / 'bad.jpg'} is no picture that can be read\n"
+    assert shown.err == f"vimoe predict: {tmp_path / 'bad.jpg'} is no image that can be read\n"
 
     assert main([*wanted, "--format", "csv"]) == 0
     rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
@@ -84,7 +84,7 @@ def test_predict_says_labels_and_experts_and_leaves_broken_pictures_out(
     assert rows[0]["experts"].startswith("2:")
 
 
-def test_a_glob_is_expanded_and_each_picture_answered_once(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_glob_is_expanded_and_each_image_answered_once(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:
     test = trained / "data" / "test"
     assert main(["predict", str(trained / "run"), f"{test}/*/000.jpg", str(test / "grass" / "000.jpg")]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 3
@@ -94,12 +94,12 @@ def test_a_glob_is_expanded_and_each_picture_answered_once(trained: Path, capsys
     ("arguments", "line"),
     [
         (["evaluate", "nowhere"], "nowhere is not a model folder: it holds no config.json"),
-        (["evaluate", "RUN"], "dataset 'folder' needs data_dir, the folder of pictures"),
+        (["evaluate", "RUN"], "dataset 'folder' needs data_dir, the folder of images"),
         (["evaluate", "RUN", "--data-dir", "nowhere"], "data_dir nowhere is not a folder"),
-        (["evaluate", "RUN", "--dataset", "digits"], "the pictures have other classes than the model: 10 against 3"),
+        (["evaluate", "RUN", "--dataset", "digits"], "the images have other classes than the model: 10 against 3"),
         (["evaluate", "RUN", "--batch-size", "0"], "argument --batch-size: must be at least 1, got 0"),
-        (["predict", "RUN", "nowhere.jpg"], "there is no picture at nowhere.jpg"),
-        (["predict", "RUN", "RUN/recipe.yaml"], "none of the pictures can be read"),
+        (["predict", "RUN", "nowhere.jpg"], "there is no image at nowhere.jpg"),
+        (["predict", "RUN", "RUN/recipe.yaml"], "none of the images can be read"),
         (["predict", "nowhere", "RUN/recipe.yaml"], "nowhere is not a model folder"),
     ],
 )
@@ -111,10 +111,10 @@ def test_what_cannot_be_used_is_one_line(
     assert last.startswith(f"vimoe: error: {line}")
 
 
-def test_too_many_broken_pictures_stop_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_too_many_broken_images_stop_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = write_folder(tmp_path / "data", {"train": 4, "val": 1})
     for name in ("000.jpg", "001.jpg"):
-        (root / "train" / "grass" / name).write_text("no picture")
+        (root / "train" / "grass" / name).write_text("no image")
     flags = ["--dataset", "folder", "--data-dir", str(root), "--output", str(tmp_path / "run"), "--batch-size", "4"]
     assert main(["train", *flags, *MODEL, *ARGS, "--epochs", "1", "--max-broken", "0.1"]) == 2
-    assert "2 of 12 training pictures are broken, more than max_broken 0.1 allows" in capsys.readouterr().err
+    assert "2 of 12 training images are broken, more than max_broken 0.1 allows" in capsys.readouterr().err

@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 
-def picture_bytes(value: int, size: int = 8) -> bytes:
+def image_bytes(value: int, size: int = 8) -> bytes:
     """A PNG of one grey value."""
     buffer = io.BytesIO()
     Image.fromarray(np.full((size, size, 3), value, dtype=np.uint8)).save(buffer, "png")

@@ -1,4 +1,4 @@
-"""A small folder in ADE20K's layout: two halves of a picture, each of one class, under a line without a label."""
+"""A small folder in ADE20K's layout: two halves of an image, each of one class, under a line without a label."""
 
 from pathlib import Path
 
@@ -11,9 +11,9 @@ CLASSES = ("sky", "grass", "water", "sand")
 def write_ade20k(
     root: Path, splits: dict[str, int], classes: tuple[str, ...] = CLASSES, size: tuple[int, int] = (20, 28)
 ) -> Path:
-    """Write so many pictures of this height and width into each split; masks say 0 for unlabelled, 1 to K else.
+    """Write so many images of this height and width into each split; masks say 0 for unlabelled, 1 to K else.
 
-    The red of a pixel is 40 times its class, so that picture and mask can be held against each other.
+    The red of a pixel is 40 times its class, so that image and mask can be held against each other.
     """
     (root / "classes.txt").parent.mkdir(parents=True, exist_ok=True)
     (root / "classes.txt").write_text("".join(f"{i}\t{name}\n" for i, name in enumerate(classes, 1)))
@@ -25,7 +25,7 @@ def write_ade20k(
             mask = np.full(size, 1 + i % len(classes), dtype=np.uint8)
             mask[:, size[1] // 2 :] = 1 + (i + 1) % len(classes)
             mask[0] = 0
-            picture = np.stack([40 * (mask % 7), np.full_like(mask, 90), np.full_like(mask, 30 + i)], -1)
+            image = np.stack([40 * (mask % 7), np.full_like(mask, 90), np.full_like(mask, 30 + i)], -1)
             Image.fromarray(mask).save(masks / f"{i:03}.png")
-            Image.fromarray(picture).save(images / f"{i:03}.jpg", quality=95, subsampling=0)
+            Image.fromarray(image).save(images / f"{i:03}.jpg", quality=95, subsampling=0)
     return root

@@ -7,52 +7,54 @@ import torch
 from PIL import Image
 
 from tests.data.scenes_on_disk import CLASSES, write_ade20k
-from vimoe.data.ade20k import PicturesWithMasks, open_ade20k, read_class_names
-from vimoe.data.decode import BrokenPictureError
-from vimoe.data.folder import PictureForm
-from vimoe.data.joint import JointVariation
-from vimoe.data.loading import batches, training_batches
+from vimoe.data.ade20k import ImagesWithMasks, open_ade20k, read_class_names
+from vimoe.data.decode import BrokenImageError
+from vimoe.data.folder import ImageForm
+from vimoe.data.loaders import batches, training_batches
+from vimoe.data.mask_augmentation import JointAugmentation
 from vimoe.data.masks import IGNORE
-from vimoe.data.splits import Pictures, Splits
+from vimoe.data.splits import Images, Splits
 from vimoe.errors import UserError
 
-FORM = PictureForm((3, 16, 16), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), "bicubic", 0.9)
+FORM = ImageForm((3, 16, 16), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), "bicubic", 0.9)
 
 
-def open_(root: Path, variation: JointVariation | None = None, reduce_zero_label: bool = True, **how: object) -> Splits:
-    return open_ade20k(root, FORM, variation, reduce_zero_label, **how)  # type: ignore[arg-type]
+def open_(
+    root: Path, augmentation: JointAugmentation | None = None, reduce_zero_label: bool = True, **how: object
+) -> Splits:
+    return open_ade20k(root, FORM, augmentation, reduce_zero_label, **how)  # type: ignore[arg-type]
 
 
-def names(pictures: Pictures) -> list[str]:
-    assert isinstance(pictures, PicturesWithMasks)
-    return [f"{picture.parent.name}/{picture.stem}" for picture, _ in pictures.pairs]
+def names(images: Images) -> list[str]:
+    assert isinstance(images, ImagesWithMasks)
+    return [f"{image.parent.name}/{image.stem}" for image, _ in images.pairs]
 
 
-def test_splits_are_found_by_their_usual_names_and_masks_stand_by_their_pictures(tmp_path: Path) -> None:
+def test_splits_are_found_by_their_usual_names_and_masks_stand_by_their_images(tmp_path: Path) -> None:
     splits = open_(write_ade20k(tmp_path, {"training": 3, "validation": 2, "test": 1}))
     assert splits.class_names == CLASSES
     assert [len(part) for part in (splits.train, splits.val, splits.test)] == [3, 2, 1]
     for part in (splits.train, splits.val, splits.test):
-        assert isinstance(part, PicturesWithMasks)
-        for picture, mask in (part.read(i) for i in range(len(part))):
-            red = np.asarray(picture)[..., 0]
+        assert isinstance(part, ImagesWithMasks)
+        for image, mask in (part.read(i) for i in range(len(part))):
+            red = np.asarray(image)[..., 0]
             assert ((red / 40).round() == np.where(mask == IGNORE, 0, mask + 1)).mean() > 0.95
             assert (mask[0] == IGNORE).all()
 
 
-def test_evaluation_gives_whole_pictures_and_training_crops(tmp_path: Path) -> None:
-    splits = open_(write_ade20k(tmp_path, {"train": 4, "val": 2}), JointVariation())
-    for pictures, masks in batches(splits.val, 1):
-        assert pictures.shape == (1, 3, 20, 28)
+def test_evaluation_gives_whole_images_and_training_crops(tmp_path: Path) -> None:
+    splits = open_(write_ade20k(tmp_path, {"train": 4, "val": 2}), JointAugmentation())
+    for images, masks in batches(splits.val, 1):
+        assert images.shape == (1, 3, 20, 28)
         assert masks.shape == (1, 20, 28)
         assert masks.dtype == torch.int64
-    for pictures, masks in training_batches(splits.train, 2, 0, 0):
-        assert pictures.shape == (2, 3, 16, 16)
+    for images, masks in training_batches(splits.train, 2, 0, 0):
+        assert images.shape == (2, 3, 16, 16)
         assert masks.shape == (2, 16, 16)
 
 
-def test_training_pairs_depend_on_seed_epoch_and_picture_and_not_on_workers(tmp_path: Path) -> None:
-    train = open_(write_ade20k(tmp_path, {"train": 4, "val": 1}), JointVariation()).train
+def test_training_pairs_depend_on_seed_epoch_and_image_and_not_on_workers(tmp_path: Path) -> None:
+    train = open_(write_ade20k(tmp_path, {"train": 4, "val": 1}), JointAugmentation()).train
 
     def epoch(number: int, workers: int = 0) -> list[torch.Tensor]:
         return [part for batch in training_batches(train, 2, 0, number, 0, workers) for part in batch]
@@ -102,35 +104,35 @@ def test_labels_from_0_with_255_for_unlabelled(tmp_path: Path) -> None:
     assert torch.equal(splits.val[0][1], torch.from_numpy(mask).long())  # type: ignore[arg-type]
 
 
-def test_all_ignored_one_pixel_and_small_pictures_are_used(tmp_path: Path) -> None:
+def test_all_ignored_one_pixel_and_small_images_are_used(tmp_path: Path) -> None:
     root = write_ade20k(tmp_path, {"training": 3, "validation": 1}, size=(5, 7))
     for name, size in (("000", (1, 1)), ("001", (7, 5))):
         Image.new("RGB", size).save(root / "images" / "training" / f"{name}.jpg")
         Image.new("L", size).save(root / "annotations" / "training" / f"{name}.png")
-    train = open_(root, JointVariation()).train
-    pictures, masks = next(iter(training_batches(train, 3, 0, 0)))
-    assert pictures.shape == (3, 3, 16, 16)
+    train = open_(root, JointAugmentation()).train
+    images, masks = next(iter(training_batches(train, 3, 0, 0)))
+    assert images.shape == (3, 3, 16, 16)
     assert sorted(int((mask != IGNORE).sum() > 0) for mask in masks) == [0, 0, 1]
 
 
 Spoil = Callable[[Path, Path], None]
 
 
-def crossed(picture: Path, mask: Path) -> None:
-    """The picture is turned by its EXIF entry, its mask is not."""
+def crossed(image: Path, mask: Path) -> None:
+    """The image is turned by its EXIF entry, its mask is not."""
     exif = Image.Exif()
     exif[0x0112] = 6
-    Image.open(picture).save(picture, exif=exif)
+    Image.open(image).save(image, exif=exif)
 
 
 @pytest.mark.parametrize(
     ("spoil", "line"),
     [
-        (lambda picture, mask: mask.write_text("no mask"), "000.png is no picture that can be read"),
-        (lambda picture, mask: picture.write_bytes(b""), "000.jpg is no picture that can be read"),
-        (lambda picture, mask: Image.new("RGB", (28, 20)).save(mask), "000.png cannot be read as a mask: it is RGB"),
-        (lambda picture, mask: Image.new("L", (28, 20), 9).save(mask), "000.png holds the value 9, which is no class"),
-        (lambda picture, mask: Image.new("L", (27, 20)).save(mask), "000.jpg is 28 x 20 pixels, its mask .* 27 x 20"),
+        (lambda image, mask: mask.write_text("no mask"), "000.png is no image that can be read"),
+        (lambda image, mask: image.write_bytes(b""), "000.jpg is no image that can be read"),
+        (lambda image, mask: Image.new("RGB", (28, 20)).save(mask), "000.png cannot be read as a mask: it is RGB"),
+        (lambda image, mask: Image.new("L", (28, 20), 9).save(mask), "000.png holds the value 9, which is no class"),
+        (lambda image, mask: Image.new("L", (27, 20)).save(mask), "000.jpg is 28 x 20 pixels, its mask .* 27 x 20"),
         (crossed, "000.jpg is 20 x 28 pixels, its mask .* 28 x 20"),
     ],
 )
@@ -138,7 +140,7 @@ def test_a_broken_pair_is_left_out_and_told(tmp_path: Path, spoil: Spoil, line: 
     root = write_ade20k(tmp_path, {"training": 3, "validation": 2})
     spoil(root / "images" / "validation" / "000.jpg", root / "annotations" / "validation" / "000.png")
     splits, told = open_(root), list[str]()
-    with pytest.raises(BrokenPictureError, match=line):
+    with pytest.raises(BrokenImageError, match=line):
         splits.val[0]
     assert sum(len(masks) for _, masks in batches(splits.val, 1, 0, told.append)) == 1
     assert len(told) == 1
@@ -158,11 +160,11 @@ def removed(*paths: str) -> Callable[[Path], None]:
         ),
         (
             removed("images/training/000.jpg", "images/training/002.jpg"),
-            r"000.png is the mask of no picture in .*training, and 1 more are alone",
+            r"000.png is the mask of no image in .*training, and 1 more are alone",
         ),
-        (removed(*(f"images/validation/00{i}.jpg" for i in range(2))), "validation holds no pictures"),
+        (removed(*(f"images/validation/00{i}.jpg" for i in range(2))), "validation holds no images"),
         (removed("classes.txt"), "cannot read .*classes.txt: it names the classes, one a line"),
-        (lambda root: (root / "images").rename(root / "pictures"), "images is missing: pictures are in images/SPLIT"),
+        (lambda root: (root / "images").rename(root / "elsewhere"), "images is missing: images are in images/SPLIT"),
         (lambda root: (root / "images" / "training").rename(root / "images" / "x"), "has no training split"),
         (lambda root: (root / "images" / "validation").rename(root / "images" / "x"), "has no split to decide on"),
     ],

@@ -8,17 +8,17 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tests.data.archives import picture_bytes, spoil, write_tar
-from tests.data.pictures import write_folder
+from tests.data.archives import image_bytes, spoil, write_tar
+from tests.data.image_files import write_folder
 from vimoe.data.archive import Member, find_tar, members, read_bytes, read_member
-from vimoe.data.decode import BrokenPictureError, read_picture
-from vimoe.data.folder import PictureForm, find_folder
-from vimoe.data.loading import batches, training_batches
+from vimoe.data.decode import BrokenImageError, read_image
+from vimoe.data.folder import ImageForm, find_folder
+from vimoe.data.loaders import batches, training_batches
 from vimoe.data.registry import open_dataset
 from vimoe.errors import UserError
 
-FORM = PictureForm((3, 8, 8), (0.5,) * 3, (0.5,) * 3, "bicubic", 1.0)
-FILES = {f"{name}/{i}.png": picture_bytes(value + i) for name, value in (("cat", 10), ("dog", 90)) for i in range(4)}
+FORM = ImageForm((3, 8, 8), (0.5,) * 3, (0.5,) * 3, "bicubic", 1.0)
+FILES = {f"{name}/{i}.png": image_bytes(value + i) for name, value in (("cat", 10), ("dog", 90)) for i in range(4)}
 
 
 def placed(prefix: str, files: dict[str, bytes] = FILES) -> dict[str, bytes]:
@@ -26,7 +26,7 @@ def placed(prefix: str, files: dict[str, bytes] = FILES) -> dict[str, bytes]:
 
 
 def what_is_found(root: Path, wanted: tuple[str, str, str] = ("", "", "")) -> dict[str, list[tuple[str, int]]]:
-    """By split, the last two parts of every picture's path and its label."""
+    """By split, the last two parts of every image's path and its label."""
     parts = find_tar(root, wanted).parts
     return {
         part: [("/".join(m.name.split("/")[-2:]), label) for m, label in samples] for part, samples in parts.items()
@@ -46,7 +46,7 @@ def test_members_and_their_bytes_are_those_tarfile_extracts(tmp_path: Path, cont
     assert [(member.name, read_bytes(member)) for member in members(path)] == expected
 
 
-def test_a_picture_in_a_tar_is_read_as_the_file_is(tmp_path: Path) -> None:
+def test_a_image_in_a_tar_is_read_as_the_file_is(tmp_path: Path) -> None:
     root = write_folder(tmp_path / "f", {"train": 2, "val": 1})
     with tarfile.open(tmp_path / "a.tar", "w") as tar:
         tar.add(root, "data")
@@ -56,7 +56,7 @@ def test_a_picture_in_a_tar_is_read_as_the_file_is(tmp_path: Path) -> None:
         for (path, label), (member, same) in zip(files.parts[part], sorted(archived.parts[part]), strict=True):
             assert member.name.endswith(path.name)
             assert label == same
-            assert np.array_equal(read_picture(path), read_member(member))
+            assert np.array_equal(read_image(path), read_member(member))
 
 
 @pytest.mark.parametrize(
@@ -108,8 +108,8 @@ def test_splits_are_taken_by_name_where_they_are_told(tmp_path: Path) -> None:
 
 def test_workers_read_the_same_archive_at_once(tmp_path: Path) -> None:
     splits = open_dataset("tar", str(write_tar(tmp_path / "a.tar", placed("train/") | placed("val/"))), FORM)
-    alone = [pictures for pictures, _ in training_batches(splits.train, 2, 0, 0)]
-    together = [pictures for pictures, _ in training_batches(splits.train, 2, 0, 0, workers=2)]
+    alone = [images for images, _ in training_batches(splits.train, 2, 0, 0)]
+    together = [images for images, _ in training_batches(splits.train, 2, 0, 0, workers=2)]
     assert len(alone) == 4
     assert all((a == b).all() for a, b in zip(alone, together, strict=True))
 
@@ -121,7 +121,7 @@ def test_a_member_with_damaged_bytes_is_one_line_and_the_others_are_read(tmp_pat
     told: list[str] = []
     splits = open_dataset("tar", str(path), FORM)
     assert sum(len(labels) for _, labels in batches(splits.val, 4, 0, told.append)) == 7
-    assert told == [f"{path}: val/dog/2.png is no picture that can be read"]
+    assert told == [f"{path}: val/dog/2.png is no image that can be read"]
 
 
 def test_a_member_with_a_damaged_header_is_one_line_in_its_neighbours_class(tmp_path: Path) -> None:
@@ -132,7 +132,7 @@ def test_a_member_with_a_damaged_header_is_one_line_in_its_neighbours_class(tmp_
     assert len(found.parts["train"]) == 8
     lost, label = found.parts["train"][6]
     assert label == 1
-    with pytest.raises(BrokenPictureError, match=f"{path}: member at byte {hurt.offset - 512} has a damaged header"):
+    with pytest.raises(BrokenImageError, match=f"{path}: member at byte {hurt.offset - 512} has a damaged header"):
         read_member(lost)
     last = list(members(write_tar(path, FILES)))[-1]
     spoil(path, last.offset - 512, b"\xff" * 100)
@@ -163,7 +163,7 @@ def test_what_is_no_whole_plain_tar_is_one_line(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("files", "line"),
     [
-        ({"notes.txt": b"!"}, "holds no pictures"),
+        ({"notes.txt": b"!"}, "holds no images"),
         ({"0.png": b"!"}, "a.tar: 0.png is in no class folder"),
         (placed("train/") | {"val/cat/0.png": b""}, "'dog' is not there"),
         (placed("val/"), "has no training split"),
@@ -174,8 +174,8 @@ def test_a_tar_that_cannot_be_used_is_one_line(tmp_path: Path, files: dict[str, 
         find_tar(write_tar(tmp_path / "a.tar", files))
 
 
-def test_an_archive_that_has_gone_is_told_as_a_broken_picture(tmp_path: Path) -> None:
-    with pytest.raises(BrokenPictureError, match=r"cat/0\.png cannot be read: No such file or directory"):
+def test_an_archive_that_has_gone_is_told_as_a_broken_image(tmp_path: Path) -> None:
+    with pytest.raises(BrokenImageError, match=r"cat/0\.png cannot be read: No such file or directory"):
         read_member(Member(tmp_path / "a.tar", "cat/0.png", 512, 10))
 
 
@@ -189,5 +189,5 @@ def test_damage_costs_what_it_hits_and_nothing_else(tmp_path: Path, at: int, con
     found = list(members(path))
     assert spared <= set(found)
     for member in found:
-        with contextlib.suppress(BrokenPictureError):
+        with contextlib.suppress(BrokenImageError):
             read_member(member)

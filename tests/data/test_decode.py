@@ -5,17 +5,17 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vimoe.data.decode import BrokenPictureError, read_picture
+from vimoe.data.decode import BrokenImageError, read_image
 
 RED = np.zeros((4, 6, 3), dtype=np.uint8)
 RED[..., 0] = 255
 
 
 def pixels(path: Path) -> np.ndarray:
-    return np.asarray(read_picture(path))
+    return np.asarray(read_image(path))
 
 
-def test_an_rgb_picture_is_read_as_it_is(tmp_path: Path) -> None:
+def test_an_rgb_image_is_read_as_it_is(tmp_path: Path) -> None:
     Image.fromarray(RED).save(tmp_path / "a.png")
     assert (pixels(tmp_path / "a.png") == RED).all()
 
@@ -54,7 +54,7 @@ def test_exif_rotation_is_applied(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # the camera was held on its side
     Image.fromarray(RED).save(tmp_path / "a.jpg", exif=exif)
-    assert read_picture(tmp_path / "a.jpg").size == (4, 6)
+    assert read_image(tmp_path / "a.jpg").size == (4, 6)
 
 
 def test_one_pixel_and_odd_names_are_no_problem(tmp_path: Path) -> None:
@@ -71,8 +71,8 @@ def test_a_file_that_may_not_be_read_is_one_line(tmp_path: Path) -> None:
     try:
         if as_root:
             os.seteuid(65534)
-        with pytest.raises(BrokenPictureError, match=r"a\.png cannot be read: Permission denied"):
-            read_picture(path)
+        with pytest.raises(BrokenImageError, match=r"a\.png cannot be read: Permission denied"):
+            read_image(path)
     finally:
         if as_root:
             os.seteuid(0)
@@ -87,7 +87,7 @@ def test_a_file_cut_anywhere_is_read_whole_or_broken(tmp_path: Path, kind: str) 
         (tmp_path / f"cut.{kind}").write_bytes(whole[:end])
         try:
             assert (pixels(tmp_path / f"cut.{kind}") == expected).all()
-        except BrokenPictureError:
+        except BrokenImageError:
             continue
 
 
@@ -95,20 +95,20 @@ def test_what_cannot_be_used_is_one_line_with_the_path(tmp_path: Path, monkeypat
     whole = tmp_path / "whole.jpg"
     Image.fromarray(np.random.default_rng(0).integers(0, 255, (64, 64, 3), dtype=np.uint8)).save(whole)
     (tmp_path / "empty.jpg").write_bytes(b"")
-    (tmp_path / "text.jpg").write_text("no picture")
+    (tmp_path / "text.jpg").write_text("no image")
     (tmp_path / "short.jpg").write_bytes(whole.read_bytes()[:600])
     (tmp_path / "dangling.jpg").symlink_to(tmp_path / "nowhere.jpg")
     for name, reason in (
-        ("empty.jpg", "is no picture that can be read"),
-        ("text.jpg", "is no picture that can be read"),
+        ("empty.jpg", "is no image that can be read"),
+        ("text.jpg", "is no image that can be read"),
         ("short.jpg", "cannot be read: "),
         ("dangling.jpg", "cannot be read: No such file or directory"),
         ("none.jpg", "cannot be read: No such file or directory"),
     ):
-        with pytest.raises(BrokenPictureError) as caught:
-            read_picture(tmp_path / name)
+        with pytest.raises(BrokenImageError) as caught:
+            read_image(tmp_path / name)
         assert str(caught.value).startswith(f"{tmp_path / name} {reason}")
         assert "\n" not in str(caught.value)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
-    with pytest.raises(BrokenPictureError, match="has more pixels than is safe to decode"):
-        read_picture(whole)
+    with pytest.raises(BrokenImageError, match="has more pixels than is safe to decode"):
+        read_image(whole)

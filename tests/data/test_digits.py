@@ -8,32 +8,32 @@ def test_the_splits_are_disjoint_whole_and_stratified() -> None:
     splits = digits()
     sizes = [len(part) for part in (splits.train, splits.val, splits.test)]
     assert sizes == [1077, 360, 360]
-    pictures = torch.cat([part.pictures.flatten(1) for part in (splits.train, splits.val, splits.test)])
-    assert len(pictures.unique(dim=0)) == 1797
+    images = torch.cat([part.images.flatten(1) for part in (splits.train, splits.val, splits.test)])
+    assert len(images.unique(dim=0)) == 1797
     for part in (splits.val, splits.test):
         counts = torch.bincount(part.labels, minlength=10)
         assert counts.min() >= 34
         assert counts.max() <= 38
 
 
-def test_the_splits_are_the_same_every_time_and_an_item_is_a_picture_with_its_label() -> None:
+def test_the_splits_are_the_same_every_time_and_an_item_is_a_image_with_its_label() -> None:
     first, second = digits(), digits()
-    assert torch.equal(first.test.pictures, second.test.pictures)
-    picture, label = first.train[3]
-    assert picture.shape == first.image_shape
+    assert torch.equal(first.test.images, second.test.images)
+    image, label = first.train[3]
+    assert image.shape == first.image_shape
     assert first.class_names[label] == str(label)
 
 
 def test_training_pixels_have_mean_0_and_deviation_1() -> None:
-    pictures = digits().train.pictures
-    assert abs(pictures.mean()) < 1e-5
-    assert abs(pictures.std() - 1) < 1e-5
+    images = digits().train.images
+    assert abs(images.mean()) < 1e-5
+    assert abs(images.std() - 1) < 1e-5
 
 
-def test_a_shift_moves_each_picture_by_at_most_a_pixel_and_fills_with_background() -> None:
-    pictures = torch.zeros(200, 2, 8, 8)
-    pictures[:, :, 4, 4] = 1
-    moved = shift_by_a_pixel(pictures, generator("test"))
+def test_a_shift_moves_each_image_by_at_most_a_pixel_and_fills_with_background() -> None:
+    images = torch.zeros(200, 2, 8, 8)
+    images[:, :, 4, 4] = 1
+    moved = shift_by_a_pixel(images, generator("test"))
     assert (moved.sum((2, 3)) == 1).all()
     assert torch.equal(moved[:, 0], moved[:, 1])
     places = {divmod(int(i), 8) for i in moved[:, 0].flatten(1).argmax(1)}
@@ -41,7 +41,7 @@ def test_a_shift_moves_each_picture_by_at_most_a_pixel_and_fills_with_background
 
 
 def test_the_same_generator_gives_the_same_shift() -> None:
-    pictures = torch.randn(20, 1, 8, 8)
-    first = shift_by_a_pixel(pictures, generator("augment", 0, 7))
-    assert torch.equal(first, shift_by_a_pixel(pictures, generator("augment", 0, 7)))
-    assert not torch.equal(first, shift_by_a_pixel(pictures, generator("augment", 0, 8)))
+    images = torch.randn(20, 1, 8, 8)
+    first = shift_by_a_pixel(images, generator("augment", 0, 7))
+    assert torch.equal(first, shift_by_a_pixel(images, generator("augment", 0, 7)))
+    assert not torch.equal(first, shift_by_a_pixel(images, generator("augment", 0, 8)))

@@ -9,14 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from vimoe.data.decode import BrokenPictureError
+from vimoe.data.decode import BrokenImageError
 from vimoe.data.masks import IGNORE, labels_of, read_mask
 
 VALUES = np.array([[0, 1, 2], [3, 4, 255]], dtype=np.uint8)
 
 
-def saved(path: Path, picture: Image.Image, **how: object) -> Path:
-    picture.save(path, **how)
+def saved(path: Path, image: Image.Image, **how: object) -> Path:
+    image.save(path, **how)
     return path
 
 
@@ -49,12 +49,12 @@ def test_palettes_bits_and_16_bits_give_their_numbers(tmp_path: Path) -> None:
     small = np.array([[0, 1, 2], [3, 4, 3]], dtype=np.uint8)
     palette = Image.fromarray(small).convert("P")
     palette.putpalette([200, 10, 10, 0, 0, 0, 9, 9, 9, 50, 60, 70, 1, 2, 3])
-    for name, picture in {
+    for name, image in {
         "palette.png": palette,
         "16 bits.png": Image.fromarray(small.astype(np.uint16)),
         "32 bits.tif": Image.fromarray(small.astype(np.int32)),
     }.items():
-        assert read_mask(saved(tmp_path / name, picture), 5, False).tolist() == small.tolist(), name
+        assert read_mask(saved(tmp_path / name, image), 5, False).tolist() == small.tolist(), name
     bits = Image.fromarray(np.array([[True, False, True]]))
     assert bits.mode == "1"
     assert read_mask(saved(tmp_path / "bits.png", bits), 2, False).tolist() == [[1, 0, 1]]
@@ -77,7 +77,7 @@ def test_grey_of_2_and_4_bits_gives_the_numbers_that_were_stored(tmp_path: Path,
     assert read_mask(file, 4, False).tolist() == [row]
 
 
-def test_a_mask_is_turned_upright_as_its_picture_is(tmp_path: Path) -> None:
+def test_a_mask_is_turned_upright_as_its_image_is(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # to be shown turned a quarter clockwise
     file = saved(tmp_path / "m.png", Image.fromarray(VALUES), exif=exif)
@@ -85,7 +85,7 @@ def test_a_mask_is_turned_upright_as_its_picture_is(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("picture", "line"),
+    ("image", "line"),
     [
         (Image.new("RGB", (3, 2)), "cannot be read as a mask: it is RGB, and a mask holds one whole number a pixel"),
         (Image.new("LA", (3, 2)), "it is LA, and"),
@@ -93,9 +93,9 @@ def test_a_mask_is_turned_upright_as_its_picture_is(tmp_path: Path) -> None:
         (Image.fromarray(VALUES.astype(np.uint16) * 300), "holds the value 300, which is no class"),
     ],
 )
-def test_what_is_no_mask_is_one_line_that_names_file_and_value(tmp_path: Path, picture: Image.Image, line: str) -> None:
-    file = saved(tmp_path / "a mask.png", picture)
-    with pytest.raises(BrokenPictureError, match=line) as caught:
+def test_what_is_no_mask_is_one_line_that_names_file_and_value(tmp_path: Path, image: Image.Image, line: str) -> None:
+    file = saved(tmp_path / "a mask.png", image)
+    with pytest.raises(BrokenImageError, match=line) as caught:
         read_mask(file, 3, True)
     assert str(caught.value).startswith(str(file))
     assert "\n" not in str(caught.value)
@@ -103,7 +103,7 @@ def test_what_is_no_mask_is_one_line_that_names_file_and_value(tmp_path: Path, p
 
 def test_without_reduce_zero_label_the_line_says_what_is_legal(tmp_path: Path) -> None:
     file = saved(tmp_path / "m.png", Image.fromarray(VALUES))
-    with pytest.raises(BrokenPictureError, match="holds the value 3, which is no class: 0 to 2, 255 for unlabelled"):
+    with pytest.raises(BrokenImageError, match="holds the value 3, which is no class: 0 to 2, 255 for unlabelled"):
         read_mask(file, 3, False)
 
 
@@ -116,5 +116,5 @@ def test_unreadable_and_cut_off_and_decimal_files_are_one_line(tmp_path: Path) -
     cut.write_bytes(whole[: len(whole) // 2])
     decimal = saved(tmp_path / "m.tif", Image.fromarray(np.zeros((2, 2), dtype=np.float32)))
     for file in (text, cut, decimal, tmp_path / "nowhere.png"):
-        with pytest.raises(BrokenPictureError, match=r"cannot be read as a mask|is no picture that can be read"):
+        with pytest.raises(BrokenImageError, match=r"cannot be read as a mask|is no image that can be read"):
             read_mask(file, 3, True)

@@ -2,12 +2,12 @@ from pathlib import Path
 
 import pytest
 
-from tests.data.pictures import write_folder
-from vimoe.data.folder import PictureForm
+from tests.data.image_files import write_folder
+from vimoe.data.folder import ImageForm
 from vimoe.data.registry import open_dataset
 from vimoe.errors import UserError
 
-FORM = PictureForm((3, 8, 8), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "bicubic", 1.0)
+FORM = ImageForm((3, 8, 8), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "bicubic", 1.0)
 
 
 def test_an_unknown_dataset_is_answered_with_the_known_ones() -> None:
@@ -20,7 +20,7 @@ def test_digits_are_there_without_a_folder() -> None:
 
 
 def test_a_folder_dataset_without_a_folder_is_told_what_it_needs() -> None:
-    with pytest.raises(UserError, match="dataset 'folder' needs data_dir, the folder of pictures"):
+    with pytest.raises(UserError, match="dataset 'folder' needs data_dir, the folder of images"):
         open_dataset("folder")
 
 
@@ -30,7 +30,7 @@ def test_names_that_are_nearly_right_are_unknown_too(name: str) -> None:
         open_dataset(name, "somewhere")
 
 
-def test_so_many_pictures_of_each_class_are_drawn_by_seed_and_others_stay_whole(tmp_path: Path) -> None:
+def test_so_many_images_of_each_class_are_drawn_by_seed_and_others_stay_whole(tmp_path: Path) -> None:
     root = write_folder(tmp_path, {"train": 6, "val": 3})
     few = open_dataset("folder", str(root), FORM, per_class=2)
     labels = [label for _, label in few.train.samples]  # type: ignore[attr-defined]

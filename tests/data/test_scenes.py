@@ -5,7 +5,7 @@ import torch
 
 from vimoe.data import scenes
 from vimoe.data.digits import InMemory, digits
-from vimoe.data.loading import batches, training_batches
+from vimoe.data.loaders import batches, training_batches
 from vimoe.data.scenes import SIDE, Scenes, change_colours, compose, digit_scenes
 from vimoe.data.splits import Splits, generator
 
@@ -24,27 +24,27 @@ def parts(splits: Splits) -> dict[str, Scenes]:
 def test_sizes_classes_and_shapes(splits: Splits) -> None:
     assert [len(part) for part in parts(splits).values()] == [1500, 200, 200]
     assert splits.class_names == ("ground", *(str(digit) for digit in range(10)))
-    picture, mask = splits.val[7]
-    assert picture.shape == splits.image_shape == (3, SIDE, SIDE)
-    assert (picture.dtype, mask.dtype) == (torch.float32, torch.int64)  # type: ignore[attr-defined]
+    image, mask = splits.val[7]
+    assert image.shape == splits.image_shape == (3, SIDE, SIDE)
+    assert (image.dtype, mask.dtype) == (torch.float32, torch.int64)  # type: ignore[attr-defined]
     assert mask.shape == (SIDE, SIDE)  # type: ignore[attr-defined]
 
 
 def test_the_scenes_are_the_same_every_time_and_no_two_are_alike(splits: Splits) -> None:
     again = parts(digit_scenes())
     for name, part in parts(splits).items():
-        assert torch.equal(part.pictures, again[name].pictures)
+        assert torch.equal(part.images, again[name].images)
         assert torch.equal(part.masks, again[name].masks)
-    every = torch.cat([part.pictures[:, 0, 0, :4] for part in parts(splits).values()])
+    every = torch.cat([part.images[:, 0, 0, :4] for part in parts(splits).values()])
     assert len(every.unique(dim=0)) == len(every)
 
 
 def test_training_pixels_have_mean_0_and_deviation_1_and_the_scene_can_be_shown_again(splits: Splits) -> None:
-    pictures = parts(splits)["train"].pictures
-    torch.testing.assert_close(pictures.mean((0, 2, 3)), torch.zeros(3), atol=1e-4, rtol=0)
-    torch.testing.assert_close(pictures.std((0, 2, 3)), torch.ones(3), atol=1e-4, rtol=0)
+    images = parts(splits)["train"].images
+    torch.testing.assert_close(images.mean((0, 2, 3)), torch.zeros(3), atol=1e-4, rtol=0)
+    torch.testing.assert_close(images.std((0, 2, 3)), torch.ones(3), atol=1e-4, rtol=0)
     for part in parts(splits).values():
-        shown = part.pictures * torch.tensor(splits.std)[:, None, None] + torch.tensor(splits.mean)[:, None, None]
+        shown = part.images * torch.tensor(splits.std)[:, None, None] + torch.tensor(splits.mean)[:, None, None]
         assert shown.min() > -1e-5
         assert shown.max() < 1 + 1e-5
 
@@ -78,7 +78,7 @@ def test_digits_vary_in_size() -> None:
 def test_each_split_is_composed_of_its_own_scans_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     source = digits()
     only = {
-        name: InMemory(part.pictures, torch.full_like(part.labels, digit))
+        name: InMemory(part.images, torch.full_like(part.labels, digit))
         for name, part, digit in (("train", source.train, 1), ("val", source.val, 2), ("test", source.test, 3))
     }
     monkeypatch.setattr(scenes, "digits", lambda: replace(source, **only))
@@ -89,29 +89,29 @@ def test_each_split_is_composed_of_its_own_scans_alone(monkeypatch: pytest.Monke
 def test_a_mask_lies_on_its_digit() -> None:
     # A scan that is a full square becomes a square of a bright colour in a dark rim.
     scan = torch.ones(1, 1, 8, 8)
-    pictures, masks = compose(scan, torch.tensor([4]), 50, generator("test"))
-    light = pictures.mean(1)
+    images, masks = compose(scan, torch.tensor([4]), 50, generator("test"))
+    light = images.mean(1)
     on = masks == 5
     area = on.sum((1, 2)).float()
     assert (area > 2 * 13**2 * 0.9).all()
     assert light[on].mean() > light[~on].mean() + 0.3
     middles = [(8, 8), (8, 24), (24, 8), (24, 24)]
-    for picture, mask in zip(light, masks, strict=True):
+    for image, mask in zip(light, masks, strict=True):
         for row, column in middles:
-            assert bool(mask[row, column]) == (picture[row - 2 : row + 2, column - 2 : column + 2].min() > 0.5)
+            assert bool(mask[row, column]) == (image[row - 2 : row + 2, column - 2 : column + 2].min() > 0.5)
 
 
-def test_masks_and_pictures_come_in_batches_to_learn_from_and_to_evaluate(splits: Splits) -> None:
-    pictures, masks = next(iter(training_batches(splits.train, 8, 0, 0)))
-    assert pictures.shape == (8, 3, SIDE, SIDE)
+def test_masks_and_images_come_in_batches_to_learn_from_and_to_evaluate(splits: Splits) -> None:
+    images, masks = next(iter(training_batches(splits.train, 8, 0, 0)))
+    assert images.shape == (8, 3, SIDE, SIDE)
     assert masks.shape == (8, SIDE, SIDE)
     assert torch.equal(torch.cat([masks for _, masks in batches(splits.test, 64)]), parts(splits)["test"].masks)
 
 
-def test_changed_colours_are_a_channel_of_the_same_picture_brighter_or_darker() -> None:
-    pictures = torch.randn(40, 3, 8, 8)
-    changed = change_colours(pictures, generator("test"))
-    source, result = pictures.flatten(2), changed.flatten(2)
+def test_changed_colours_are_a_channel_of_the_same_image_brighter_or_darker() -> None:
+    images = torch.randn(40, 3, 8, 8)
+    changed = change_colours(images, generator("test"))
+    source, result = images.flatten(2), changed.flatten(2)
     correlation = (
         torch.einsum(
             "bip,bjp->bij", *((x - x.mean(2, keepdim=True)) / x.std(2, keepdim=True) for x in (source, result))
@@ -129,7 +129,7 @@ def test_changed_colours_are_a_channel_of_the_same_picture_brighter_or_darker() 
 
 
 def test_the_same_generator_gives_the_same_colours() -> None:
-    pictures = torch.randn(4, 3, 8, 8)
-    first = change_colours(pictures, generator("augment", 0, 7))
-    assert torch.equal(first, change_colours(pictures, generator("augment", 0, 7)))
-    assert not torch.equal(first, change_colours(pictures, generator("augment", 0, 8)))
+    images = torch.randn(4, 3, 8, 8)
+    first = change_colours(images, generator("augment", 0, 7))
+    assert torch.equal(first, change_colours(images, generator("augment", 0, 7)))
+    assert not torch.equal(first, change_colours(images, generator("augment", 0, 8)))

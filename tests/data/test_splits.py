@@ -4,14 +4,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vimoe.data.digits import digits
-from vimoe.data.loading import batches
+from vimoe.data.loaders import batches
 from vimoe.data.splits import EpochOrder, choose_splits, generator
 from vimoe.errors import UserError
 
 
 @given(st.integers(1, 200), st.integers(1, 40), st.integers(0, 5), st.integers(0, 5))
 @settings(deadline=None, max_examples=40)
-def test_an_epoch_shows_each_picture_at_most_once_in_full_batches(size: int, batch: int, seed: int, epoch: int) -> None:
+def test_an_epoch_shows_each_image_at_most_once_in_full_batches(size: int, batch: int, seed: int, epoch: int) -> None:
     order = EpochOrder(size, batch, seed, epoch)
     seen = [i for part in order for i in part]
     assert len(order) == size // batch
@@ -27,7 +27,7 @@ def test_the_order_depends_on_seed_and_epoch_alone() -> None:
 
 @given(st.integers(1, 60), st.integers(1, 12), st.integers(1, 4))
 @settings(deadline=None, max_examples=60)
-def test_repeats_show_fewer_pictures_in_as_many_batches_side_by_side(size: int, batch: int, repeats: int) -> None:
+def test_repeats_show_fewer_images_in_as_many_batches_side_by_side(size: int, batch: int, repeats: int) -> None:
     plain = [i for part in EpochOrder(size, batch, 1, 2) for i in part]
     numbers = [i for part in EpochOrder(size, batch, 1, 2, repeats) for i in part]
     assert len(numbers) == len(plain)
@@ -62,7 +62,7 @@ def test_a_split_that_is_not_there_is_answered_with_those_that_are() -> None:
         choose_splits(["val", "test"], ("", "", ""), "x")
 
 
-def test_evaluation_sees_every_picture_once_in_its_own_order() -> None:
+def test_evaluation_sees_every_image_once_in_its_own_order() -> None:
     part = digits().test
     labels = torch.cat([labels for _, labels in batches(part, 100)])
     assert torch.equal(labels, part.labels)

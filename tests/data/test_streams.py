@@ -7,33 +7,33 @@ import numpy as np
 import pytest
 import torch
 
-from tests.data.archives import picture_bytes, spoil, write_tar
-from tests.data.pictures import COLOURS, write_folder
+from tests.data.archives import image_bytes, spoil, write_tar
+from tests.data.image_files import COLOURS, write_folder
 from vimoe.data.archive import members, read_member
-from vimoe.data.decode import BrokenPictureError
-from vimoe.data.folder import PictureFiles, PictureForm
-from vimoe.data.loading import batches, training_batches
+from vimoe.data.decode import BrokenImageError
+from vimoe.data.folder import ImageFiles, ImageForm
+from vimoe.data.loaders import batches, training_batches
 from vimoe.data.registry import open_dataset
 from vimoe.data.splits import Splits
 from vimoe.data.streams import expand, find_torchvision, find_webdataset
 from vimoe.errors import UserError
 
-FORM = PictureForm((3, 8, 8), (0.5,) * 3, (0.5,) * 3, "bicubic", 1.0)
+FORM = ImageForm((3, 8, 8), (0.5,) * 3, (0.5,) * 3, "bicubic", 1.0)
 
 
 def shard(path: Path, labels: list[int], first: int = 0, kind: str = "cls") -> Path:
     files = {}
     for i, label in enumerate(labels, first):
-        files[f"s{i:03}.png"] = picture_bytes(10 * i)
+        files[f"s{i:03}.png"] = image_bytes(10 * i)
         files[f"s{i:03}.{kind}"] = str(label).encode() if kind == "cls" else json.dumps({"label": label}).encode()
     return write_tar(path, files)
 
 
 def greys(splits: Splits, part: str = "train") -> list[tuple[int, int]]:
-    """Every picture's grey value and label."""
-    pictures = getattr(splits, part)
-    assert isinstance(pictures, PictureFiles)
-    return [(pictures.read(where).getpixel((0, 0))[0], label) for where, label in pictures.samples]  # type: ignore[index]
+    """Every image's grey value and label."""
+    images = getattr(splits, part)
+    assert isinstance(images, ImageFiles)
+    return [(images.read(where).getpixel((0, 0))[0], label) for where, label in images.samples]  # type: ignore[index]
 
 
 @pytest.mark.parametrize("kind", ["cls", "json"])
@@ -85,7 +85,7 @@ def test_classes_of_shards_have_the_names_in_classes_txt(tmp_path: Path) -> None
     (tmp_path / "classes.txt").write_text("cat\ndog\nhorse\n")
     assert find_webdataset(tmp_path).class_names == ("cat", "dog", "horse")
     (tmp_path / "classes.txt").write_text("cat\n")
-    with pytest.raises(UserError, match=r"label 1 of picture .*train-0.tar: s001.png is out of range: .* 1 classes"):
+    with pytest.raises(UserError, match=r"label 1 of image .*train-0.tar: s001.png is out of range: .* 1 classes"):
         open_dataset("wds/", str(tmp_path), FORM, val_share=0.5)
 
 
@@ -98,7 +98,7 @@ def test_a_sample_that_lacks_a_part_is_told_and_the_others_are_read(tmp_path: Pa
     splits, told = open_dataset("wds/", str(tmp_path), FORM), list[str]()
     assert sum(len(labels) for _, labels in batches(splits.train, 4, 0, told.append)) == 4
     assert [line.partition(": ")[2] for line in told] == [
-        "s001 has no picture",
+        "s001 has no image",
         "s004 has no label in .cls, or as 'label' in .json",
     ]
 
@@ -107,14 +107,14 @@ def test_a_sample_that_lacks_a_part_is_told_and_the_others_are_read(tmp_path: Pa
     ("labels", "line"),
     [
         (["0", "one"], "the label of .*train-0.tar: s001.cls is 'one', and no whole number"),
-        (["0", "-1"], "label -1 of picture .*train-0.tar: s001.png is out of range"),
-        (["0", "7"], "label 7 of picture .*train-0.tar: s001.png is out of range: there are 2 pictures"),
+        (["0", "-1"], "label -1 of image .*train-0.tar: s001.png is out of range"),
+        (["0", "7"], "label 7 of image .*train-0.tar: s001.png is out of range: there are 2 images"),
     ],
 )
 def test_labels_that_cannot_be_are_one_line(tmp_path: Path, labels: list[str], line: str) -> None:
     files = {}
     for i, label in enumerate(labels):
-        files |= {f"s{i:03}.png": picture_bytes(i), f"s{i:03}.cls": label.encode()}
+        files |= {f"s{i:03}.png": image_bytes(i), f"s{i:03}.cls": label.encode()}
     write_tar(tmp_path / "train-0.tar", files)
     shard(tmp_path / "val-0.tar", [0])
     with pytest.raises(UserError, match=line):
@@ -122,8 +122,8 @@ def test_labels_that_cannot_be_are_one_line(tmp_path: Path, labels: list[str], l
 
 
 def test_shards_without_labels_or_that_are_not_there_are_one_line(tmp_path: Path) -> None:
-    write_tar(tmp_path / "train-0.tar", {"a.png": picture_bytes(0)})
-    with pytest.raises(UserError, match="holds no training pictures with a label"):
+    write_tar(tmp_path / "train-0.tar", {"a.png": image_bytes(0)})
+    with pytest.raises(UserError, match="holds no training images with a label"):
         find_webdataset(tmp_path)
     with pytest.raises(UserError, match=r"train-1.tar cannot be read: No such file"):
         find_webdataset(tmp_path, ("train-{0..1}.tar", "", ""))
@@ -134,9 +134,9 @@ def write_mnist(root: Path, labels: dict[str, list[int]]) -> None:
     raw = root / "MNIST" / "raw"
     raw.mkdir(parents=True)
     for part, values in labels.items():
-        pictures = np.stack([np.full((28, 28), 20 * i, dtype=np.uint8) for i in range(len(values))])
+        images = np.stack([np.full((28, 28), 20 * i, dtype=np.uint8) for i in range(len(values))])
         head = np.array([0x803, len(values), 28, 28], dtype=">i4").tobytes()
-        (raw / f"{part}-images-idx3-ubyte").write_bytes(head + pictures.tobytes())
+        (raw / f"{part}-images-idx3-ubyte").write_bytes(head + images.tobytes())
         head = np.array([0x801, len(values)], dtype=">i4").tobytes()
         (raw / f"{part}-labels-idx1-ubyte").write_bytes(head + np.array(values, dtype=np.uint8).tobytes())
 
@@ -157,8 +157,8 @@ def test_torchvisions_files_are_read_like_any_others(tmp_path: Path) -> None:
     found = find_torchvision("imagenet", tmp_path)
     assert found.class_names == tuple(sorted(COLOURS))
     assert {where.suffix for where, _ in found.parts["train"]} == {".jpg"}
-    (tmp_path / "val" / "grass" / "000.jpg").write_text("no picture")
-    with pytest.raises(BrokenPictureError, match="is no picture that can be read"):
+    (tmp_path / "val" / "grass" / "000.jpg").write_text("no image")
+    with pytest.raises(BrokenImageError, match="is no image that can be read"):
         [found.read(where) for where, _ in found.parts["val"]]
 
 
@@ -173,7 +173,7 @@ def test_a_torchvision_set_that_is_unknown_or_not_there_is_one_line(tmp_path: Pa
 
 @pytest.fixture
 def hugging_face_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A data set that Hugging Face's library has saved: pictures in its tables, the second of `test` damaged."""
+    """A data set that Hugging Face's library has saved: images in its tables, the second of `test` damaged."""
     datasets = pytest.importorskip("datasets")
     datasets.disable_progress_bars()
     features = datasets.Features(
@@ -181,7 +181,7 @@ def hugging_face_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path
     )
 
     def table(greys: list[int]) -> object:
-        rows = [{"bytes": picture_bytes(grey) if grey < 255 else b"no picture", "path": None} for grey in greys]
+        rows = [{"bytes": image_bytes(grey) if grey < 255 else b"no image", "path": None} for grey in greys]
         kinds = [i % 2 for i in range(len(greys))]
         columns = {"id": [str(grey) for grey in greys], "img": rows, "kind": kinds}
         return datasets.Dataset.from_dict(columns, features=features)
@@ -196,13 +196,13 @@ def test_hugging_faces_tables_are_read_by_position(hugging_face_folder: Path, ki
     assert splits.class_names == ("cat", "dog")
     assert sorted(greys(splits) + greys(splits, "val")) == [(10, 0), (20, 1), (30, 0), (40, 1)]
     assert [len(labels) for _, labels in batches(splits.test, 4, 2, told.append)] == [1]
-    assert told == [f"row 1 of test in {hugging_face_folder} is no picture that can be read"]
+    assert told == [f"row 1 of test in {hugging_face_folder} is no image that can be read"]
 
 
-def test_a_folder_of_pictures_is_read_by_hugging_faces_library(tmp_path: Path) -> None:
+def test_a_folder_of_images_is_read_by_hugging_faces_library(tmp_path: Path) -> None:
     datasets = pytest.importorskip("datasets")
     datasets.disable_progress_bars()
-    root = write_folder(tmp_path / "pictures", {"train": 3, "validation": 1})
+    root = write_folder(tmp_path / "images", {"train": 3, "validation": 1})
     splits = open_dataset(f"hfds/{root}", str(tmp_path / "cache"), FORM)
     assert splits.class_names == tuple(sorted(COLOURS))
     assert (len(splits.train), len(splits.val)) == (9, 3)

@@ -24,7 +24,7 @@ def rows(epochs: int = 3) -> list[dict[str, Any]]:
 
 
 def report(**changes: Any) -> Report:
-    pictures = {place: thumbnail(np.full((8, 8, 3), 20 * place, dtype=np.uint8), 64, place % 2) for place in range(4)}
+    images = {place: thumbnail(np.full((8, 8, 3), 20 * place, dtype=np.uint8), 64, place % 2) for place in range(4)}
     settings: dict[str, Any] = {
         "title": f"Title {EVIL}",
         "conclusion": "It works.",
@@ -37,6 +37,6 @@ def report(**changes: Any) -> Report:
         "command": f"vimoe analyze '{EVIL}'",
         "tables": [Table(("model", "score"), [[f"as it is {EVIL}", "90.0"]], f"a note {EVIL}")],
         "analysis": analysis(),
-        "pictures": pictures,
+        "images": images,
     }
     return Report(**{**settings, **changes})

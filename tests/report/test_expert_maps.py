@@ -10,7 +10,7 @@ NAMES = ("sky", "tree", "road")
 
 
 def example(layers: int = 2, seed: int = 0) -> ExpertMap:
-    """A picture of 20 x 30 pixels on patches of 8: the last row and column of patches reach beyond it."""
+    """An image of 20 x 30 pixels on patches of 8: the last row and column of patches reach beyond it."""
     rng = np.random.default_rng(seed)
     classes = rng.integers(0, 2, (20, 30))
     classes[0, 0] = IGNORE
@@ -23,23 +23,23 @@ def counts(layers: int = 2) -> RoutingCounts:
     return RoutingCounts(tuple(range(12 - layers, 12)), (4,) * layers, NAMES, table)
 
 
-def test_each_picture_stands_beside_its_classes_and_its_layers_the_last_first() -> None:
+def test_each_image_stands_beside_its_classes_and_its_layers_the_last_first() -> None:
     figure = expert_maps([example(), example(seed=1)], counts())
     panels = [ax for ax in figure.axes if ax.images]
     assert len(panels) == 2 * 4
-    assert [ax.get_title() for ax in panels[:4]] == ["picture", "classes", "block 11", "block 10"]
-    assert (np.asarray(panels[4].images[0].get_array()) == example(seed=1).picture).all()
+    assert [ax.get_title() for ax in panels[:4]] == ["image", "classes", "block 11", "block 10"]
+    assert (np.asarray(panels[4].images[0].get_array()) == example(seed=1).image).all()
 
 
 def test_twelve_layers_go_on_in_further_rows() -> None:
     figure = expert_maps([example(12)], counts(12))
     titles = [ax.get_title() for ax in figure.axes if ax.images]
-    assert titles == ["picture", "classes", *(f"block {n}" for n in range(11, -1, -1))]
+    assert titles == ["image", "classes", *(f"block {n}" for n in range(11, -1, -1))]
 
 
-def test_a_patch_is_coloured_as_its_expert_over_the_picture_in_grey() -> None:
+def test_a_patch_is_coloured_as_its_expert_over_the_image_in_grey() -> None:
     one = example()._replace(
-        picture=np.full((20, 30, 3), 128, dtype=np.uint8), experts={11: np.array([[0, 1, 2, 3]] * 3)}
+        image=np.full((20, 30, 3), 128, dtype=np.uint8), experts={11: np.array([[0, 1, 2, 3]] * 3)}
     )
     panel = expert_panel(one, 11, 4)
     assert panel.shape == (20, 30, 3)
@@ -48,9 +48,9 @@ def test_a_patch_is_coloured_as_its_expert_over_the_picture_in_grey() -> None:
     assert (panel[:, 8] != panel[0, 0]).any()
 
 
-def test_dark_and_light_pictures_give_their_experts_the_same_colours() -> None:
+def test_dark_and_light_images_give_their_experts_the_same_colours() -> None:
     texture = np.random.default_rng(0).integers(0, 100, (20, 30, 1), dtype=np.uint8).repeat(3, 2)
-    dark, light = (expert_panel(example()._replace(picture=texture + shift), 11, 4) for shift in (0, 150))
+    dark, light = (expert_panel(example()._replace(image=texture + shift), 11, 4) for shift in (0, 150))
     assert np.abs(dark.astype(int) - light).max() <= 1
 
 

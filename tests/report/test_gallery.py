@@ -16,7 +16,7 @@ def pixels(uri: str) -> np.ndarray:
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.split(",", 1)[1]))).convert("RGB"))
 
 
-def test_every_expert_gets_its_first_picture_before_any_gets_its_second() -> None:
+def test_every_expert_gets_its_first_image_before_any_gets_its_second() -> None:
     found = analysis()
     last = found.layers[-1]
     experts = (
@@ -28,19 +28,19 @@ def test_every_expert_gets_its_first_picture_before_any_gets_its_second() -> Non
     assert gallery_places(found, most=2) == [3, 0]
 
 
-def test_thumbnails_are_the_pictures_at_their_places_with_their_classes() -> None:
+def test_thumbnails_are_the_images_at_their_places_with_their_classes() -> None:
     values = torch.arange(10.0)[:, None, None, None].expand(10, 3, 8, 8)
     mean, std = (0.5, 0.5, 0.5), (0.05, 0.05, 0.05)
     batches = [((values[i : i + 4] / 10 - 0.5) / 0.05, torch.arange(i, min(i + 4, 10))) for i in (0, 4, 8)]
     found = thumbnails(batches, [9, 0, 5], mean, std)
     assert sorted(found) == [0, 5, 9]
-    for place, picture in found.items():
-        assert picture.label == place
-        assert (picture.width, picture.height) == (8, 8)
-        assert pixels(picture.uri) == pytest.approx(25.5 * place, abs=0.6)
+    for place, image in found.items():
+        assert image.label == place
+        assert (image.width, image.height) == (8, 8)
+        assert pixels(image.uri) == pytest.approx(25.5 * place, abs=0.6)
 
 
-def test_what_follows_the_last_wanted_picture_is_not_read() -> None:
+def test_what_follows_the_last_wanted_image_is_not_read() -> None:
     def batches():  # type: ignore[no-untyped-def]
         yield torch.zeros(2, 3, 8, 8), torch.zeros(2, dtype=torch.int64)
         raise AssertionError("read on")
@@ -58,7 +58,7 @@ def test_one_channel_is_grey_and_values_beyond_the_range_are_cut() -> None:
     assert shown.tolist() == [[[0] * 3, [128] * 3, [255] * 3]]
 
 
-def test_large_pictures_become_small_jpegs() -> None:
+def test_large_images_become_small_jpegs() -> None:
     rng = np.random.default_rng(0)
     coarse = Image.fromarray(rng.integers(0, 256, (12, 18, 3), dtype=np.uint8))
     photo = np.asarray(coarse.resize((600, 400), Image.Resampling.BICUBIC))
@@ -68,9 +68,9 @@ def test_large_pictures_become_small_jpegs() -> None:
     assert len(small.uri) < 3500
 
 
-def test_an_expert_map_has_a_picture_its_classes_and_a_panel_a_layer() -> None:
+def test_an_expert_map_has_a_image_its_classes_and_a_panel_a_layer() -> None:
     one = example()
     panels = map_panels(one, 3, {10: 4, 11: 4})
-    assert (pixels(panels.picture.uri) == one.picture).all()
+    assert (pixels(panels.image.uri) == one.image).all()
     assert sorted(panels.experts) == [10, 11]
     assert max(panels.classes.width, panels.classes.height) <= MAP

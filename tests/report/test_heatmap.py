@@ -12,7 +12,7 @@ TABLE = np.array([[[0, 10], [8, 2], [0, 0], [5, 5]]])
 COUNTS = RoutingCounts((7,), (2,), ("a", "b", "never", "both"), TABLE)
 
 
-def picture(uri: str) -> np.ndarray:
+def image(uri: str) -> np.ndarray:
     kind, data = uri.split(",", 1)
     assert kind == "data:image/png;base64"
     return np.asarray(Image.open(io.BytesIO(base64.b64decode(data))).convert("RGB")).astype(int)
@@ -23,9 +23,9 @@ def test_rows_are_shares_and_a_class_that_never_occurred_has_none() -> None:
 
 
 @pytest.mark.parametrize("ramp", list(RAMPS))
-def test_the_same_share_has_the_same_colour_in_every_picture_and_more_is_further_from_none(ramp: str) -> None:
-    everything = picture(shares_uri(np.linspace(0, 1, 256)[None], ramp))[0]
-    some = picture(shares_uri(np.array([[0.2, 0.4]]), ramp))[0]
+def test_the_same_share_has_the_same_colour_in_every_image_and_more_is_further_from_none(ramp: str) -> None:
+    everything = image(shares_uri(np.linspace(0, 1, 256)[None], ramp))[0]
+    some = image(shares_uri(np.array([[0.2, 0.4]]), ramp))[0]
     assert some.tolist() == everything[[51, 102]].tolist()
     lightness = everything.sum(1)
     assert (np.diff(lightness) * (1 if ramp == "dark" else -1) >= 0).all()
@@ -36,10 +36,10 @@ def test_a_pixel_is_a_cell_and_rows_are_ordered_by_their_dominant_expert() -> No
     drawn = heatmap(COUNTS, 7)
     assert drawn.names == ("b", "both", "never", "a")
     assert (drawn.classes, drawn.experts) == (4, 2)
-    wanted = picture(shares_uri(np.array([[0.8, 0.2], [0.5, 0.5], [0, 0], [0, 1]]), "light"))
-    assert (picture(drawn.light) == wanted).all()
-    assert (picture(drawn.dark) != picture(drawn.light)).any()
-    assert picture(scale().light).shape == (1, 128, 3)
+    wanted = image(shares_uri(np.array([[0.8, 0.2], [0.5, 0.5], [0, 0], [0, 1]]), "light"))
+    assert (image(drawn.light) == wanted).all()
+    assert (image(drawn.dark) != image(drawn.light)).any()
+    assert image(scale().light).shape == (1, 128, 3)
 
 
 def test_hovering_reads_the_same_order_and_the_counts_themselves() -> None:

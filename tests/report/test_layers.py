@@ -23,7 +23,7 @@ def test_the_last_block_comes_first_with_what_becomes_of_it() -> None:
 def test_losses_are_told_as_changes_all_on_one_scale() -> None:
     last, first = views()
     assert last.without.told == "-4.5 (-6.5 to -2.5)"
-    assert [bar.told.split()[0] for bar in last.knock_outs] == ["-3.0", "-6.0", "-8.0", "-4.0", "-4.5"]
+    assert [bar.told.split()[0] for bar in last.ablations] == ["-3.0", "-6.0", "-8.0", "-4.0", "-4.5"]
     low, high = change_span(analysis())
     assert low < -10
     assert high >= 0
@@ -32,7 +32,7 @@ def test_losses_are_told_as_changes_all_on_one_scale() -> None:
     assert first.neighbours == [(2, 0.3)]
 
 
-def test_experts_stand_in_the_order_of_their_load_with_the_pictures_there_are() -> None:
+def test_experts_stand_in_the_order_of_their_load_with_the_images_there_are() -> None:
     heavy, light = views()[0].experts
     assert (heavy.number, light.number) == (1, 0)
     assert light.confident == [3]
@@ -55,6 +55,6 @@ def test_an_unused_expert_has_no_card() -> None:
 
 def test_what_was_not_measured_is_left_out() -> None:
     found = analysis()
-    found = replace(found, layers=tuple(replace(layer, knock_outs=()) for layer in found.layers), neighbours=())
+    found = replace(found, layers=tuple(replace(layer, ablations=()) for layer in found.layers), neighbours=())
     last = views(analysis=found, rows=[])[0]
-    assert (last.without, last.knock_outs, last.load, last.neighbours) == (None, [], None, [])
+    assert (last.without, last.ablations, last.load, last.neighbours) == (None, [], None, [])

@@ -8,11 +8,11 @@ import pytest
 
 from tests.analysis.examples import analysis
 from tests.report.examples import EVIL, report, rows
+from vimoe.analysis.analysis_result import Analysis
 from vimoe.analysis.counts import RoutingCounts
 from vimoe.analysis.patches import ExpertMap
-from vimoe.analysis.result import Analysis
 from vimoe.analysis.specialisation import specialisation
-from vimoe.report.arm import Arm
+from vimoe.report.comparison import Variant
 from vimoe.report.gallery import thumbnail
 from vimoe.report.page import Report, page, paper_figures, write_page
 from vimoe.report.saving import FORMATS
@@ -32,16 +32,18 @@ def of_patches() -> Report:
 
 
 def bare() -> Analysis:
-    """No knock-outs, no steps, no neighbours."""
-    layers = tuple(replace(layer, knock_outs=()) for layer in analysis().layers)
+    """No ablations, no steps, no neighbours."""
+    layers = tuple(replace(layer, ablations=()) for layer in analysis().layers)
     return replace(analysis(), layers=layers, neighbours=(), steps=(), paths={})
 
 
 EVERY = {
     "everything": report(),
-    "the least": report(analysis=bare(), pictures={}, tables=[], rows={}, recipes={}),
+    "the least": report(analysis=bare(), images={}, tables=[], rows={}, recipes={}),
     "a segmentation run": of_patches(),
-    "arms": report(arms=[Arm(f"dense {EVIL}", 96.7, 1.0, 360, Cost(600_000, 600_000, 10_500_000), 57.4)], tables=[]),
+    "variants": report(
+        variants=[Variant(f"dense {EVIL}", 96.7, 1.0, 360, Cost(600_000, 600_000, 10_500_000), 57.4)], tables=[]
+    ),
     "a plan that leaves all as it is": report(plan=Plan(())),
 }
 
@@ -99,10 +101,10 @@ def test_the_page_says_what_was_measured_and_decided() -> None:
         "Dispensable: too little.",
         "60 % (50 to 70)",
         "-4.5 (-6.5 to -2.5)",
-        "each picture goes to its second choice",
+        "each image goes to its second choice",
         "layer depth l = 1",
         "seed: 3",
-        "1000 blocks for a picture, where whole forwards would",
+        "1000 blocks for an image, where whole forwards would",
         "a/0.png",
     ):
         assert words in html, words
@@ -110,18 +112,18 @@ def test_the_page_says_what_was_measured_and_decided() -> None:
 
 
 def test_models_trained_side_by_side_are_a_table_too() -> None:
-    html = page(EVERY["arms"])
-    for words in ("96.7 ± 1.0", "0.60 M", "360 test pictures"):
+    html = page(EVERY["variants"])
+    for words in ("96.7 ± 1.0", "0.60 M", "360 test images"):
         assert words in html
 
 
-def test_each_picture_is_embedded_once_however_often_it_is_shown() -> None:
+def test_each_image_is_embedded_once_however_often_it_is_shown() -> None:
     html = page(report())
     for place in range(4):
-        assert html.count(f'id="picture-{place}"') == 1
-        assert html.count(f'href="#picture-{place}"') == 2  # in two layers
-    for picture in report().pictures.values():
-        assert html.count(picture.uri) == 1
+        assert html.count(f'id="image-{place}"') == 1
+        assert html.count(f'href="#image-{place}"') == 2  # in two layers
+    for image in report().images.values():
+        assert html.count(image.uri) == 1
 
 
 def test_a_segmentation_run_shows_its_expert_maps() -> None:
@@ -156,12 +158,12 @@ def test_a_hundred_classes_with_full_galleries_stay_under_5_mb() -> None:
         neighbours=(),
     )
     noise = [rng.integers(0, 256, (64, 64, 3), dtype=np.uint8) for _ in range(20)]  # nothing compresses worse
-    drawn = [thumbnail(picture, 64, 0) for picture in noise]
+    drawn = [thumbnail(image, 64, 0) for image in noise]
     made = report(
         counts=table,
         plan=Plan(tuple(LayerPlan(n, ()) for n in range(layers))),
         analysis=everything,
-        pictures={place: drawn[place % 20] for place in range(900)},
+        images={place: drawn[place % 20] for place in range(900)},
         rows={"training": rows(100)},
     )
     assert len(page(made).encode()) < 5e6
@@ -174,7 +176,7 @@ def test_the_same_report_gives_the_same_bytes() -> None:
 def test_the_figures_are_written_beside_the_page_in_every_format(tmp_path: Path) -> None:
     path = write_page(report(), tmp_path / "report.html")
     assert path.read_text(encoding="utf-8") == page(report())
-    names = {f"{name}.{suffix}" for name in ("heatmaps", "depth", "curves", "load", "knock_outs") for suffix in FORMATS}
+    names = {f"{name}.{suffix}" for name in ("heatmaps", "depth", "curves", "load", "ablations") for suffix in FORMATS}
     assert {p.name for p in (tmp_path / "figures").iterdir()} == names
 
 

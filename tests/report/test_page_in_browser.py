@@ -27,7 +27,7 @@ def of_a_hundred_classes() -> Report:
     return report(counts=RoutingCounts((1, 2), (2, 2), HUNDRED, table))
 
 
-PAGES = {"pictures": report(), "patches": of_patches(), "hundred": of_a_hundred_classes()}
+PAGES = {"images": report(), "patches": of_patches(), "hundred": of_a_hundred_classes()}
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +105,7 @@ def contrast(one: str, other: str) -> float:
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_text_stands_out_from_the_page(browser: Any, written: dict[str, str], scheme: str) -> None:
-    shown = opened(browser, written["pictures"], scheme=scheme)
+    shown = opened(browser, written["images"], scheme=scheme)
 
     def colour(selector: str, kind: str = "color") -> str:
         return str(shown.locator(selector).first.evaluate(f"element => getComputedStyle(element).{kind}"))
@@ -121,17 +121,17 @@ def test_text_stands_out_from_the_page(browser: Any, written: dict[str, str], sc
 
 
 def test_the_heatmap_answers_to_the_pointer_and_to_the_arrow_keys(browser: Any, written: dict[str, str]) -> None:
-    shown = opened(browser, written["pictures"])
+    shown = opened(browser, written["images"])
     tip, whole = shown.locator("#tip"), heatmap(shown, 2)
     assert not tip.is_visible()
     size = whole.bounding_box()
     whole.hover(position={"x": 0.75 * size["width"], "y": 0.75 * size["height"]})
-    assert tip.inner_text() == "a → expert 1\n100 % of the class: 20 of 20 pictures"
+    assert tip.inner_text() == "a → expert 1\n100 % of the class: 20 of 20 images"
     whole.focus()
     whole.press("ArrowUp")
-    assert tip.inner_text() == f"{EVIL} → expert 1\n5.0 % of the class: 1 of 20 pictures"
+    assert tip.inner_text() == f"{EVIL} → expert 1\n5.0 % of the class: 1 of 20 images"
     whole.press("ArrowLeft")
-    assert tip.inner_text() == f"{EVIL} → expert 0\n95 % of the class: 19 of 20 pictures"
+    assert tip.inner_text() == f"{EVIL} → expert 0\n95 % of the class: 19 of 20 images"
     shown.mouse.move(5, 500)
     assert not tip.is_visible()
     assert not shown.trouble
@@ -146,7 +146,7 @@ def test_the_heatmap_answers_to_a_tap(browser: Any, written: dict[str, str]) -> 
 
 
 def test_the_navigation_leads_to_a_layer_and_says_where_the_reader_is(browser: Any, written: dict[str, str]) -> None:
-    shown = opened(browser, written["pictures"])
+    shown = opened(browser, written["images"])
     here = shown.locator("nav a[aria-current]")
     assert here.inner_text() == "Results"
     for number in ("2", "1"):
@@ -179,7 +179,7 @@ def test_class_names_of_many_classes_can_be_read_and_found(browser: Any, written
 
 
 def test_it_prints_without_what_only_a_screen_can_do(browser: Any, written: dict[str, str]) -> None:
-    shown = opened(browser, written["pictures"], scheme="dark")
+    shown = opened(browser, written["images"], scheme="dark")
     shown.emulate_media(media="print")
     assert not shown.locator("nav").is_visible()
     assert not shown.locator("#find").is_visible()

@@ -2,7 +2,7 @@ from dataclasses import replace
 from typing import NamedTuple
 
 from tests.analysis.examples import analysis
-from vimoe.analysis.result import Estimate
+from vimoe.analysis.analysis_result import Estimate
 from vimoe.report.results import (
     blocks,
     change,
@@ -71,7 +71,7 @@ def test_the_plans_table_has_the_model_as_it_is_and_as_planned() -> None:
 def test_the_plan_in_a_sentence() -> None:
     told = plan_conclusion(analysis(), ONE_KEPT, BEFORE, AFTER)
     assert told == (
-        "Of 2 MoE layers 1 earns its keep, block 2; the others become plain FFNs. On 40 pictures of “val” this changes "
+        "Of 2 MoE layers 1 earns its keep, block 2; the others become plain FFNs. On 40 images of “val” this changes "
         "the accuracy by -0.5 points (95 %: -2.0 to +1.0), within noise, before any recovery training; multiply-adds "
         "change by -25 %, stored parameters by -75 %."
     )
@@ -90,10 +90,10 @@ def test_what_pruning_did_in_a_table_and_a_sentence() -> None:
     assert table.rows[0][-2:] == ["4.00", "1.0"]
     told = pruning_conclusion(STATES, "top1", 400)
     assert told == (
-        "Pruned and recovered, the model has 90.5 % of 400 test pictures right against 90.0 % before: +0.5 points "
-        "(95 %: -1.0 to +2.0), within noise. Multiply-adds change by -25 %, stored parameters by -75 %, the time for a "
-        "picture by -25 %."
+        "Pruned and recovered, the model has 90.5 % of 400 test images right against 90.0 % before: +0.5 points "
+        "(95 %: -1.0 to +2.0), within noise. Multiply-adds change by -25 %, stored parameters by -75 %, the time for an "
+        "image by -25 %."
     )
     told = pruning_conclusion(STATES[:2], "pixels", 400)
-    assert told.startswith("Pruned, without recovery training, the model has 85.0 % of the pixels of 400 test pictures")
+    assert told.startswith("Pruned, without recovery training, the model has 85.0 % of the pixels of 400 test images")
     assert "-5.0 points (95 %: -7.0 to -3.0), beyond noise" in told

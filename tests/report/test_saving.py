@@ -8,7 +8,7 @@ from vimoe.analysis.counts import RoutingCounts
 from vimoe.analysis.patches import ExpertMap
 from vimoe.analysis.specialisation import specialisation
 from vimoe.report.expert_maps import expert_maps
-from vimoe.report.figures import routing_heatmaps, specialisation_by_depth
+from vimoe.report.plots import routing_heatmaps, specialisation_by_depth
 from vimoe.report.saving import FORMATS, save_figure
 
 NAMES = ("<script>alert(1)</script>", "&", "a", "b")
@@ -18,9 +18,9 @@ MEASURES = {layer: specialisation(COUNTS.layer(layer), 9) for layer in COUNTS.la
 
 def maps() -> Figure:
     rng = np.random.default_rng(0)
-    picture = rng.integers(0, 256, (40, 60, 3), dtype=np.uint8)
+    image = rng.integers(0, 256, (40, 60, 3), dtype=np.uint8)
     experts = {layer: rng.integers(0, 4, (5, 8)) for layer in COUNTS.layers}
-    return expert_maps([ExpertMap(picture, rng.integers(0, 4, (40, 60)), experts, (8, 8))], COUNTS)
+    return expert_maps([ExpertMap(image, rng.integers(0, 4, (40, 60)), experts, (8, 8))], COUNTS)
 
 
 def depth() -> Figure:

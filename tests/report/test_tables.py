@@ -1,5 +1,5 @@
-from vimoe.report.arm import Arm
-from vimoe.report.tables import arm_table, cost_table, giga_macs, millions, plain_table
+from vimoe.report.comparison import Variant
+from vimoe.report.tables import cost_table, giga_macs, millions, plain_table, variant_table
 from vimoe.vit.cost import Cost
 from vimoe.vit.inspection import compare_costs
 
@@ -23,8 +23,8 @@ def test_numbers_keep_three_figures() -> None:
     assert [giga_macs(n) for n in (10_500_000, 6_123_945_984)] == ["10.5 MMAC", "6.12 GMAC"]
 
 
-def test_an_arm_is_one_line_with_its_error() -> None:
-    table = arm_table([Arm("dense", 96.66, 1.04, 360, Cost(600_000, 600_000, 10_500_000), 57.4)])
+def test_an_variant_is_one_line_with_its_error() -> None:
+    table = variant_table([Variant("dense", 96.66, 1.04, 360, Cost(600_000, 600_000, 10_500_000), 57.4)])
     assert table.splitlines()[-1].split("  ")[0] == "dense"
     assert "96.7 ± 1.0" in table
 

@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from vimoe.study.file import Study, read_study
-from vimoe.study.rows import StudyRow
+from vimoe.study.study_file import Study, read_study
+from vimoe.study.study_rows import StudyRow
 
 TINY = """
 base:
@@ -17,7 +17,7 @@ base:
   device: cpu
 start: {augment: false}
 seeds: [0]
-arms:
+variants:
   - {name: main, last: [0, 2], num_experts: 2, shared_expert: [true, false]}
 """
 
@@ -48,13 +48,13 @@ def row(setting: str, seed: int, test: float, **changes: Any) -> StudyRow:
     return StudyRow(
         run=f"seed{seed}/{setting}",
         setting=setting,
-        variant="paper" if "paper" in words else "",
-        arms=("main",),
+        qualifier="paper" if "paper" in words else "",
+        variants=("main",),
         kind="planned" if "planned" in words else "moe" if moe else "wide" if "wide" in setting else words[0],
         seed=seed,
         recipe=recipe | {key: value for key, value in changes.items() if key not in ("val", "kept")},
         metric="top1",
-        figures={"test_top1": test, "val_top1": changes.get("val", test), "test_nll": 0.5, "seconds": 10.0},
+        metrics={"test_top1": test, "val_top1": changes.get("val", test), "test_nll": 0.5, "seconds": 10.0},
         counts={
             "stored_params": 1000 + last,
             "activated_params": 900 + last,

@@ -5,7 +5,7 @@ import pytest
 
 from tests.study.support import row
 from vimoe.study.comparisons import Comparison, adjusted, comparisons, spread
-from vimoe.study.rows import StudyRow
+from vimoe.study.study_rows import StudyRow
 
 
 def seeds(setting: str, *tests: float, **changes: object) -> list[StudyRow]:
@@ -38,7 +38,7 @@ def test_a_planned_run_is_compared_with_all_that_it_stands_for_and_nothing_else(
         *seeds("N4-L2-shared", 70.0, 70.0, val=99.0),
         *seeds("N8-L4-shared-planned", 80.5, 82.0, epochs=10),
     ]
-    rows = [replace(row, figures=row.figures | {"val_top1": 60.0}) if row.kind == "dense" else row for row in rows]
+    rows = [replace(row, metrics=row.metrics | {"val_top1": 60.0}) if row.kind == "dense" else row for row in rows]
     found = {(q, other): d for (q, one, other), d in asked(rows).items() if one.endswith("planned")}
     assert found == {
         ("planned against each L of the sweep", "dense"): {0: 0.5, 1: 1.0},

@@ -4,16 +4,16 @@ import pytest
 
 from tests.study.support import TINY, study
 from vimoe.errors import UserError
-from vimoe.study.effort import Effort, effort_table, efforts, expected_seconds, shown_pictures
-from vimoe.study.plan import PlannedRun, plan_runs
+from vimoe.study.effort import Effort, effort_table, efforts, expected_seconds, shown_images
+from vimoe.study.grid import StudyRun, plan_runs
 from vimoe.training.build import build_model
 from vimoe.training.recipe import Recipe
 from vimoe.training.source import open_recipe_data
 from vimoe.vit.cost import Cost, cost
 
 
-def planned(setting: str, seed: int = 0) -> PlannedRun:
-    return PlannedRun(setting, "", Recipe(seed=seed), ("main",))
+def planned(setting: str, seed: int = 0) -> StudyRun:
+    return StudyRun(setting, "", Recipe(seed=seed), ("main",))
 
 
 def test_efforts_are_those_of_the_real_models_though_none_was_pretrained_yet(tmp_path: Path) -> None:
@@ -22,7 +22,7 @@ def test_efforts_are_those_of_the_real_models_though_none_was_pretrained_yet(tmp
     upcycled = build_model(Recipe(**{**vars(runs[1].recipe), "initial_checkpoint": None}), open_recipe_data(Recipe()))
     assert found["N2-L2-shared"].cost == cost(upcycled)
     assert found["start"].cost.stored_params < found["N2-L2-shared"].cost.stored_params
-    assert found["start"].pictures == 4 * 256  # of 1,077 digits
+    assert found["start"].images == 4 * 256  # of 1,077 digits
     assert found["start"].macs == 3 * 4 * 256 * found["start"].cost.macs
 
 
@@ -32,8 +32,8 @@ def test_what_cannot_be_made_is_told_with_the_runs_name(tmp_path: Path) -> None:
         efforts(runs)
 
 
-def test_batches_that_fill_no_step_show_no_pictures() -> None:
-    assert shown_pictures(Recipe(epochs=2, batch_size=10, accumulate=3), 99) == 2 * 3 * 30
+def test_batches_that_fill_no_step_show_no_images() -> None:
+    assert shown_images(Recipe(epochs=2, batch_size=10, accumulate=3), 99) == 2 * 3 * 30
 
 
 EFFORT = {"a": Effort(Cost(1, 1, 100), 10), "b": Effort(Cost(1, 1, 300), 10)}

@@ -13,10 +13,10 @@ from vimoe.files import write_bytes
 from vimoe.report import saving
 from vimoe.study import execute as execution
 from vimoe.study.execute import dry_run, execute, failure_line, offered_devices
-from vimoe.study.plan import PlannedRun
+from vimoe.study.grid import StudyRun
 from vimoe.study.publish import publish
 from vimoe.study.queue import Outcome, Queue
-from vimoe.study.rows import read_study_rows
+from vimoe.study.study_rows import read_study_rows
 from vimoe.study.workers import Work
 
 
@@ -26,7 +26,7 @@ def begun(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names: list[str] = []
 
     def one_by_one(
-        runs: Sequence[PlannedRun], work: Work, jobs: int, devices: Sequence[str], on_end: Callable[[Outcome], None]
+        runs: Sequence[StudyRun], work: Work, jobs: int, devices: Sequence[str], on_end: Callable[[Outcome], None]
     ) -> None:
         queue = Queue.of(runs)
         while (run := queue.take()) is not None:
@@ -47,8 +47,8 @@ RUNS = ["seed0/start", "seed0/dense", "seed0/N2-L2-shared", "seed0/N2-L2"]
 
 
 def test_a_planned_run_is_analysed_pruned_recovered_and_set_beside_its_sweep(begun: list[str], tmp_path: Path) -> None:
-    arms = "  - {name: equal, last: 0, epochs: 2}\nplanned: [N2-L2-shared]\n"
-    tiny = study(tmp_path, TINY + arms)
+    variants = "  - {name: equal, last: 0, epochs: 2}\nplanned: [N2-L2-shared]\n"
+    tiny = study(tmp_path, TINY + variants)
     folder = tmp_path / "runs" / "seed0" / "N2-L2-shared"
     progress = execute(tiny)
     assert begun == [*RUNS, "seed0/dense-epochs=2", "seed0/N2-L2-shared-planned"]
@@ -58,7 +58,7 @@ def test_a_planned_run_is_analysed_pruned_recovered_and_set_beside_its_sweep(beg
     publish(tmp_path / "runs")
     row = next(row for row in read_study_rows(tmp_path / "runs" / "study.csv") if row.kind == "planned")
     assert sorted(row.information) == kept
-    assert row.figures["seconds"] > progress.results["seed0/N2-L2-shared-planned"]["analysis_seconds"] > 0
+    assert row.metrics["seconds"] > progress.results["seed0/N2-L2-shared-planned"]["analysis_seconds"] > 0
     asked = (tmp_path / "runs" / "tables" / "comparisons.md").read_text()
     assert "| planned against each L of the sweep | N2-L2-shared-planned | N2-L2-shared |" in asked
     assert "| planned against dense with as many epochs | N2-L2-shared-planned | dense-epochs=2 |" in asked
@@ -85,8 +85,8 @@ def test_a_study_is_run_once_and_ends_in_tables_and_figures(
     assert result["recipe"]["last"] == 2
     assert result["routing_degree"] == 4
     assert list(result["layers"]) == ["0", "1"]
-    assert result["layers"]["0"]["experts_touched"] == 1  # one choice a picture
-    assert result["test_pictures"] == 360
+    assert result["layers"]["0"]["experts_touched"] == 1  # one choice an image
+    assert result["test_images"] == 360
     counts = RoutingCounts.load(tiny.output / "seed0/N2-L2/routing/val.npz")
     assert counts.counts.sum() == 2 * 360
     assert not (tiny.output / "seed0/N2-L2/checkpoints").exists()

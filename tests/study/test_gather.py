@@ -2,10 +2,10 @@ import csv
 from pathlib import Path
 
 from tests.study.support import TINY, study
-from tests.study.test_rows import MOE, RESULT
+from tests.study.test_study_rows import MOE, RESULT
 from vimoe.study.gather import gather
-from vimoe.study.plan import plan_runs
-from vimoe.study.rows import read_study_rows
+from vimoe.study.grid import plan_runs
+from vimoe.study.study_rows import read_study_rows
 
 
 def test_rows_curves_and_the_deepest_runs_counts_are_gathered(tmp_path: Path) -> None:

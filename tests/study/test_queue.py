@@ -1,10 +1,10 @@
-from vimoe.study.plan import PlannedRun
+from vimoe.study.grid import StudyRun
 from vimoe.study.queue import Outcome, Queue
 from vimoe.training.recipe import Recipe
 
 
-def planned(setting: str, needs: str | None = None, seed: int = 0) -> PlannedRun:
-    return PlannedRun(setting, "", Recipe(seed=seed), ("main",), needs)
+def planned(setting: str, needs: str | None = None, seed: int = 0) -> StudyRun:
+    return StudyRun(setting, "", Recipe(seed=seed), ("main",), needs)
 
 
 START, TUNED, OTHER = planned("start"), planned("a", "seed0/start"), planned("b", "seed0/start")

@@ -9,18 +9,18 @@ from pathlib import Path
 import pytest
 
 from vimoe.errors import UserError
-from vimoe.study.plan import PlannedRun
+from vimoe.study.grid import StudyRun
 from vimoe.study.queue import Outcome
 from vimoe.study.workers import run_all
 from vimoe.training.interrupt import InterruptedRun, listening
 from vimoe.training.recipe import Recipe
 
 
-def planned(folder: Path, setting: str, needs: str | None = None) -> PlannedRun:
-    return PlannedRun(setting, "", Recipe(output=str(folder / "seed0" / setting)), ("main",), needs)
+def planned(folder: Path, setting: str, needs: str | None = None) -> StudyRun:
+    return StudyRun(setting, "", Recipe(output=str(folder / "seed0" / setting)), ("main",), needs)
 
 
-def stand_in(run: PlannedRun) -> None:
+def stand_in(run: StudyRun) -> None:
     """Does what the run's name says."""
     folder = Path(run.recipe.output)
     if run.setting == "dies":

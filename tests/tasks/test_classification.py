@@ -12,14 +12,14 @@ def test_the_loss_is_cross_entropy_with_smoothing() -> None:
     assert torch.equal(Classification(3, 0.1).loss(logits, labels), expected)
 
 
-def test_figures_over_uneven_batches_are_those_of_all_pictures_together() -> None:
+def test_figures_over_uneven_batches_are_those_of_all_images_together() -> None:
     torch.manual_seed(0)
-    model, pictures, labels = nn.Linear(5, 3), torch.randn(7, 5), torch.tensor([0, 1, 2, 0, 1, 2, 0])
-    figures = classify(model, [(pictures[:5], labels[:5]), (pictures[5:], labels[5:])], 3, "cpu").summary()
-    logits = model(pictures)
-    assert figures["top1"] == pytest.approx(100 * (logits.argmax(-1) == labels).float().mean().item())
-    assert figures["nll"] == pytest.approx(F.cross_entropy(logits, labels).item())
-    assert figures["pictures"] == 7
+    model, images, labels = nn.Linear(5, 3), torch.randn(7, 5), torch.tensor([0, 1, 2, 0, 1, 2, 0])
+    metrics = classify(model, [(images[:5], labels[:5]), (images[5:], labels[5:])], 3, "cpu").summary()
+    logits = model(images)
+    assert metrics["top1"] == pytest.approx(100 * (logits.argmax(-1) == labels).float().mean().item())
+    assert metrics["nll"] == pytest.approx(F.cross_entropy(logits, labels).item())
+    assert metrics["images"] == 7
 
 
 def test_evaluation_gives_the_mode_back_even_after_an_error() -> None:
@@ -29,9 +29,9 @@ def test_evaluation_gives_the_mode_back_even_after_an_error() -> None:
         with evaluating(model):
             assert not model.training
             assert not torch.is_grad_enabled()
-            raise RuntimeError("broken picture")
+            raise RuntimeError("broken image")
 
-    with pytest.raises(RuntimeError, match="broken picture"):
+    with pytest.raises(RuntimeError, match="broken image"):
         fail()
     assert model.training
     assert torch.is_grad_enabled()

@@ -21,7 +21,7 @@ def test_the_multi_level_decoder_answers_at_four_times_the_grid_whatever_the_gri
     assert logits.shape == (2, 3, 4 * grid[0], 4 * grid[1])
 
 
-def test_the_multi_level_decoder_learns_from_one_picture_of_one_patch() -> None:
+def test_the_multi_level_decoder_learns_from_one_image_of_one_patch() -> None:
     decoder = MultiLevelDecoder(8, 3, dim=32).train()
     decoder([torch.randn(1, 8, 1, 1) for _ in range(4)]).square().sum().backward()
     assert all(parameter.grad is not None for parameter in decoder.parameters())

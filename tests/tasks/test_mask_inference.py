@@ -9,9 +9,9 @@ from PIL import Image
 from tests.tasks.scenery import NAMES, small_segmenter
 from tests.tasks.test_segmentation import Sizes
 from vimoe import UserError
-from vimoe.data.decode import read_picture
-from vimoe.data.folder import PictureForm
-from vimoe.data.joint import normalised
+from vimoe.data.decode import read_image
+from vimoe.data.folder import ImageForm
+from vimoe.data.mask_augmentation import normalised
 from vimoe.data.masks import read_mask
 from vimoe.data.splits import Splits
 from vimoe.tasks.mask_inference import (
@@ -28,26 +28,26 @@ from vimoe.tasks.segmenter_folder import save_segmenter
 from vimoe.tasks.windows import View
 
 
-def splits_of(pictures: Sizes, names: tuple[str, ...] = NAMES) -> Splits:
-    return Splits(pictures, pictures, pictures, names, (3, 32, 32), (0.5,) * 3, (0.5,) * 3)
+def splits_of(images: Sizes, names: tuple[str, ...] = NAMES) -> Splits:
+    return Splits(images, images, images, names, (3, 32, 32), (0.5,) * 3, (0.5,) * 3)
 
 
 def test_a_folder_is_evaluated_as_the_model_in_memory_is(tmp_path: Path) -> None:
-    model, pictures = small_segmenter(), Sizes([(20, 30), (33, 8)])
+    model, images = small_segmenter(), Sizes([(20, 30), (33, 8)])
     save_segmenter(model, tmp_path / "model", NAMES, reduce_zero_label=True, short_side=24)
-    asked: list[tuple[PictureForm, bool]] = []
+    asked: list[tuple[ImageForm, bool]] = []
 
-    def open_splits(form: PictureForm, reduce_zero_label: bool) -> Splits:
+    def open_splits(form: ImageForm, reduce_zero_label: bool) -> Splits:
         asked.append((form, reduce_zero_label))
-        return splits_of(pictures)
+        return splits_of(images)
 
     view = default_view(tmp_path)
     assert view == View(short_side=24)
     result = evaluate_masks(tmp_path, open_splits, "test", view, 0, "cpu")
     assert asked[0][1]
     assert asked[0][0].shape[0] == 3
-    expected = Segmentation(3, view=view).evaluate(model, pictures, "cpu")
-    assert result.confusion.figures() | {"pictures": result.pictures} == expected
+    expected = Segmentation(3, view=view).evaluate(model, images, "cpu")
+    assert result.confusion.metrics() | {"images": result.images} == expected
     assert result.broken == []
 
 
@@ -62,22 +62,22 @@ def test_other_classes_than_the_models_are_refused(tmp_path: Path) -> None:
 def test_a_predicted_mask_reads_back_as_the_models_own_labels(tmp_path: Path, reduce_zero_label: bool) -> None:
     model = small_segmenter()
     save_segmenter(model, tmp_path / "model", NAMES, reduce_zero_label)
-    file = tmp_path / "picture.png"
+    file = tmp_path / "image.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (21, 34, 3), dtype=np.uint8)).save(file)
     (answer,) = predict_masks(tmp_path, [file], View(), "cpu", lambda line: None)
     (tmp_path / "mask.png").write_bytes(answer.mask)
     config = model.backbone.pretrained_cfg
-    form = PictureForm((3, 32, 32), config["mean"], config["std"], "bicubic", 1.0)
+    form = ImageForm((3, 32, 32), config["mean"], config["std"], "bicubic", 1.0)
     with torch.no_grad():
-        expected = model(normalised(read_picture(file), form)[None]).argmax(1)[0]
+        expected = model(normalised(read_image(file), form)[None]).argmax(1)[0]
     assert torch.equal(read_mask(tmp_path / "mask.png", 3, reduce_zero_label), expected)
     assert sum(answer.shares.values()) == pytest.approx(1)
     assert Image.open(io.BytesIO(answer.overlay)).size == (34, 21)
 
 
-def test_broken_pictures_are_told_and_left_out(tmp_path: Path) -> None:
+def test_broken_images_are_told_and_left_out(tmp_path: Path) -> None:
     save_segmenter(small_segmenter(), tmp_path, NAMES)
-    (tmp_path / "broken.jpg").write_bytes(b"no picture")
+    (tmp_path / "broken.jpg").write_bytes(b"no image")
     Image.new("L", (9, 5)).save(tmp_path / "grey.png")
     told: list[str] = []
     files = [tmp_path / "broken.jpg", tmp_path / "grey.png"]

@@ -7,17 +7,17 @@ from torch.nn import functional as F
 
 from tests.tasks.scenery import NAMES, small_segmenter
 from vimoe import UserError
-from vimoe.data.loading import batches
+from vimoe.data.loaders import batches
 from vimoe.data.masks import IGNORE
-from vimoe.data.splits import Pictures, Splits
+from vimoe.data.splits import Images, Splits
 from vimoe.tasks.segmentation import Segmentation, segment
 from vimoe.tasks.segmenter_folder import load_segmenter, read_segmentation
 from vimoe.tasks.task import Task
 from vimoe.tasks.windows import View
 
 
-class Sizes(Pictures):
-    """Pictures as files give them: each of its own size. The first channel, rounded, is the class."""
+class Sizes(Images):
+    """Images as files give them: each of its own size. The first channel, rounded, is the class."""
 
     from_files = True
 
@@ -38,8 +38,8 @@ class Sizes(Pictures):
 class Reader(nn.Module):
     """Says of each pixel the class that it shows."""
 
-    def forward(self, pictures: Tensor) -> Tensor:
-        return -(pictures[:, :1] - torch.arange(3.0)[:, None, None]).square()
+    def forward(self, images: Tensor) -> Tensor:
+        return -(images[:, :1] - torch.arange(3.0)[:, None, None]).square()
 
 
 def test_the_loss_is_the_mean_over_labelled_pixels_with_smoothing() -> None:
@@ -61,33 +61,33 @@ def test_a_batch_without_labels_gives_0_and_a_gradient_of_0() -> None:
 
 
 @pytest.mark.parametrize("view", [View(), View(window=8, stride=5), View(window=6, stride=6, batch=2, flips=True)])
-def test_pictures_of_all_sizes_are_judged_at_their_own_resolution(view: View) -> None:
-    pictures = Sizes([(9, 14), (1, 1), (20, 7)])
-    figures = Segmentation(3, view=view).evaluate(Reader(), pictures, "cpu")
-    assert figures == {"miou": 100, "aacc": 100, "macc": 100, "pictures": 3}
+def test_images_of_all_sizes_are_judged_at_their_own_resolution(view: View) -> None:
+    images = Sizes([(9, 14), (1, 1), (20, 7)])
+    metrics = Segmentation(3, view=view).evaluate(Reader(), images, "cpu")
+    assert metrics == {"miou": 100, "aacc": 100, "macc": 100, "images": 3}
 
 
 def test_errors_count_as_often_as_they_occur() -> None:
-    pictures = Sizes([(30, 40), (10, 10)], right=0.7)
-    pairs = [(shown[0] == mask) for shown, mask in pictures.items]
-    figures = Segmentation(3).evaluate(Reader(), pictures, "cpu")
-    assert figures["aacc"] == pytest.approx(100 * torch.cat([p.flatten() for p in pairs]).float().mean().item())
+    images = Sizes([(30, 40), (10, 10)], right=0.7)
+    pairs = [(shown[0] == mask) for shown, mask in images.items]
+    metrics = Segmentation(3).evaluate(Reader(), images, "cpu")
+    assert metrics["aacc"] == pytest.approx(100 * torch.cat([p.flatten() for p in pairs]).float().mean().item())
 
 
-def test_unlabelled_pixels_count_nowhere_and_a_picture_of_them_alone_is_used() -> None:
-    pictures = Sizes([(8, 8), (8, 8)])
-    pictures.items[0][1][:4] = IGNORE
-    pictures.items[1][1][:] = IGNORE
-    pictures.items[0][0][:, :4] = 7  # wrong wherever nobody asks
-    assert Segmentation(3).evaluate(Reader(), pictures, "cpu")["miou"] == 100
+def test_unlabelled_pixels_count_nowhere_and_a_image_of_them_alone_is_used() -> None:
+    images = Sizes([(8, 8), (8, 8)])
+    images.items[0][1][:4] = IGNORE
+    images.items[1][1][:] = IGNORE
+    images.items[0][0][:, :4] = 7  # wrong wherever nobody asks
+    assert Segmentation(3).evaluate(Reader(), images, "cpu")["miou"] == 100
 
 
 def test_what_makes_processes_come_out_even_counts_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
     shown = Sizes([(4, 6)] * 5)
-    monkeypatch.setattr("vimoe.data.loading.world_size", lambda: 3)
+    monkeypatch.setattr("vimoe.data.loaders.world_size", lambda: 3)
     pixels = []
     for part in range(3):
-        monkeypatch.setattr("vimoe.data.loading.rank", lambda part=part: part)
+        monkeypatch.setattr("vimoe.data.loaders.rank", lambda part=part: part)
         confusion, count = segment(Reader(), batches(shown, 1), 3, "cpu", View())
         assert count == (2, 2, 1)[part]
         pixels.append(int(confusion.counts.sum()))
@@ -96,9 +96,9 @@ def test_what_makes_processes_come_out_even_counts_nowhere(monkeypatch: pytest.M
 
 def test_evaluation_gives_the_mode_back() -> None:
     model = small_segmenter().train()
-    figures = Segmentation(3, view=View(short_side=16)).evaluate(model, Sizes([(20, 33)]), "cpu")
+    metrics = Segmentation(3, view=View(short_side=16)).evaluate(model, Sizes([(20, 33)]), "cpu")
     assert model.training
-    assert 0 <= figures["miou"] <= 100
+    assert 0 <= metrics["miou"] <= 100
 
 
 def test_a_finished_model_is_kept_with_what_its_masks_mean(tmp_path: Path) -> None:
@@ -107,9 +107,9 @@ def test_a_finished_model_is_kept_with_what_its_masks_mean(tmp_path: Path) -> No
     Segmentation(3, view=View(short_side=24), reduce_zero_label=True).save(model, tmp_path, splits)
     entry = read_segmentation(tmp_path)
     assert (entry.class_names, entry.short_side, entry.reduce_zero_label) == (NAMES, 24, True)
-    pictures = torch.randn(1, 3, 20, 20)
+    images = torch.randn(1, 3, 20, 20)
     with torch.no_grad():
-        assert torch.equal(load_segmenter(tmp_path)(pictures), model(pictures))
+        assert torch.equal(load_segmenter(tmp_path)(images), model(images))
 
 
 def test_no_class_can_have_the_number_of_unlabelled_pixels() -> None:

@@ -17,23 +17,23 @@ from vimoe.vit.recording import record_routing
 @pytest.mark.parametrize("decoder", ["linear", "upernet"])
 @pytest.mark.parametrize("size", [(32, 32), (1, 1), (33, 50), (7, 64)])
 @torch.no_grad()
-def test_logits_have_the_size_of_the_picture(decoder: str, size: tuple[int, int]) -> None:
+def test_logits_have_the_size_of_the_image(decoder: str, size: tuple[int, int]) -> None:
     assert small_segmenter(decoder)(torch.randn(2, 3, *size)).shape == (2, 3, *size)
 
 
 @torch.no_grad()
 def test_logits_are_those_of_the_patches_enlarged() -> None:
-    model, pictures = small_segmenter(), torch.randn(2, 3, 32, 40)
-    tokens = model.backbone.forward_features(pictures)[:, 1:]
+    model, images = small_segmenter(), torch.randn(2, 3, 32, 40)
+    tokens = model.backbone.forward_features(images)[:, 1:]
     patches = tokens.transpose(1, 2).unflatten(2, (4, 5))
     expected = F.interpolate(model.decoder([patches]), size=(32, 40), mode="bilinear", align_corners=False)
-    assert torch.allclose(model(pictures), expected, atol=1e-4)
+    assert torch.allclose(model(images), expected, atol=1e-4)
 
 
 @torch.no_grad()
 def test_a_size_between_patches_is_filled_up_with_zeros_and_cut_back() -> None:
-    model, pictures = small_segmenter(), torch.randn(1, 3, 29, 34)
-    assert torch.equal(model(pictures), model(F.pad(pictures, (0, 6, 0, 3)))[..., :29, :34])
+    model, images = small_segmenter(), torch.randn(1, 3, 29, 34)
+    assert torch.equal(model(images), model(F.pad(images, (0, 6, 0, 3)))[..., :29, :34])
     assert model.grid(29, 34) == (4, 5)
 
 
@@ -47,18 +47,18 @@ def test_the_multi_level_decoder_sees_the_last_block_of_each_quarter() -> None:
 
 @torch.no_grad()
 def test_upcycling_and_pruning_a_segmenter_work_in_place_and_upcycling_keeps_its_function() -> None:
-    model, pictures = small_segmenter(last=0), torch.randn(2, 3, 32, 32)
-    dense = model(pictures)
+    model, images = small_segmenter(last=0), torch.randn(2, 3, 32, 32)
+    dense = model(images)
     vimoe.upcycle(model, last=2, num_experts=4, routing="token")
     assert list(moe_layers(model)) == [2, 3]
     assert find_backbone(model).vit is model.backbone
-    assert torch.allclose(model(pictures), dense, atol=1e-5)
+    assert torch.allclose(model(images), dense, atol=1e-5)
     with record_routing(model) as record:
-        model(pictures)
+        model(images)
     assert record.expert_ids[3].shape == (2 * 17, 1)  # 16 patches and the class token, each routed by itself
     vimoe.prune(model, {2: []})
     assert list(moe_layers(model)) == [3]
-    assert model(pictures).isfinite().all()
+    assert model(images).isfinite().all()
 
 
 @pytest.mark.parametrize(
@@ -73,11 +73,11 @@ def test_every_parameter_that_is_trained_gets_a_gradient(name: str, size: int) -
 
 
 def test_activation_checkpointing_changes_no_gradient() -> None:
-    model, pictures = small_segmenter(), torch.randn(2, 3, 32, 32)
+    model, images = small_segmenter(), torch.randn(2, 3, 32, 32)
     other = copy.deepcopy(model)
     other.set_grad_checkpointing()
     for each in (model, other):
-        each.train()(pictures).square().sum().backward()
+        each.train()(images).square().sum().backward()
     for (name, one), two in zip(model.named_parameters(), other.parameters(), strict=True):
         assert torch.allclose(one.grad, two.grad, atol=1e-6), name
 
@@ -107,7 +107,7 @@ def test_the_cost_of_a_segmenter_counts_its_decoder() -> None:
 
 def test_image_routing_makes_no_sense_here_and_the_line_says_why() -> None:
     vit = vimoe.upcycle(small_vit(), last=1, num_experts=4, routing="image")
-    with pytest.raises(UserError, match=r"all patches of a picture to the same experts.*use routing 'token'"):
+    with pytest.raises(UserError, match=r"all patches of an image to the same experts.*use routing 'token'"):
         build_segmenter(vit, "linear", 3)
     check_token_routing(small_vit())
     check_token_routing(small_segmenter())
@@ -129,7 +129,7 @@ def test_what_does_not_fit_gets_one_line(args: dict[str, object], line: str) -> 
 
 
 def test_a_backbone_of_one_size_or_too_few_blocks_is_refused() -> None:
-    with pytest.raises(UserError, match="takes pictures of one size only"):
+    with pytest.raises(UserError, match="takes images of one size only"):
         build_segmenter(small_vit(dynamic_img_size=False), "linear", 3)
     with pytest.raises(UserError, match="needs 4 blocks, this model has 3"):
         build_segmenter(small_vit(depth=3), "upernet", 3)

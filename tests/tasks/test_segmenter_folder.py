@@ -22,8 +22,8 @@ def test_a_folder_gives_the_model_back_to_the_bit(decoder: str, state: str, tmp_
     back = load_segmenter(tmp_path)
     assert list(back.state_dict()) == list(model.state_dict())
     assert all(torch.equal(a, b) for a, b in zip(back.state_dict().values(), model.state_dict().values(), strict=True))
-    pictures = torch.randn(2, 3, 29, 40)
-    assert torch.equal(back(pictures), model(pictures))
+    images = torch.randn(2, 3, 29, 40)
+    assert torch.equal(back(images), model(images))
     assert not back.training
     entry = read_segmentation(tmp_path)
     assert (entry.class_names, entry.reduce_zero_label, entry.short_side) == (NAMES, True, 32)
@@ -31,9 +31,9 @@ def test_a_folder_gives_the_model_back_to_the_bit(decoder: str, state: str, tmp_
 
 @torch.no_grad()
 def test_the_backbone_alone_is_an_ordinary_model_folder(tmp_path: Path) -> None:
-    model, pictures = small_segmenter(), torch.randn(1, 3, 32, 48)
+    model, images = small_segmenter(), torch.randn(1, 3, 32, 48)
     save_segmenter(model, tmp_path, NAMES)
-    assert torch.equal(vimoe.load(tmp_path).forward_features(pictures), model.backbone.forward_features(pictures))
+    assert torch.equal(vimoe.load(tmp_path).forward_features(images), model.backbone.forward_features(images))
 
 
 def test_a_half_precision_decoder_stays_so(tmp_path: Path) -> None:

@@ -10,9 +10,9 @@ from vimoe import UserError
 from vimoe.tasks.windows import View, probabilities, resized, sliding_window, view_size, window_starts
 
 
-def linear_in_the_pixels(pictures: Tensor) -> Tensor:
+def linear_in_the_pixels(images: Tensor) -> Tensor:
     weight = torch.tensor([[1.0, -2.0, 0.5], [0.3, 0.1, -1.0]])
-    return torch.einsum("kc,bchw->bkhw", weight, pictures)
+    return torch.einsum("kc,bchw->bkhw", weight, images)
 
 
 @given(st.integers(1, 2000), st.integers(1, 600), st.data())
@@ -27,19 +27,19 @@ def test_windows_leave_no_gap_end_flush_with_the_border_and_are_as_many_as_mmseg
     assert len(starts) == max(size - window + stride - 1, 0) // stride + 1  # mmsegmentation's slide_inference
 
 
-def test_dinov2s_windows_on_a_picture_of_1024_pixels() -> None:
+def test_dinov2s_windows_on_a_image_of_1024_pixels() -> None:
     assert window_starts(1024, 512, 341) == [0, 341, 512]
 
 
 @given(st.integers(1, 40), st.integers(1, 40), st.integers(1, 24), st.integers(1, 5), st.data())
 @settings(deadline=None, max_examples=40)
-def test_on_a_model_linear_in_the_pixels_windows_give_what_the_whole_picture_gives(
+def test_on_a_model_linear_in_the_pixels_windows_give_what_the_whole_image_gives(
     height: int, width: int, window: int, batch: int, data: st.DataObject
 ) -> None:
     stride = data.draw(st.integers(1, window))
-    pictures = torch.randn(2, 3, height, width)
-    logits = sliding_window(linear_in_the_pixels, pictures, View(window=window, stride=stride, batch=batch))
-    assert torch.allclose(logits, linear_in_the_pixels(pictures), atol=1e-5)
+    images = torch.randn(2, 3, height, width)
+    logits = sliding_window(linear_in_the_pixels, images, View(window=window, stride=stride, batch=batch))
+    assert torch.allclose(logits, linear_in_the_pixels(images), atol=1e-5)
 
 
 def test_overlapping_windows_are_averaged_place_by_place() -> None:
@@ -67,23 +67,23 @@ def test_windows_go_through_the_model_in_batches_of_the_asked_size() -> None:
 
 
 def test_a_flip_cancels_what_leans_to_one_side_and_scales_average_over_sizes() -> None:
-    def leaning(pictures: Tensor) -> Tensor:
-        """The second class grows to the right, whatever the picture."""
-        ramp = torch.linspace(-1, 1, pictures.shape[-1]).expand(len(pictures), 1, *pictures.shape[-2:])
+    def leaning(images: Tensor) -> Tensor:
+        """The second class grows to the right, whatever the image."""
+        ramp = torch.linspace(-1, 1, images.shape[-1]).expand(len(images), 1, *images.shape[-2:])
         return torch.cat([torch.zeros_like(ramp), ramp], 1)
 
-    picture = torch.randn(1, 3, 8, 8)
-    assert not torch.allclose(probabilities(leaning, picture, View()), torch.tensor(0.5), atol=0.1)
-    assert torch.allclose(probabilities(leaning, picture, View(flips=True)), torch.tensor(0.5), atol=1e-6)
-    one = probabilities(linear_in_the_pixels, picture, View())
-    half = probabilities(linear_in_the_pixels, picture, View(scales=(0.5,)))
-    both = probabilities(linear_in_the_pixels, picture, View(scales=(1.0, 0.5)))
+    image = torch.randn(1, 3, 8, 8)
+    assert not torch.allclose(probabilities(leaning, image, View()), torch.tensor(0.5), atol=0.1)
+    assert torch.allclose(probabilities(leaning, image, View(flips=True)), torch.tensor(0.5), atol=1e-6)
+    one = probabilities(linear_in_the_pixels, image, View())
+    half = probabilities(linear_in_the_pixels, image, View(scales=(0.5,)))
+    both = probabilities(linear_in_the_pixels, image, View(scales=(1.0, 0.5)))
     assert torch.allclose(both, (one + half) / 2, atol=1e-6)
 
 
 @given(st.integers(1, 30), st.integers(1, 30), st.booleans(), st.sampled_from([None, 7, 16]))
 @settings(deadline=None, max_examples=30)
-def test_probabilities_sum_to_one_at_the_pictures_own_size(
+def test_probabilities_sum_to_one_at_the_images_own_size(
     height: int, width: int, flips: bool, short_side: int | None
 ) -> None:
     view = View(short_side, window=8, stride=5, scales=(0.5, 1.5), flips=flips)
@@ -92,9 +92,9 @@ def test_probabilities_sum_to_one_at_the_pictures_own_size(
     assert torch.allclose(probs.sum(1), torch.ones(1, height, width), atol=1e-5)
 
 
-def test_plain_whole_picture_inference_is_the_softmax_of_the_model() -> None:
-    pictures = torch.randn(2, 3, 9, 5)
-    assert torch.equal(probabilities(linear_in_the_pixels, pictures, View()), linear_in_the_pixels(pictures).softmax(1))
+def test_plain_whole_image_inference_is_the_softmax_of_the_model() -> None:
+    images = torch.randn(2, 3, 9, 5)
+    assert torch.equal(probabilities(linear_in_the_pixels, images, View()), linear_in_the_pixels(images).softmax(1))
 
 
 def test_the_shorter_side_is_brought_to_size_and_the_ratio_kept() -> None:

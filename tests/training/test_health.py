@@ -19,16 +19,16 @@ def test_figures_of_a_collapsed_and_of_an_undecided_router() -> None:
         decided = 1e4 * torch.randn(16)
         model.blocks[2].mlp.router.weight.copy_(torch.stack([decided, -decided, 0 * decided, 0 * decided]))
     model(torch.randn(8, 1, 8, 8))
-    figures = routing_health(model)
-    assert list(figures) == ["1", "2"]
-    undecided = figures["1"]  # equal logits: every picture takes the same expert by default
+    metrics = routing_health(model)
+    assert list(metrics) == ["1", "2"]
+    undecided = metrics["1"]  # equal logits: every image takes the same expert by default
     assert undecided["entropy"] == pytest.approx(math.log(4), abs=1e-5)
     assert undecided["top_gate"] == pytest.approx(0.25)
     assert undecided["max_load"] == 1.0
     assert undecided["effective_experts"] == pytest.approx(1.0)
     assert undecided["balance_loss"] == pytest.approx(1.0)
-    assert sum(figures["2"]["load"]) == pytest.approx(1.0)
-    assert figures["2"]["entropy"] == pytest.approx(0.0, abs=0.02)
+    assert sum(metrics["2"]["load"]) == pytest.approx(1.0)
+    assert metrics["2"]["entropy"] == pytest.approx(0.0, abs=0.02)
 
 
 def test_the_load_of_an_epoch_is_the_mean_over_its_batches() -> None:
@@ -48,5 +48,5 @@ def test_the_load_of_an_epoch_is_the_mean_over_its_batches() -> None:
     measured = load.of(2)
     assert measured is not None
     assert torch.allclose(measured, expected)
-    figures = routing_health(model, load)["2"]
-    assert figures["max_load"] == pytest.approx(expected.max().item())
+    metrics = routing_health(model, load)["2"]
+    assert metrics["max_load"] == pytest.approx(expected.max().item())

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from vimoe.training.run import RunFolder
+from vimoe.training.run_folder import RunFolder
 from vimoe.vit.checkpoint import load
 
 MODEL = '{"patch_size": 4, "embed_dim": 16, "depth": 3, "num_heads": 2, "weight_init": "jax"}'

@@ -8,7 +8,7 @@ import torch
 
 from tests.training.tiny import recipe
 from vimoe.training.interrupt import InterruptedRun
-from vimoe.training.run import RunFolder
+from vimoe.training.run_folder import RunFolder
 from vimoe.training.train import train
 from vimoe.training.trainer import Trainer
 from vimoe.vit.checkpoint import load
@@ -91,7 +91,7 @@ def test_the_average_of_the_weights_is_what_is_kept(tmp_path: Path) -> None:
 
 def test_accumulated_batches_step_like_one_large_batch(tmp_path: Path) -> None:
     plain = {"augment": False, "drop_path": 0.0, "epochs": 1, "opt": "sgd", "lr": 0.1}
-    # 7 steps of 128 and 14 batches of 64 show the same pictures in the same order, but for the last ones.
+    # 7 steps of 128 and 14 batches of 64 show the same images in the same order, but for the last ones.
     large = load(train(recipe(tmp_path / "large", batch_size=128, **plain)).model).state_dict()
     small = load(train(recipe(tmp_path / "small", batch_size=64, accumulate=2, **plain)).model).state_dict()
     for name in large:

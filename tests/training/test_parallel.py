@@ -11,12 +11,12 @@ from torch import Tensor
 from tests.training.tiny import recipe
 from tests.training.together import run_together
 from vimoe.errors import UserError
-from vimoe.training.parallel import pick_device, spread
-from vimoe.training.run import RunFolder
+from vimoe.training.parallel import pick_device, wrap_ddp
+from vimoe.training.run_folder import RunFolder
 from vimoe.training.train import train
 from vimoe.vit.checkpoint import load
 
-# Nothing random that differs between processes: they see the very pictures that one process would.
+# Nothing random that differs between processes: they see the very images that one process would.
 SAME: dict[str, Any] = {"last": 2, "num_experts": 4, "augment": False, "batch_size": 60, "epochs": 3, "lr": 1e-3}
 
 
@@ -33,7 +33,7 @@ def test_auto_takes_what_is_there() -> None:
 
 def test_one_process_calls_the_model_itself() -> None:
     model = torch.nn.Linear(2, 2)
-    assert spread(model, 7) is model
+    assert wrap_ddp(model, 7) is model
 
 
 @pytest.fixture(scope="module")
@@ -41,16 +41,16 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return train(recipe(tmp_path_factory.mktemp("alone") / "run", **SAME)).path
 
 
-def test_two_copies_train_like_one_process_and_count_every_picture_once(alone: Path, tmp_path: Path) -> None:
+def test_two_copies_train_like_one_process_and_count_every_image_once(alone: Path, tmp_path: Path) -> None:
     told = run_together(recipe(tmp_path / "run", **SAME), 2, val=359)
     assert [process["end"] for process in told] == ["finished", "finished"]
     assert len(told[0]["losses"]) >= 50
     assert told[0]["losses"] == told[1]["losses"]
     one, two = RunFolder(alone).read_rows(), RunFolder(tmp_path / "run").read_rows()
     assert [row["loss"] for row in two] == pytest.approx([row["loss"] for row in one], abs=1e-5)
-    assert [row["val_pictures"] for row in two] == [359, 359, 359]
-    for block, figures in two[-1]["routing"].items():
-        assert figures["load"] == pytest.approx(one[-1]["routing"][block]["load"], abs=2e-3)
+    assert [row["val_images"] for row in two] == [359, 359, 359]
+    for block, metrics in two[-1]["routing"].items():
+        assert metrics["load"] == pytest.approx(one[-1]["routing"][block]["load"], abs=2e-3)
     expected, found = weights(alone), weights(tmp_path / "run")
     for name, value in expected.items():
         assert torch.allclose(value, found[name], atol=2e-4), name
@@ -107,4 +107,4 @@ def test_a_process_that_dies_ends_the_run_with_a_line_and_the_same_command_goes_
 def test_a_batch_that_cannot_be_shared_out_evenly_gets_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vimoe.training.parallel.world_size", lambda: 3)
     with pytest.raises(UserError, match="batch_size 64 is for all processes together: 3 cannot share it evenly"):
-        spread(torch.nn.Linear(2, 2), 64)
+        wrap_ddp(torch.nn.Linear(2, 2), 64)

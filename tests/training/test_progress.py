@@ -15,11 +15,11 @@ def test_waiting_for_data_is_told_apart_from_work() -> None:
     progress = Progress(1, 1, 3, 0, 60, loud=False)
     for _ in progress.waiting(slow()):
         progress.step(10, 1.0, 1e-3)
-    figures = progress.figures()
+    metrics = progress.metrics()
     assert progress.waited >= 0.15
-    assert 0.5 < figures["data_wait"] <= 1
-    assert 0 < figures["pictures_per_second"] < 200
-    assert figures["memory_mb"] == pytest.approx(peak_memory_mb(), rel=0.1)
+    assert 0.5 < metrics["data_wait"] <= 1
+    assert 0 < metrics["images_per_second"] < 200
+    assert metrics["memory_mb"] == pytest.approx(peak_memory_mb(), rel=0.1)
 
 
 def test_the_items_come_through_unchanged() -> None:
@@ -31,7 +31,7 @@ def test_without_a_terminal_a_line_comes_when_its_interval_is_over(capsys: pytes
     progress.step(8, 0.5, 1e-3)
     line = capsys.readouterr().err
     assert line.startswith("  epoch 2/5 batch 5/10  loss 0.500  lr 0.001  ")
-    assert "pictures/s" in line
+    assert "images/s" in line
     assert line.rstrip().endswith("left")
     quiet = Progress(2, 5, 10, 4, 3600.0, loud=True)
     quiet.step(8, 0.5, 1e-3)

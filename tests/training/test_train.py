@@ -13,7 +13,7 @@ from vimoe.moe.layer import MoELayer
 from vimoe.tasks.segmenter_folder import load_segmenter
 from vimoe.training import loop
 from vimoe.training.build import build_model
-from vimoe.training.run import RunFolder
+from vimoe.training.run_folder import RunFolder
 from vimoe.training.train import train
 from vimoe.vit.checkpoint import load
 from vimoe.vit.cost import cost
@@ -87,10 +87,10 @@ def test_an_upcycled_run_starts_from_a_dense_one_and_logs_its_routers(tmp_path: 
     start = recipe(tmp_path / "moe", initial_checkpoint=str(dense.model), last=2, num_experts=3, epochs=1)
     model = build_model(start, digits())
     assert isinstance(model.get_submodule("blocks.2.mlp"), MoELayer)
-    pictures = digits().test.pictures  # type: ignore[attr-defined]
+    images = digits().test.images  # type: ignore[attr-defined]
     with torch.no_grad():
-        expected = load(dense.model)(pictures)
-        assert torch.allclose(model.eval()(pictures), expected, atol=1e-5)
+        expected = load(dense.model)(images)
+        assert torch.allclose(model.eval()(images), expected, atol=1e-5)
     run = train(start)
     config = get_config(load(run.model))
     assert config is not None
@@ -181,7 +181,7 @@ def test_a_segmentation_run_is_trained_and_read_back_from_its_folder(tmp_path: P
     )
     run = train(settings)
     row = run.read_rows()[-1]
-    assert {"val_miou", "val_aacc", "val_macc", "val_pictures"} <= set(row)
+    assert {"val_miou", "val_aacc", "val_macc", "val_images"} <= set(row)
     assert row["val_aacc"] > 30
     model = load_segmenter(run.model)
     assert model(torch.randn(1, 3, 32, 40)).shape == (1, 11, 32, 40)
@@ -193,7 +193,7 @@ def test_a_segmentation_run_is_trained_and_read_back_from_its_folder(tmp_path: P
     ("changes", "line"),
     [
         ({"routing": "image"}, "use routing 'token' for segmentation"),
-        ({"routing": "token", "mixup": 0.2}, "mixup and cutmix mix the labels of whole pictures"),
+        ({"routing": "token", "mixup": 0.2}, "mixup and cutmix mix the labels of whole images"),
         ({"routing": "token", "in_memory": True}, "in_memory is for classification"),
         ({"routing": "token", "dataset": "digits"}, "dataset 'digits' has no masks"),
         ({"routing": "token", "last": 9}, "last must be 1 to 3"),

@@ -41,7 +41,7 @@ def run_together(recipe: Recipe, processes: int, **changes: Any) -> list[dict[st
 def _run(
     recipe: Recipe, rank: int, processes: int, port: int, told: Path, stop_at: int = 0, die_at: int = 0, val: int = 0
 ) -> None:
-    """Train; process 0 gets a SIGTERM at batch `stop_at`, process 1 dies at batch `die_at`, `val` pictures decide."""
+    """Train; process 0 gets a SIGTERM at batch `stop_at`, process 1 dies at batch `die_at`, `val` images decide."""
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
@@ -50,12 +50,12 @@ def _run(
     losses = list[float]()
     train_batch = Trainer.train_batch
 
-    def noted(self: Trainer, pictures: torch.Tensor, labels: torch.Tensor) -> float:
+    def noted(self: Trainer, images: torch.Tensor, labels: torch.Tensor) -> float:
         if rank == 0 and len(losses) + 1 == stop_at:
             signal.raise_signal(signal.SIGTERM)
         if rank == 1 and len(losses) + 1 == die_at:
             os._exit(9)
-        losses.append(train_batch(self, pictures, labels))
+        losses.append(train_batch(self, images, labels))
         return losses[-1]
 
     Trainer.train_batch = noted  # type: ignore[method-assign]
@@ -70,4 +70,4 @@ def _run(
 
 
 def _fewer(splits: Any, val: int) -> Any:
-    return replace(splits, val=type(splits.val)(splits.val.pictures[:val], splits.val.labels[:val]))
+    return replace(splits, val=type(splits.val)(splits.val.images[:val], splits.val.labels[:val]))

@@ -106,7 +106,7 @@ def spread_routing(model: nn.Module, images: Tensor) -> None:
         layer.router.weight -= torch.outer(layer.router.weight @ mean, mean) / mean.dot(mean)
 
 
-def pictures(model: nn.Module, count: int = 4) -> Tensor:
+def make_images(model: nn.Module, count: int = 4) -> Tensor:
     """Noise of the shape that the model was made for."""
     return torch.randn(count, *get_model_input_config(model)["input_size"])
 

@@ -82,7 +82,7 @@ def test_two_vits_in_one_module_are_refused() -> None:
 def test_blocks_without_a_patch_embedding_are_refused() -> None:
     with torch.device("meta"):
         model = timm.create_model("naflexvit_base_patch16_gap")
-    with refused(f"NaFlexVit does not cut its pictures into patches itself; supported are {SUPPORTED}", model):
+    with refused(f"NaFlexVit does not cut its images into patches itself; supported are {SUPPORTED}", model):
         vimoe.upcycle(model)
 
 

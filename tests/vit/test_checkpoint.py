@@ -17,7 +17,7 @@ from tests.vit.families import (
     assert_same_state,
     every_family,
     make,
-    pictures,
+    make_images,
     randomise,
     refused,
     run,
@@ -72,7 +72,7 @@ def assert_same_model(one: nn.Module, other: nn.Module) -> None:
     assert get_config(one) == get_config(other)
     assert [(n, type(m)) for n, m in one.named_modules()] == [(n, type(m)) for n, m in other.named_modules()]
     assert_same_state(one.state_dict(), other.state_dict())
-    images = pictures(one).to(next(one.parameters()).dtype)
+    images = make_images(one).to(next(one.parameters()).dtype)
     assert torch.equal(run(one.eval(), images), run(other.eval(), images))
 
 
@@ -173,13 +173,13 @@ def test_a_loaded_model_is_ready_to_answer_and_to_be_trained(tmp_path: Path) -> 
     loaded = vimoe.load(tmp_path)
     assert not any(module.training for module in loaded.modules())
     assert all(p.requires_grad for p in loaded.parameters())
-    (loaded.train()(pictures(loaded)).sum() + vimoe.balance_loss(loaded)).backward()
+    (loaded.train()(make_images(loaded)).sum() + vimoe.balance_loss(loaded)).backward()
     assert all(p.grad is not None for p in loaded.parameters())
 
 
 def test_a_model_can_be_saved_after_a_forward_and_a_backward(tmp_path: Path) -> None:
     model = make_stage("upcycled")
-    model(pictures(model)).sum().backward()
+    model(make_images(model)).sum().backward()
     vimoe.save(model, tmp_path)
     assert_same_model(vimoe.load(tmp_path), model)
 

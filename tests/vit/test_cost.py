@@ -170,13 +170,13 @@ def test_an_image_size_that_is_none_gets_one_line(size: Any) -> None:
 
 def test_an_image_smaller_than_a_patch_gets_one_line() -> None:
     model = make()
-    with refused("cannot count a picture of 8x8 pixels in this model: …", model):
+    with refused("cannot count an image of 8x8 pixels in this model: …", model):
         vimoe.cost(model, 8)
 
 
 def test_a_model_of_one_size_alone_says_so() -> None:
     model = make("samvit_base_patch16")
-    with refused("cannot count a picture of 48x64 pixels in this model: …", model):
+    with refused("cannot count an image of 48x64 pixels in this model: …", model):
         vimoe.cost(model, (48, 64))
 
 
@@ -189,7 +189,7 @@ def test_counting_changes_neither_the_model_nor_the_next_count(family: Family) -
     before = snapshot(model)
     first = vimoe.cost(model)
     assert_unchanged(model, before)
-    if "samvit" not in family.name:  # which takes pictures of its own size alone
+    if "samvit" not in family.name:  # which takes images of its own size alone
         vimoe.cost(model, 56 if "patch14" in family.name else 64)
         assert_unchanged(model, before)
     assert vimoe.cost(model) == first

@@ -10,7 +10,7 @@ from tests.vit.families import (
     assert_unchanged,
     every_family,
     make,
-    pictures,
+    make_images,
     randomise,
     refused,
     run,
@@ -37,7 +37,7 @@ def test_a_clone_has_the_model_s_shapes_and_none_of_its_weights(family: Family) 
     assert all(tensor.is_meta for tensor in [*clone.parameters(), *clone.buffers()])
     assert not any(module.training for module in clone.modules())
     assert {n: p.shape for n, p in clone.named_parameters()} == {n: p.shape for n, p in model.named_parameters()}
-    images = pictures(model, 3)
+    images = make_images(model, 3)
     assert clone(images.to("meta")).shape == run(model, images).shape
     assert_unchanged(model, before)
 
@@ -50,7 +50,7 @@ def test_a_class_token_that_joins_after_the_blocks_is_not_looked_for_in_them(nam
     line = "gate_input 'cls' needs a class token at the FFN, and this model has none: use 'mean'"
     with refused(line, model):
         vimoe.upcycle(model, gate_input="cls")
-    images = pictures(model)
+    images = make_images(model)
     dense = run(model, images)
     torch.testing.assert_close(run(vimoe.upcycle(model), images), dense, rtol=0, atol=1e-5)
 
@@ -63,7 +63,7 @@ def test_a_clone_does_not_run_the_hooks_of_the_model() -> None:
     vimoe.upcycle(model, num_experts=2)
     vimoe.cost(model)
     assert seen == []
-    run(model, pictures(model))
+    run(model, make_images(model))
     assert sorted(seen) == [1, 2]
 
 
@@ -100,7 +100,7 @@ def test_a_model_made_from_timm_s_class_without_create_model_is_understood() -> 
 
 
 class Sparse(nn.Module):
-    """An attention and an FFN that stand in a block that turns tokens into a picture and back."""
+    """An attention and an FFN that stand in a block that turns tokens into an image and back."""
 
     def __init__(self, block: nn.Module) -> None:
         super().__init__()
@@ -128,11 +128,9 @@ class NeedsText(Holder):
         return x
 
 
-def test_a_model_that_does_not_take_a_picture_alone_is_refused() -> None:
+def test_a_model_that_does_not_take_a_image_alone_is_refused() -> None:
     model = NeedsText()
-    with refused(
-        "NeedsText cannot be traced with one picture: … missing 1 required positional argument: 'text'", model
-    ):
+    with refused("NeedsText cannot be traced with one image: … missing 1 required positional argument: 'text'", model):
         vimoe.upcycle(model)
 
 

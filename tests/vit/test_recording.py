@@ -12,7 +12,7 @@ from tests.vit.families import (
     every_family,
     every_routing,
     make,
-    pictures,
+    make_images,
     randomise,
     refused,
     run,
@@ -39,7 +39,7 @@ def assert_equal_records(one: dict[int, Tensor], other: dict[int, Tensor]) -> No
 @pytest.mark.parametrize("top_k", [1, 2])
 def test_a_record_holds_one_line_for_every_image_or_token(family: Family, routing: Any, top_k: int) -> None:
     model = vimoe.upcycle(family.make(), num_experts=4, routing=routing, top_k=top_k)
-    images = pictures(model, 5)
+    images = make_images(model, 5)
     with vimoe.record_routing(model) as record:
         run(model, images)
     patches = 16 if "samvit" in family.name else 4
@@ -57,7 +57,7 @@ def test_a_record_holds_one_line_for_every_image_or_token(family: Family, routin
 def test_a_record_says_what_the_layers_decided() -> None:
     model = upcycled(top_k=2, routing="token")
     with vimoe.record_routing(model) as record:
-        run(model, pictures(model))
+        run(model, make_images(model))
     for number, layer in moe_layers(model).items():
         assert torch.equal(record.expert_ids[number], layer.last_selection.expert_ids)
         assert torch.equal(record.gates[number], layer.last_selection.gates)
@@ -68,7 +68,7 @@ def test_a_record_says_what_the_layers_decided() -> None:
 @every_routing
 def test_several_forwards_are_recorded_one_after_the_other(routing: Any) -> None:
     model = upcycled(routing=routing)
-    images = pictures(model, 6)
+    images = make_images(model, 6)
     with vimoe.record_routing(model) as whole:
         run(model, images)
     with vimoe.record_routing(model) as parts:
@@ -79,7 +79,7 @@ def test_several_forwards_are_recorded_one_after_the_other(routing: Any) -> None
 
 def test_recording_does_not_change_the_output() -> None:
     model = upcycled()
-    images = pictures(model)
+    images = make_images(model)
     output = run(model, images)
     with vimoe.record_routing(model):
         assert torch.equal(run(model, images), output)
@@ -87,7 +87,7 @@ def test_recording_does_not_change_the_output() -> None:
 
 def test_records_nest() -> None:
     model = upcycled()
-    first, second, third = pictures(model, 3).split(1)
+    first, second, third = make_images(model, 3).split(1)
     with vimoe.record_routing(model) as outer:
         run(model, first)
         with vimoe.record_routing(model) as inner:
@@ -100,13 +100,13 @@ def test_records_nest() -> None:
 @every_routing
 def test_nothing_is_left_behind(routing: Any) -> None:
     model = upcycled(routing=routing)
-    run(model, pictures(model))
+    run(model, make_images(model))
     before = snapshot(model)
     with vimoe.record_routing(model) as record:
-        run(model, pictures(model))
+        run(model, make_images(model))
     assert_unchanged(model, before)
     recorded = record.expert_ids
-    run(model, pictures(model))
+    run(model, make_images(model))
     assert_equal_records(record.expert_ids, recorded)
 
 
@@ -115,8 +115,8 @@ def test_hooks_of_others_stay() -> None:
     seen: list[int] = []
     moe_layers(model)[2].register_forward_hook(lambda *_: seen.append(1))
     with vimoe.record_routing(model):
-        run(model, pictures(model))
-    run(model, pictures(model))
+        run(model, make_images(model))
+    run(model, make_images(model))
     assert seen == [1, 1]
 
 
@@ -124,7 +124,7 @@ def test_an_exception_inside_goes_out_keeps_the_record_and_leaves_nothing_behind
     model = upcycled()
     before = snapshot(model)
     with pytest.raises(ZeroDivisionError), vimoe.record_routing(model) as record:  # noqa: PT012
-        run(model, pictures(model))
+        run(model, make_images(model))
         1 / 0  # noqa: B018
     assert_unchanged(model, before)
     assert all(len(ids) == 4 for ids in record.expert_ids.values())
@@ -142,7 +142,7 @@ def test_a_forward_that_fails_half_way_leaves_nothing_behind() -> None:
 def test_a_record_holds_no_graph() -> None:
     model = upcycled()
     with vimoe.record_routing(model) as record:
-        model(pictures(model)).sum().backward()
+        model(make_images(model)).sum().backward()
     assert not any(gates.requires_grad for gates in record.gates.values())
 
 
@@ -151,7 +151,7 @@ def test_a_record_holds_no_graph() -> None:
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "vit_small_patch14_dinov2"])
 def test_activation_checkpointing_is_not_counted_twice(routing: Any, name: str) -> None:
     model = upcycled(name, routing=routing).train()
-    images = pictures(model)
+    images = make_images(model)
     with vimoe.record_routing(model) as plain:
         model(images).sum().backward()
     model.set_grad_checkpointing()
@@ -164,7 +164,7 @@ def test_activation_checkpointing_is_not_counted_twice(routing: Any, name: str) 
 @pytest.mark.parametrize("wrap", [Holder, nn.DataParallel])
 def test_recording_works_through_wrappers(wrap) -> None:
     model = upcycled()
-    images = pictures(model)
+    images = make_images(model)
     with vimoe.record_routing(wrap(model)) as outside, vimoe.record_routing(model) as inside:
         run(wrap(model), images)
     assert_equal_records(outside.expert_ids, inside.expert_ids)
@@ -181,7 +181,7 @@ def test_the_cost_can_be_counted_while_recording() -> None:
 def test_layers_that_were_pruned_are_not_recorded_and_smaller_ones_are() -> None:
     model = vimoe.prune(upcycled(last=3), {0: [], 1: [3, 1]})
     with vimoe.record_routing(model) as record:
-        run(model, pictures(model))
+        run(model, make_images(model))
     assert list(record.expert_ids) == [1, 2]
     assert int(record.expert_ids[1].max()) <= 1
 

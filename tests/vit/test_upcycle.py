@@ -20,7 +20,7 @@ from tests.vit.families import (
     every_family,
     every_routing,
     make,
-    pictures,
+    make_images,
     randomise,
     refused,
     run,
@@ -39,7 +39,7 @@ from vimoe.vit.upcycle import get_config, install, set_config
 @shared_or_not
 def test_upcycling_does_not_change_what_a_model_computes(family: Family, routing: Any, shared_expert: bool) -> None:
     model = family.make()
-    images = pictures(model)
+    images = make_images(model)
     dense, dense_in_training = run(model, images), run(model.train(), images)
     upcycled = vimoe.upcycle(model, num_experts=4, routing=routing, shared_expert=shared_expert)
     assert upcycled is model
@@ -57,7 +57,7 @@ def test_several_chosen_experts_do_not_change_it_either(
     name: str, routing: Any, shared_expert: bool, top_k: int
 ) -> None:
     model = make(name)
-    images = pictures(model)
+    images = make_images(model)
     dense = run(model, images)
     vimoe.upcycle(model, last=3, num_experts=3, top_k=top_k, routing=routing, shared_expert=shared_expert)
     torch.testing.assert_close(run(model, images), dense, rtol=0, atol=1e-5)
@@ -66,7 +66,7 @@ def test_several_chosen_experts_do_not_change_it_either(
 @every_routing
 def test_the_patch_mean_as_the_gate_s_input_does_not_change_it_either(routing: Any) -> None:
     model = make("vit_small_patch14_reg4_dinov2")
-    images = pictures(model)
+    images = make_images(model)
     dense = run(model, images)
     vimoe.upcycle(model, routing=routing, gate_input="mean")
     torch.testing.assert_close(run(model, images), dense, rtol=0, atol=1e-5)
@@ -76,7 +76,7 @@ def test_the_patch_mean_as_the_gate_s_input_does_not_change_it_either(routing: A
 @shared_or_not
 def test_the_paper_s_preset_does_change_what_a_model_computes(name: str, shared_expert: bool) -> None:
     model = make(name)
-    images = pictures(model)
+    images = make_images(model)
     dense = run(model, images)
     vimoe.upcycle(model, shared_expert=shared_expert, preset="paper")
     config = get_config(model)
@@ -90,7 +90,7 @@ def test_the_paper_s_preset_gives_raw_softmax_gates_and_plain_copies() -> None:
     ffns = {i: copy.deepcopy(model.blocks[i].mlp) for i in (1, 2)}
     vimoe.upcycle(model, num_experts=3, preset="paper")
     with vimoe.record_routing(model) as record:
-        run(model, pictures(model))
+        run(model, make_images(model))
     for number, layer in moe_layers(model).items():
         for name, value in ffns[number].state_dict().items():
             assert torch.equal(layer.shared_expert.state_dict()[name], value)
@@ -101,7 +101,7 @@ def test_the_paper_s_preset_gives_raw_softmax_gates_and_plain_copies() -> None:
 
 def test_gate_and_init_can_be_chosen_apart_from_the_preset() -> None:
     model = make()
-    images = pictures(model)
+    images = make_images(model)
     dense = run(model, images)
     vimoe.upcycle(model, preset="paper", gate="straight_through", init="preserve")
     torch.testing.assert_close(run(model, images), dense, rtol=0, atol=1e-5)
@@ -110,7 +110,7 @@ def test_gate_and_init_can_be_chosen_apart_from_the_preset() -> None:
 def test_upcycling_starts_training_from_the_dense_model_s_gradient() -> None:
     # Both halves of an FFN see the gradient that the whole one saw; the rest of the model sees it unchanged.
     model = make()
-    images = pictures(model)
+    images = make_images(model)
     model(images).square().sum().backward()
     dense = {name: p.grad.clone() for name, p in model.named_parameters() if ".mlp." not in name}
     model.zero_grad()
@@ -170,7 +170,7 @@ def test_frozen_ffns_give_frozen_experts_and_a_router_that_learns() -> None:
 def test_experts_and_router_take_the_model_s_dtype(dtype: torch.dtype) -> None:
     model = vimoe.upcycle(make().to(dtype))
     assert {p.dtype for p in model.parameters()} == {dtype}
-    assert run(model, pictures(model).to(dtype)).dtype == dtype
+    assert run(model, make_images(model).to(dtype)).dtype == dtype
 
 
 def test_upcycling_works_on_the_meta_device() -> None:
@@ -189,7 +189,7 @@ def test_dropout_and_activation_of_the_ffn_are_taken_over() -> None:
     for ffn in (layer.experts, layer.shared_expert):
         assert isinstance(ffn.act, nn.Tanh)
         assert ffn.drop1.p == ffn.drop2.p == 0.25
-    images = pictures(model)
+    images = make_images(model)
     assert torch.equal(run(model, images), run(model, images))
     assert not torch.equal(run(model.train(), images), run(model, images))
 
@@ -230,7 +230,7 @@ def test_the_mean_patch_leaves_class_token_and_registers_out() -> None:
     layer = moe_layers(model)[2]
     seen: list[Tensor] = []
     layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
-    run(model, pictures(model))
+    run(model, make_images(model))
     expected = seen[0][:, 5:].mean(1) @ layer.router.weight.T
     torch.testing.assert_close(layer.last_selection.logits, expected.detach(), rtol=1e-5, atol=1e-5)
 
@@ -245,7 +245,7 @@ def test_the_configuration_is_found_through_wrappers(wrap) -> None:
 def test_a_vit_inside_another_module_can_be_upcycled_and_is_known_from_inside_and_outside() -> None:
     inner = make()
     holder = Holder(inner)
-    images = pictures(inner)
+    images = make_images(inner)
     dense = run(holder, images)
     assert vimoe.upcycle(holder) is holder
     torch.testing.assert_close(run(holder, images), dense, rtol=0, atol=1e-5)
@@ -280,7 +280,7 @@ def upcycled_and_dense(family: Family | str, **args: Any) -> tuple[nn.Module, nn
 @every_routing
 def test_features_and_intermediates_are_the_dense_model_s(family: Family, routing: Any) -> None:
     model, dense = upcycled_and_dense(family, routing=routing)
-    images = pictures(dense)
+    images = make_images(dense)
     with torch.no_grad():
         features = model.forward_features(images)
         torch.testing.assert_close(features, dense.forward_features(images), rtol=0, atol=1e-5)
@@ -309,7 +309,7 @@ def test_timm_s_feature_extractor_can_be_upcycled(name: str, routing: Any) -> No
 @every_family
 def test_the_classifier_can_be_reset_after_upcycling(family: Family) -> None:
     model, _ = upcycled_and_dense(family)
-    images = pictures(model)
+    images = make_images(model)
     model.reset_classifier(7)
     assert run(model, images).shape == (4, 7)
     model.reset_classifier(0)
@@ -367,7 +367,7 @@ def test_gradients_are_the_same_with_activation_checkpointing(family: Family) ->
     model, _ = upcycled_and_dense(family)
     randomise(model)
     model.train()
-    images = pictures(model)
+    images = make_images(model)
     gradients, losses = [], []
     for enable in (False, True):
         model.set_grad_checkpointing(enable)
@@ -389,7 +389,7 @@ def test_gradients_are_the_same_with_activation_checkpointing(family: Family) ->
 
 def test_a_copy_is_a_model_of_its_own() -> None:
     model = vimoe.upcycle(make(), num_experts=3)
-    images = pictures(model)
+    images = make_images(model)
     output = run(model, images)
     clone = copy.deepcopy(model)
     assert clone.moe_config == model.moe_config
@@ -406,7 +406,7 @@ def test_a_copy_is_a_model_of_its_own() -> None:
 
 def test_a_model_can_be_sent_to_another_process() -> None:
     model = vimoe.upcycle(make(), num_experts=3)
-    images = pictures(model)
+    images = make_images(model)
     output = run(model, images)
     arrived = pickle.loads(pickle.dumps(model))
     assert arrived.moe_config == model.moe_config
@@ -481,7 +481,7 @@ def test_a_published_dinov2_checkpoint_loads_upcycles_and_still_agrees(
     assert model.pos_embed.shape == (1, 16 if registers else 17, 48)
     if not registers:
         assert torch.equal(model.pos_embed[:, 0], state["pos_embed"][:, 0])
-    images = pictures(model)
+    images = make_images(model)
     dense = run(model, images)
     vimoe.upcycle(model, routing=routing, shared_expert=shared_expert)
     torch.testing.assert_close(run(model, images), dense, rtol=0, atol=1e-5)
@@ -533,7 +533,7 @@ def test_upcycling_twice_is_refused() -> None:
 
 def test_a_fully_pruned_model_can_be_upcycled_again() -> None:
     model = make()
-    images = pictures(model)
+    images = make_images(model)
     dense = run(model, images)
     vimoe.upcycle(vimoe.prune(vimoe.upcycle(model, last=1), {2: []}), last=2)
     torch.testing.assert_close(run(model, images), dense, rtol=0, atol=1e-5)
@@ -571,7 +571,7 @@ def test_an_ffn_of_unknown_kind_is_refused_before_anything_is_changed() -> None:
 
 
 class Windowed(Block):
-    """A block whose FFN sees halves of a picture as if each were one."""
+    """A block whose FFN sees halves of an image as if each were one."""
 
     def forward(self, x: Tensor, **kwargs: Any) -> Tensor:
         x = x + self.attn(self.norm1(x))
@@ -595,7 +595,7 @@ def test_image_routing_is_refused_where_an_ffn_sees_windows() -> None:
 
 def test_token_routing_works_where_an_ffn_sees_windows() -> None:
     model = windowed()
-    images = pictures(model)
+    images = make_images(model)
     dense = run(model, images)
     torch.testing.assert_close(run(vimoe.upcycle(model, routing="token"), images), dense, rtol=0, atol=1e-5)
 

@@ -16,9 +16,9 @@ def tiny(**args: object) -> torch.nn.Module:
 
 
 def test_a_widened_model_computes_what_it_did() -> None:
-    model, pictures = tiny(), torch.randn(2, 3, 16, 16)
-    before = model(pictures)
-    assert torch.allclose(widen(model, [1, 2], 3)(pictures), before, atol=1e-6)
+    model, images = tiny(), torch.randn(2, 3, 16, 16)
+    before = model(images)
+    assert torch.allclose(widen(model, [1, 2], 3)(images), before, atol=1e-6)
 
 
 @pytest.mark.parametrize(("top_k", "shared"), [(1, True), (2, True), (2, False)])
@@ -32,10 +32,10 @@ def test_it_activates_what_an_moe_model_does_but_for_routers_and_output_biases(t
 def test_every_new_weight_learns_and_no_two_units_stay_alike() -> None:
     model = widen(tiny(), [2], 2)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.5)
-    pictures, labels = torch.randn(8, 3, 16, 16), torch.arange(8) % 5
+    images, labels = torch.randn(8, 3, 16, 16), torch.arange(8) % 5
     before = {name: p.detach().clone() for name, p in model.blocks[2].mlp.named_parameters()}
     for _ in range(2):
-        torch.nn.functional.cross_entropy(model(pictures), labels).backward()
+        torch.nn.functional.cross_entropy(model(images), labels).backward()
         optimizer.step()
         optimizer.zero_grad()
     for name, parameter in model.blocks[2].mlp.named_parameters():
@@ -48,8 +48,8 @@ def test_it_is_saved_and_loaded(tmp_path) -> None:  # type: ignore[no-untyped-de
     model = widen(tiny(), [0, 2], 2)
     torch.nn.init.normal_(model.blocks[0].mlp.fc2.weight)
     save(model, tmp_path)
-    loaded, pictures = load(tmp_path), torch.randn(2, 3, 16, 16)
-    assert torch.equal(model(pictures), loaded(pictures))
+    loaded, images = load(tmp_path), torch.randn(2, 3, 16, 16)
+    assert torch.equal(model(images), loaded(images))
     assert cost(loaded) == cost(model)
 
 

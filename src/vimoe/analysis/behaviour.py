@@ -1,4 +1,4 @@
-"""How a model routes held-out pictures, taken down batch by batch in one pass."""
+"""How a model routes held-out images, taken down batch by batch in one pass."""
 
 from __future__ import annotations
 
@@ -10,33 +10,33 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from vimoe.analysis.experts import output_gram
-from vimoe.analysis.observations import Observations, PatchObservations, PictureObservations
+from vimoe.analysis.expert_similarity import output_gram
+from vimoe.analysis.observations import ImageObservations, Observations, PatchObservations
 from vimoe.analysis.specialisation import entropy_bits, mutual_information
 from vimoe.data.splits import generator
 from vimoe.moe.layer import MoELayer
 from vimoe.vit.blocks import moe_layers
 
-EXAMPLES = 8  # pictures that are named for each expert, at either end
+EXAMPLES = 8  # images that are named for each expert, at either end
 SAMPLED_ROWS = 1024  # inputs on which the experts' answers are compared
 
 
 @dataclass
 class LayerBehaviour:
-    """What one layer did over all pictures so far. P is 1 for a choice an image, the patches for a choice a token.
+    """What one layer did over all images so far. P is 1 for a choice an image, the patches for a choice a token.
 
     Attributes:
         num_experts: Its experts E.
-        used: For each batch, `[pictures, E]` how many of a picture's choices fell on each expert.
-        maps: For each batch, `[pictures, P, k]` the experts, where patches have classes of their own.
+        used: For each batch, `[images, E]` how many of an image's choices fell on each expert.
+        maps: For each batch, `[images, P, k]` the experts, where patches have classes of their own.
         choices: How many first choices there were.
         confidence: Sum of their probabilities.
         margin: Sum of their distances from the second choice.
-        stayed: How many of them the varied picture made too.
+        stayed: How many of them the varied image made too.
         gates: `[E]` sum of the gates.
         gram: `[E, E]` see `experts.output_gram`.
-        sure: Score and place of the pictures that each expert is most probable for, `[EXAMPLES, E]` each.
-        unsure: The same for the least probable ones among the pictures that chose it.
+        sure: Score and place of the images that each expert is most probable for, `[EXAMPLES, E]` each.
+        unsure: The same for the least probable ones among the images that chose it.
     """
 
     num_experts: int
@@ -64,7 +64,7 @@ class LayerBehaviour:
         return float(self.gates.sum()) / max(1, self.choices)
 
     def examples(self, expert: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Places of the pictures that this expert was most, and least, probable for; none is in both."""
+        """Places of the images that this expert was most, and least, probable for; none is in both."""
         sure, unsure = (places[:, expert].tolist() for _, places in (self.sure, self.unsure))
         first = tuple(place for place in sure if place >= 0)
         return first, tuple(place for place in unsure if place >= 0 and place not in first)
@@ -73,7 +73,7 @@ class LayerBehaviour:
 class Behaviour:
     """All layers of a model, watched.
 
-    Besides sums whose size does not depend on the number of pictures it keeps, for each picture and layer, how often
+    Besides sums whose size does not depend on the number of images it keeps, for each image and layer, how often
     it used each expert (the chance levels need it); and the classes and experts of patches where these have classes.
 
     Args:
@@ -90,14 +90,14 @@ class Behaviour:
             for a, b in pairwise(numbers)
         }
         self.labels: list[NDArray[np.int64]] = []
-        self.pictures = 0
+        self.images = 0
 
-    def watch(self, pictures: Tensor, labels: Tensor) -> Tensor:
+    def watch(self, images: Tensor, labels: Tensor) -> Tensor:
         """Run a batch as it is and once more a little varied, and take down what the routers do.
 
         Args:
-            pictures: `[B, C, H, W]` on the model's device.
-            labels: `[B]` the class of each picture, or `[B, P]` of each patch, -1 for none.
+            images: `[B, C, H, W]` on the model's device.
+            labels: `[B]` the class of each image, or `[B, P]` of each patch, -1 for none.
 
         Returns:
             What the model answers to the batch as it is.
@@ -105,10 +105,10 @@ class Behaviour:
         inputs: dict[int, Tensor] = {}
         handles = [
             layer.register_forward_pre_hook(lambda _, given, number=number: inputs.__setitem__(number, given[0]))
-            for number, layer in (self.modules.items() if not self.pictures else ())
+            for number, layer in (self.modules.items() if not self.images else ())
         ]
         try:
-            outputs = self.model(pictures)
+            outputs = self.model(images)
         finally:
             for handle in handles:
                 handle.remove()
@@ -116,21 +116,21 @@ class Behaviour:
             rows = x.flatten(0, 1)
             rows = rows[:: max(1, len(rows) // SAMPLED_ROWS)]
             self.layers[number].gram += output_gram(self.modules[number].experts, rows)
-        first = {number: self._take_down(number, len(pictures), labels) for number in self.layers}
+        first = {number: self._take_down(number, len(images), labels) for number in self.layers}
         for a, b in self.joint:
             np.add.at(self.joint[a, b], (first[a].numpy().ravel(), first[b].numpy().ravel()), 1)
-        self.model(vary_a_little(pictures, generator("stability", self.pictures)))
+        self.model(vary_a_little(images, generator("stability", self.images)))
         for number, layer in self.modules.items():
-            again = _by_picture(layer, len(pictures))[0][..., 0]
+            again = _by_image(layer, len(images))[0][..., 0]
             self.layers[number].stayed += int((again == first[number]).sum())
         self.labels.append(labels.cpu().numpy())
-        self.pictures += len(pictures)
+        self.images += len(images)
         return outputs
 
     def _take_down(self, number: int, size: int, labels: Tensor) -> Tensor:
         """Note what a layer decided in the last forward; gives the first choices `[B, P]`."""
         kept, experts = self.layers[number], self.layers[number].num_experts
-        ids, gates, probs = _by_picture(self.modules[number], size)
+        ids, gates, probs = _by_image(self.modules[number], size)
         places = torch.arange(size)[:, None] * experts + ids.flatten(1)
         used = torch.bincount(places.flatten(), minlength=size * experts).view(size, experts)
         kept.used.append(used.numpy().astype(np.int32))
@@ -141,17 +141,17 @@ class Behaviour:
         kept.confidence += float(top[..., 0].double().sum())
         kept.margin += float((2 * top[..., 0] - top.sum(-1)).double().sum()) if experts > 1 else first.numel()
         kept.gates.index_add_(0, ids.flatten(), gates.flatten().double())
-        score, numbers = probs.mean(1), torch.arange(self.pictures, self.pictures + size)[:, None].expand(size, experts)
+        score, numbers = probs.mean(1), torch.arange(self.images, self.images + size)[:, None].expand(size, experts)
         chosen = torch.zeros(size, experts, dtype=torch.bool).scatter_(1, first, True)
         kept.sure = _top(kept.sure, score.masked_fill(~chosen, -torch.inf), numbers)
         kept.unsure = _top(kept.unsure, (-score).masked_fill(~chosen, -torch.inf), numbers)
         return first
 
     def observations(self, number: int, num_classes: int) -> Observations:
-        """The choices of a layer picture by picture."""
+        """The choices of a layer image by image."""
         kept = self.layers[number]
         if self.labels[0].ndim == 1:
-            return PictureObservations(np.concatenate(self.labels), kept.used, num_classes)
+            return ImageObservations(np.concatenate(self.labels), kept.used, num_classes)
         return PatchObservations(self.labels, kept.maps, num_classes, kept.num_experts)
 
 
@@ -172,31 +172,31 @@ def agreement(joint: NDArray[np.int64]) -> float:
     return float(np.clip((mutual_information(joint) - bias) / most, 0, 1))
 
 
-def vary_a_little(pictures: Tensor, drawn: torch.Generator) -> Tensor:
-    """The same pictures moved by a fiftieth of their size, at least a pixel, and with contrast changed by up to 10 %.
+def vary_a_little(images: Tensor, drawn: torch.Generator) -> Tensor:
+    """The same images moved by a fiftieth of their size, at least a pixel, and with contrast changed by up to 10 %.
 
     What moves in at the border is what stood there.
 
     Args:
-        pictures: `[B, C, H, W]`.
-        drawn: Where direction and contrast of each picture are drawn from.
+        images: `[B, C, H, W]`.
+        drawn: Where direction and contrast of each image are drawn from.
     """
-    size, height, width = len(pictures), *pictures.shape[-2:]
+    size, height, width = len(images), *images.shape[-2:]
     signs = torch.randint(0, 2, (2, size, 1), generator=drawn) * 2 - 1
-    rows = (torch.arange(height) + signs[0] * max(1, height // 50)).clamp(0, height - 1).to(pictures.device)
-    columns = (torch.arange(width) + signs[1] * max(1, width // 50)).clamp(0, width - 1).to(pictures.device)
-    numbers = torch.arange(size, device=pictures.device)[:, None, None, None]
-    channels = torch.arange(pictures.shape[1], device=pictures.device)[:, None, None]
-    moved = pictures[numbers, channels, rows[:, None, :, None], columns[:, None, None, :]]
-    contrast = 0.9 + 0.2 * torch.rand(size, 1, 1, 1, generator=drawn).to(pictures)
+    rows = (torch.arange(height) + signs[0] * max(1, height // 50)).clamp(0, height - 1).to(images.device)
+    columns = (torch.arange(width) + signs[1] * max(1, width // 50)).clamp(0, width - 1).to(images.device)
+    numbers = torch.arange(size, device=images.device)[:, None, None, None]
+    channels = torch.arange(images.shape[1], device=images.device)[:, None, None]
+    moved = images[numbers, channels, rows[:, None, :, None], columns[:, None, None, :]]
+    contrast = 0.9 + 0.2 * torch.rand(size, 1, 1, 1, generator=drawn).to(images)
     centre = moved.mean((-3, -2, -1), keepdim=True)
     return centre + contrast * (moved - centre)
 
 
-def _by_picture(layer: MoELayer, size: int) -> tuple[Tensor, Tensor, Tensor]:
+def _by_image(layer: MoELayer, size: int) -> tuple[Tensor, Tensor, Tensor]:
     """Experts `[B, P, k]`, gates `[B, P, k]` and probabilities `[B, P, E]` of the last forward, on the CPU.
 
-    Prefix tokens, which are no patch of the picture, are left out.
+    Prefix tokens, which are no patch of the image, are left out.
     """
     selection = layer.last_selection
     assert selection is not None

@@ -110,9 +110,9 @@ def class_expert_counts(expert_ids: Tensor, labels: Tensor, num_classes: int, nu
 def count_routing(
     model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], class_names: tuple[str, ...], device: str = "cpu"
 ) -> RoutingCounts:
-    """Send labelled pictures through the model and count where each class goes, batch by batch.
+    """Send labelled images through the model and count where each class goes, batch by batch.
 
-    Under `token` routing every patch counts for its picture's class; prefix tokens are left out.
+    Under `token` routing every patch counts for its image's class; prefix tokens are left out.
 
     Raises:
         UserError: The model has no MoE layer.
@@ -121,13 +121,13 @@ def count_routing(
     sizes = {number: layer.experts.num_experts for number, layer in layers.items()}
     counts = {number: torch.zeros(len(class_names), size, dtype=torch.int64) for number, size in sizes.items()}
     with evaluating(model):
-        for pictures, labels in batches:
+        for images, labels in batches:
             with record_routing(model) as record:
-                model(pictures.to(device))
+                model(images.to(device))
             for number, expert_ids in record.expert_ids.items():
                 ids, classes = expert_ids, labels
                 if layers[number].routing == "token":
-                    per_picture = ids.unflatten(0, (len(labels), -1))[:, layers[number].num_prefix_tokens :]
-                    ids, classes = per_picture.flatten(0, 1), labels.repeat_interleave(per_picture.shape[1])
+                    per_image = ids.unflatten(0, (len(labels), -1))[:, layers[number].num_prefix_tokens :]
+                    ids, classes = per_image.flatten(0, 1), labels.repeat_interleave(per_image.shape[1])
                 counts[number] += class_expert_counts(ids, classes, len(class_names), sizes[number])
     return RoutingCounts.of({number: table.numpy() for number, table in counts.items()}, class_names)

@@ -1,4 +1,4 @@
-"""What a change costs, from the scores of the same pictures before and after: sums alone, whatever their number."""
+"""What a change costs, from the scores of the same images before and after: sums alone, whatever their number."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import math
 
 from torch import Tensor
 
-from vimoe.analysis.result import Estimate
+from vimoe.analysis.analysis_result import Estimate
 
 Z = 1.959964  # of a 95 % interval
 
@@ -14,11 +14,11 @@ Z = 1.959964  # of a 95 % interval
 def mean_score(scores: Tensor) -> Estimate:
     """Mean of scores in 0 to 1, in percent.
 
-    The interval is taken after adding two pictures of score 1 and two of 0 (Agresti and Coull 1998), so that a
+    The interval is taken after adding two images of score 1 and two of 0 (Agresti and Coull 1998), so that a
     perfect score does not come without doubt.
 
     Args:
-        scores: `[N]`, one a picture.
+        scores: `[N]`, one an image.
     """
     count, total, squares = len(scores), float(scores.double().sum()), float(scores.double().square().sum())
     centre = (total + 2) / (count + 4)
@@ -27,14 +27,14 @@ def mean_score(scores: Tensor) -> Estimate:
 
 
 def mean_loss(before: Tensor, after: Tensor) -> Estimate:
-    """Percentage points lost from `before` to `after`, paired by picture; negative for a gain.
+    """Percentage points lost from `before` to `after`, paired by image; negative for a gain.
 
-    For scores of 0 and 1 the interval is that of Agresti and Min (2005): Wald's after adding half a picture to each
-    of the four outcomes, which keeps its promise where few pictures change sides. For scores between, the same
-    two pictures are added.
+    For scores of 0 and 1 the interval is that of Agresti and Min (2005): Wald's after adding half an image to each
+    of the four outcomes, which keeps its promise where few images change sides. For scores between, the same
+    two images are added.
 
     Args:
-        before: `[N]` scores in 0 to 1, one a picture.
+        before: `[N]` scores in 0 to 1, one an image.
         after: `[N]`.
     """
     lost = (before - after).double()

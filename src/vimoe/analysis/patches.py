@@ -1,4 +1,4 @@
-"""Which expert each patch chose, and which class it shows: routing seen on the picture."""
+"""Which expert each patch chose, and which class it shows: routing seen on the image."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ NO_MAJORITY = -1
 
 
 class ExpertMap(NamedTuple):
-    """One picture, what is in it, and where its patches went.
+    """One image, what is in it, and where its patches went.
 
     Attributes:
-        picture: `[H, W, 3]` uint8.
+        image: `[H, W, 3]` uint8.
         classes: `[H, W]` int64, the classes of the pixels, `IGNORE` where unlabelled.
         experts: By block number, `[h, w]` int64, the expert of each patch (the strongest of several).
-        patch_size: Height and width of a patch in pixels; the last row and column may reach beyond the picture.
+        patch_size: Height and width of a patch in pixels; the last row and column may reach beyond the image.
     """
 
-    picture: NDArray[np.uint8]
+    image: NDArray[np.uint8]
     classes: NDArray[np.int64]
     experts: dict[int, NDArray[np.int64]]
     patch_size: tuple[int, int]
@@ -61,12 +61,12 @@ def patch_classes(masks: Tensor, patch_size: tuple[int, int], num_classes: int) 
     return torch.where(2 * most > labelled.sum(1), classes, NO_MAJORITY).view(grid)
 
 
-def patch_experts(segmenter: Segmenter, pictures: Tensor) -> dict[int, Tensor]:
+def patch_experts(segmenter: Segmenter, images: Tensor) -> dict[int, Tensor]:
     """The experts that each patch chose, prefix tokens left out.
 
     Args:
         segmenter: An upcycled segmentation model.
-        pictures: `[B, C, H, W]`.
+        images: `[B, C, H, W]`.
 
     Returns:
         By block number, `[B, h, w, k]` int64 on the CPU, the strongest choice first.
@@ -75,28 +75,28 @@ def patch_experts(segmenter: Segmenter, pictures: Tensor) -> dict[int, Tensor]:
         UserError: The model has no MoE layer.
     """
     with evaluating(segmenter), record_routing(segmenter) as record:
-        segmenter(pictures)
-    layers, grid = moe_layers(segmenter), segmenter.grid(*pictures.shape[-2:])
+        segmenter(images)
+    layers, grid = moe_layers(segmenter), segmenter.grid(*images.shape[-2:])
     return {
-        number: ids.unflatten(0, (len(pictures), -1))[:, layers[number].num_prefix_tokens :].unflatten(1, grid)
+        number: ids.unflatten(0, (len(images), -1))[:, layers[number].num_prefix_tokens :].unflatten(1, grid)
         for number, ids in record.expert_ids.items()
     }
 
 
 def expert_map(
     segmenter: Segmenter,
-    picture: Tensor,
+    image: Tensor,
     mask: Tensor,
     mean: Sequence[float],
     std: Sequence[float],
     device: str = "cpu",
     short_side: int | None = None,
 ) -> ExpertMap:
-    """Look where a picture's patches go.
+    """Look where an image's patches go.
 
     Args:
         segmenter: An upcycled segmentation model.
-        picture: `[C, H, W]`, normalised.
+        image: `[C, H, W]`, normalised.
         mask: `[H, W]` int64: its labels, or the model's own answer.
         mean: By channel, what was taken off pixel values between 0 and 1.
         std: By channel, what they were then divided by.
@@ -106,9 +106,9 @@ def expert_map(
     Raises:
         UserError: The model has no MoE layer.
     """
-    height, width = picture.shape[-2:]
+    height, width = image.shape[-2:]
     size = view_size(height, width, short_side)
-    sized = resized(picture[None], *size)
+    sized = resized(image[None], *size)
     pixels = sized[0] * torch.tensor(std)[:, None, None] + torch.tensor(mean)[:, None, None]
     shown = (255 * pixels.clamp(0, 1)).round().byte().expand(3, -1, -1).permute(1, 2, 0)
     return ExpertMap(
@@ -126,11 +126,11 @@ def count_patch_routing(
     device: str = "cpu",
     short_side: int | None = None,
 ) -> tuple[RoutingCounts, int]:
-    """Send pictures with masks through the model, each whole, and count where the patches of each class go.
+    """Send images with masks through the model, each whole, and count where the patches of each class go.
 
     Args:
         segmenter: An upcycled segmentation model.
-        labelled: Batches of pictures `[B, C, H, W]` and masks `[B, H, W]` of the same size.
+        labelled: Batches of images `[B, C, H, W]` and masks `[B, H, W]` of the same size.
         class_names: By class.
         device: Where the model is.
         short_side: Pixels that the shorter side is brought to first (masks by nearest neighbour); None for its own.
@@ -147,10 +147,10 @@ def count_patch_routing(
     sizes = {number: layer.experts.num_experts for number, layer in layers.items()}
     counts = {number: torch.zeros(len(class_names), size, dtype=torch.int64) for number, size in sizes.items()}
     left_out = 0
-    for pictures, masks in labelled:
-        height, width = pictures.shape[-2:]
+    for images, masks in labelled:
+        height, width = images.shape[-2:]
         size = view_size(height, width, short_side)
-        experts = patch_experts(segmenter, resized(pictures, *size).to(device))
+        experts = patch_experts(segmenter, resized(images, *size).to(device))
         classes = patch_classes(resized_masks(masks, *size), segmenter.patch_size, len(class_names))
         told = classes != NO_MAJORITY
         left_out += int((~told).sum())

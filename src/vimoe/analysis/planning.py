@@ -1,9 +1,9 @@
 """Which MoE layers to keep: the rule that the paper leaves to the eye.
 
 **The rule.** The layers are tried one after the other, the one first that costs least by itself. Each one becomes a
-plain FFN on top of all changes accepted before, as `vimoe.prune` would do it, and the held-out pictures are scored
+plain FFN on top of all changes accepted before, as `vimoe.prune` would do it, and the held-out images are scored
 again. It stays pruned unless points are lost beyond noise, that is, unless the lower end of a paired 95 % interval
-lies above `lose`: neither by all changes together, against the model as it is, nor by this one, against the changes
+lies above `max_drop`: neither by all changes together, against the model as it is, nor by this one, against the changes
 before it (or what one change gains would pay for what another loses). In the layers that stay, experts that got
 nothing, and experts that answer as a more used one does, are dropped under the same condition.
 
@@ -13,8 +13,8 @@ each other, each of two dispensable, not both; so they are tried together. A lay
 class is kept, for it may follow something the labels do not name. One that routes by class and does not matter is
 pruned, one that routes at random or not at all does not matter, and needs no rule of its own.
 
-What is lost is measured before any recovery training, so the plan errs towards keeping; and a loss that the pictures
-at hand cannot tell from noise counts as none, so with few of them it errs towards pruning. `lose` is the only knob.
+What is lost is measured before any recovery training, so the plan errs towards keeping; and a loss that the images
+at hand cannot tell from noise counts as none, so with few of them it errs towards pruning. `max_drop` is the only knob.
 """
 
 from __future__ import annotations
@@ -23,28 +23,28 @@ from collections.abc import Callable, Mapping, Sequence
 
 from torch import Tensor
 
+from vimoe.analysis.analysis_result import Estimate, LayerAnalysis, Step
 from vimoe.analysis.paired import mean_loss
-from vimoe.analysis.result import Estimate, LayerAnalysis, Step
 from vimoe.vit.plan import LayerPlan, Plan
 
 SIGNIFICANCE = 0.01
 # Two experts are the same when their answers differ by at most a fifth (root of 2 (1 - 0.98)) of their size.
 SAME = 0.98
 
-# Block number to the experts that it keeps, none for a plain FFN; gives the pictures' scores with these changes.
+# Block number to the experts that it keeps, none for a plain FFN; gives the images' scores with these changes.
 TryOut = Callable[[Mapping[int, tuple[int, ...]]], Tensor]
 
 
 def plan_layers(
-    layers: Sequence[LayerAnalysis], before: Tensor, try_out: TryOut, lose: float = 0.0, top_k: int = 1
+    layers: Sequence[LayerAnalysis], before: Tensor, try_out: TryOut, max_drop: float = 0.0, top_k: int = 1
 ) -> tuple[Plan, tuple[Step, ...]]:
     """Eliminate backwards, see above.
 
     Args:
         layers: What was measured on each layer.
-        before: `[N]` scores of the pictures, 0 to 1, by the model as it is.
+        before: `[N]` scores of the images, 0 to 1, by the model as it is.
         try_out: Scores the model with these changes.
-        lose: Percentage points that may be lost beyond noise.
+        max_drop: Percentage points that may be lost beyond noise.
         top_k: Experts that every choice needs.
 
     Returns:
@@ -58,7 +58,7 @@ def plan_layers(
         nonlocal so_far
         scores = try_out({**accepted, number: kept})
         lost, own = mean_loss(before, scores), mean_loss(so_far, scores)
-        steps.append(Step(number, drop, lost, own, max(lost.low, own.low) <= lose))
+        steps.append(Step(number, drop, lost, own, max(lost.low, own.low) <= max_drop))
         if steps[-1].accepted:
             accepted[number], so_far = kept, scores
 
@@ -68,7 +68,7 @@ def plan_layers(
         if layer.layer not in accepted and (drop := superfluous(layer, top_k)):
             attempt(layer.layer, tuple(e.expert for e in layer.experts if e.expert not in drop), drop)
     decisive = {step.layer: step for step in steps if not step.drop}
-    parts = [_part(layer, accepted, decisive[layer.layer], lose) for layer in sorted(layers, key=lambda x: x.layer)]
+    parts = [_part(layer, accepted, decisive[layer.layer], max_drop) for layer in sorted(layers, key=lambda x: x.layer)]
     return Plan(tuple(parts)), tuple(steps)
 
 
@@ -85,10 +85,10 @@ def superfluous(layer: LayerAnalysis, top_k: int = 1) -> tuple[int, ...]:
 
 def _alone(layer: LayerAnalysis) -> Estimate:
     """What pruning this layer and no other costs."""
-    return next(knock_out.lost for knock_out in layer.knock_outs if knock_out.name == "pruned")
+    return next(ablation.lost for ablation in layer.ablations if ablation.name == "pruned")
 
 
-def _part(layer: LayerAnalysis, accepted: Mapping[int, tuple[int, ...]], step: Step, lose: float) -> LayerPlan:
+def _part(layer: LayerAnalysis, accepted: Mapping[int, tuple[int, ...]], step: Step, max_drop: float) -> LayerPlan:
     everything = tuple(expert.expert for expert in layer.experts)
     kept = accepted.get(layer.layer, everything)
     measure = layer.specialisation
@@ -100,7 +100,7 @@ def _part(layer: LayerAnalysis, accepted: Mapping[int, tuple[int, ...]], step: S
         "lost_by_this_low": step.own.low,
         "lost_by_this_high": step.own.high,
         "lost_alone": _alone(layer).value,
-        "may_lose": lose,
+        "max_drop": max_drop,
         "normalised_information": measure.normalised,
         "p_value": measure.p_value,
         "effective_experts": measure.effective_experts,
@@ -110,7 +110,7 @@ def _part(layer: LayerAnalysis, accepted: Mapping[int, tuple[int, ...]], step: S
     by = "by itself" if worst is step.own else "with all changes before it"
     change, least, most = (0.0 - lost for lost in (worst.value, worst.high, worst.low))
     cost = f"{change:+.1f} points without it, {by} (95 %: {least:+.1f} to {most:+.1f})"
-    limit = "noise" if lose == 0 else f"noise and the {lose:g} points that may be lost"
+    limit = "noise" if max_drop == 0 else f"noise and the {max_drop:g} points that may be lost"
     if not kept:
         reason = f"dispensable: {cost}, within {limit}; {_told(layer)}"
     else:

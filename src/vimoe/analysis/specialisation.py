@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from vimoe.analysis.observations import Counts, Observations, PictureObservations
+from vimoe.analysis.observations import Counts, ImageObservations, Observations
 
 RESAMPLES = 200
 
@@ -20,12 +20,12 @@ class Specialisation:
         information: Mutual information of class and expert in bits beyond its chance level, never below 0.
         normalised: The same over the most it could be beyond chance, 0 to 1: see `specialisation`.
         top_share: Share of a class's choices that fall on its top expert, mean over classes (the paper's darkness).
-        p_value: How often shuffled pictures give at least this much information.
+        p_value: How often shuffled images give at least this much information.
         effective_experts: 2^H(load): how many experts are really used, 1 to E.
         load: Share of the assignments of each expert.
         low: Lower end of the 95 % interval of `normalised`.
         high: Upper end.
-        chance_top_share: What `top_share` is when pictures are shuffled.
+        chance_top_share: What `top_share` is when images are shuffled.
         consistency: Chance that two choices of one class fall on the same expert, mean over classes.
         chance_consistency: The same for two choices of any class.
     """
@@ -75,21 +75,21 @@ def consistency(counts: Counts) -> float:
 def specialisation(seen: Observations | Counts, shuffles: int = 999) -> Specialisation:
     """All measures of one layer.
 
-    A finite sample shows information where there is none. How much, the same sample tells when its pictures are
+    A finite sample shows information where there is none. How much, the same sample tells when its images are
     shuffled, so that their mean is taken off above and below: (I - I₀) / (min(H(class), H(expert)) - I₀), the
     adjusted mutual information (Vinh, Epps and Bailey 2010, with the smaller entropy). A collapsed layer scores 0:
     with one expert both parts of the fraction are 0, which counts as 0; and with a few strays what little the
-    choice could tell is told by shuffled pictures as well, so that nothing is left above.
+    choice could tell is told by shuffled images as well, so that nothing is left above.
 
-    The interval is a bootstrap over pictures. Drawing pictures again raises every plug-in estimate, so what is taken
+    The interval is a bootstrap over images. Drawing images again raises every plug-in estimate, so what is taken
     from it is the spread about its own mean.
 
     Args:
-        seen: Choices picture by picture, or a table `[class, expert]` of independent ones.
+        seen: Choices image by image, or a table `[class, expert]` of independent ones.
         shuffles: Shuffled tables behind the chance levels and the p-value, (1 + hits) / (1 + shuffles).
     """
     if isinstance(seen, np.ndarray):
-        seen = PictureObservations.from_counts(seen)
+        seen = ImageObservations.from_counts(seen)
     counts = seen.table()
     rng = np.random.default_rng(0)
     shuffled = (seen.shuffled(rng) for _ in range(shuffles))

@@ -12,10 +12,10 @@ from vimoe.errors import UserError
 from vimoe.training.interrupt import InterruptedRun
 
 VERBS = {
-    "demo": "the whole story on real pictures in a few minutes: train, upcycle, look, prune, compare",
+    "demo": "the whole story on real images in a few minutes: train, upcycle, look, prune, compare",
     "train": "train a model as a recipe says: dense, or upcycled to a Mixture-of-Experts",
-    "evaluate": "how good a finished model is on labelled pictures: accuracy, by class, calibration",
-    "predict": "what a finished model says about pictures, and which experts it chose",
+    "evaluate": "how good a finished model is on labelled images: accuracy, by class, calibration",
+    "predict": "what a finished model says about images, and which experts it chose",
     "analyze": "which MoE layers of a run specialise, what each is worth, and which to keep",
     "prune": "carry out a plan on a run, recover, and show the evidence",
     "study": "a grid of runs over settings and seeds, its tables and figures",

@@ -12,26 +12,26 @@ from typing import TYPE_CHECKING
 from vimoe.cli.arguments import Parser, at_least
 
 if TYPE_CHECKING:
-    from vimoe.analysis.result import Analysis
+    from vimoe.analysis.analysis_result import Analysis
     from vimoe.vit.plan import Plan
 
 
 def run(arguments: Sequence[str]) -> None:
     """Write the analysis, the plan and the report into the run folder, and print what they say."""
-    parser = Parser("analyze", "Measure every MoE layer on held-out pictures, knock it out, and plan what to keep.")
+    parser = Parser("analyze", "Measure every MoE layer on held-out images, ablate it, and plan what to keep.")
     parser.add_argument("run", type=Path, help="the folder of a finished run")
-    parser.add_argument("--dataset", help="other pictures than the run's own")
-    parser.add_argument("--data-dir", help="where the pictures lie now, if they were moved")
-    parser.add_argument("--split", choices=("train", "val", "test"), default="val", help="which pictures (val)")
-    parser.add_argument("--batch-size", type=at_least(1), default=64, help="pictures at once")
+    parser.add_argument("--dataset", help="other images than the run's own")
+    parser.add_argument("--data-dir", help="where the images lie now, if they were moved")
+    parser.add_argument("--split", choices=("train", "val", "test"), default="val", help="which images (val)")
+    parser.add_argument("--batch-size", type=at_least(1), default=64, help="images at once")
     parser.add_argument("--workers", type=at_least(0), default=2, help="processes that decode")
     parser.add_argument("--device", default="auto", help="auto, or a torch device")
     parser.add_argument("--shuffles", type=at_least(99), default=199, help="shuffled tables behind chance levels (199)")
-    parser.add_argument("--lose", type=_points, default=0.0, help="points that may be lost beyond noise (0)")
+    parser.add_argument("--max-drop", type=_points, default=0.0, help="points that may be lost beyond noise (0)")
     args = parser.parse_args(list(arguments))
-    from vimoe.analysis.of_run import analyse_run
-    from vimoe.report.of_run import analysis_report
+    from vimoe.analysis.analyze_run import analyse_run
     from vimoe.report.page import write_page
+    from vimoe.report.run_report import analysis_report
 
     analysis, plan = analyse_run(
         args.run,
@@ -42,7 +42,7 @@ def run(arguments: Sequence[str]) -> None:
         workers=args.workers,
         device=args.device,
         shuffles=args.shuffles,
-        lose=args.lose,
+        max_drop=args.max_drop,
         note=parser.note,
     )
     command = shlex.join(["vimoe", "analyze", *arguments])
@@ -58,7 +58,7 @@ def analysis_table(analysis: Analysis, plan: Plan) -> str:
 
     rows = []
     for layer in reversed(analysis.layers):
-        measure, lost = layer.specialisation, {k.name: f"{0 - k.lost.value:+.1f}" for k in layer.knock_outs}
+        measure, lost = layer.specialisation, {k.name: f"{0 - k.lost.value:+.1f}" for k in layer.ablations}
         rows.append(
             [
                 str(layer.layer),
@@ -77,7 +77,7 @@ def analysis_table(analysis: Analysis, plan: Plan) -> str:
     ]
     return "\n".join(
         [
-            f"{analysis.pictures} pictures of {analysis.split}, {score.value:.1f} % right "
+            f"{analysis.images} images of {analysis.split}, {score.value:.1f} % right "
             f"({score.low:.1f} to {score.high:.1f}). Right of `stable`: points gained or lost when the experts' mean "
             "answers, routing is random, every choice is the second one, the shared expert is alone, "
             "a plain FFN takes over.",
@@ -86,7 +86,7 @@ def analysis_table(analysis: Analysis, plan: Plan) -> str:
             "",
             *decisions,
             "",
-            f"Computed {analysis.block_evaluations} blocks a picture, where whole forwards take "
+            f"Computed {analysis.block_evaluations} blocks an image, where whole forwards take "
             f"{analysis.without_reuse}.",
         ]
     )

@@ -41,14 +41,14 @@ def at_least(lowest: int) -> Callable[[str], int]:
 
 
 def add_view(parser: argparse.ArgumentParser) -> None:
-    """How a segmentation model looks at pictures, see `vimoe.tasks.windows.View`."""
-    how = parser.add_argument_group("how a segmentation model looks at pictures")
+    """How a segmentation model looks at images, see `vimoe.tasks.windows.View`."""
+    how = parser.add_argument_group("how a segmentation model looks at images")
     how.add_argument("--short-side", type=at_least(1), help="pixels of the shorter side (as in training)")
-    how.add_argument("--window", type=at_least(1), help="side of sliding windows in pixels (none: the whole picture)")
+    how.add_argument("--window", type=at_least(1), help="side of sliding windows in pixels (none: the whole image)")
     how.add_argument("--stride", type=at_least(1), default=341, help="pixels from window to window (341)")
     how.add_argument("--window-batch", type=at_least(1), default=8, help="windows at once (8)")
     how.add_argument("--scales", type=float, nargs="+", default=[1.0], help="sizes to look at in turn (1)")
-    how.add_argument("--flips", action="store_true", help="look at mirrored pictures too")
+    how.add_argument("--flips", action="store_true", help="look at mirrored images too")
 
 
 def chosen_view(args: argparse.Namespace, trained: View) -> View:

@@ -22,7 +22,7 @@ def run(arguments: Sequence[str]) -> None:
     parser.add_argument("--seed", type=int, default=0, help="seed of everything random")
     parser.add_argument("--device", default="cpu", help="a torch device")
     args = parser.parse_args(list(arguments))
-    from vimoe.study.demo import run_demo
+    from vimoe.study.demonstration import run_demo
 
     output = args.output or Path("runs/demo" if args.task == "classification" else "runs/demo_scenes")
     run_demo(output, args.seed, args.device, args.task)

@@ -1,4 +1,4 @@
-"""`vimoe evaluate`: a finished model on labelled pictures, from its folder alone."""
+"""`vimoe evaluate`: a finished model on labelled images, from its folder alone."""
 
 from __future__ import annotations
 
@@ -13,35 +13,35 @@ from vimoe.errors import UserError
 
 
 def run(arguments: Sequence[str]) -> None:
-    """Print the figures; with --json and --csv, write them."""
+    """Print the metrics; with --json and --csv, write them."""
     parser = Parser("evaluate", "How good a model is, and a table by class; of pixels for a segmentation model.")
     parser.add_argument("model", type=Path, help="a run folder or a model folder")
     parser.add_argument("--dataset", help="folder or ade20k (default), digits, digit_scenes, or a name of timm's")
-    parser.add_argument("--data-dir", help="the folder of pictures")
+    parser.add_argument("--data-dir", help="the folder of images")
     parser.add_argument("--split", default="test", help="train, val, test (default), or a split's own name")
-    parser.add_argument("--batch-size", type=at_least(1), default=64, help="pictures at once (classification)")
+    parser.add_argument("--batch-size", type=at_least(1), default=64, help="images at once (classification)")
     parser.add_argument("--workers", type=at_least(0), default=2, help="processes that decode")
     parser.add_argument("--device", default="auto", help="auto, or a torch device")
-    parser.add_argument("--json", type=Path, help="write all figures there")
+    parser.add_argument("--json", type=Path, help="write all metrics there")
     parser.add_argument("--csv", type=Path, help="write the table by class there")
     add_view(parser)
     args = parser.parse_args(list(arguments))
     from vimoe.files import write_text
-    from vimoe.report.tables import csv_table, figures_table, plain_table
+    from vimoe.report.tables import csv_table, metrics_table, plain_table
     from vimoe.tasks.inference import model_folder
     from vimoe.tasks.segmenter_folder import holds_segmenter
 
     of_pixels = holds_segmenter(model_folder(args.model))
-    figures, header, rows, broken = (_pixels if of_pixels else _pictures)(args)
+    metrics, header, rows, broken = (_pixels if of_pixels else _images)(args)
     for line in broken:
         parser.note(line)
-    if not figures["pictures"]:
-        raise UserError("none of the pictures can be read")
+    if not metrics["images"]:
+        raise UserError("none of the images can be read")
     cells = [[name, str(count), *(f"{value:.1f}" for value in values)] for name, count, *values in rows]
-    print(f"{figures_table(figures)}\n\n{plain_table(header, cells)}")
+    print(f"{metrics_table(metrics)}\n\n{plain_table(header, cells)}")
     if args.json:
         by_class = [dict(zip(("class", *header[1:]), row, strict=True)) for row in rows]
-        told = {**figures, "broken": len(broken), "classes": by_class}
+        told = {**metrics, "broken": len(broken), "classes": by_class}
         write_text(args.json, json.dumps(told, indent=2, ensure_ascii=False) + "\n")
     if args.csv:
         write_text(args.csv, csv_table(header, cells))
@@ -50,17 +50,17 @@ def run(arguments: Sequence[str]) -> None:
 Told = tuple[dict[str, float], tuple[str, ...], list[tuple[Any, ...]], list[str]]
 
 
-def _pictures(args: argparse.Namespace) -> Told:
-    """Figures, header and rows of the table by class, and lines on broken pictures, of a classifier."""
+def _images(args: argparse.Namespace) -> Told:
+    """Metrics, header and rows of the table by class, and lines on broken images, of a classifier."""
     from vimoe.tasks.inference import evaluate_folder
     from vimoe.training.parallel import pick_device
 
     device, dataset = pick_device(args.device), args.dataset or "folder"
     role, names = _role(args.split)
     result = evaluate_folder(args.model, dataset, args.data_dir, role, args.batch_size, args.workers, device, names)
-    rows = zip(result.class_names, result.figures.per_class(), strict=True)
-    table = [(name, pictures, top1) for name, (pictures, top1) in rows]
-    return result.figures.summary(), ("class", "pictures", "top-1 %"), table, result.broken
+    rows = zip(result.class_names, result.metrics.per_class(), strict=True)
+    table = [(name, images, top1) for name, (images, top1) in rows]
+    return result.metrics.summary(), ("class", "images", "top-1 %"), table, result.broken
 
 
 def _pixels(args: argparse.Namespace) -> Told:
@@ -81,9 +81,9 @@ def _pixels(args: argparse.Namespace) -> Told:
         pick_device(args.device),
     )
     rows = zip(result.class_names, result.confusion.per_class(), strict=True)
-    table = [(name, figures.pixels, figures.iou, figures.acc) for name, figures in rows]
-    figures = {**result.confusion.figures(), "pictures": result.pictures}
-    return figures, ("class", "pixels", "IoU %", "accuracy %"), table, result.broken
+    table = [(name, metrics.pixels, metrics.iou, metrics.acc) for name, metrics in rows]
+    metrics = {**result.confusion.metrics(), "images": result.images}
+    return metrics, ("class", "pixels", "IoU %", "accuracy %"), table, result.broken
 
 
 def _role(split: str) -> tuple[str, tuple[str, str, str]]:

@@ -1,4 +1,4 @@
-"""`vimoe predict`: what a finished model says about pictures."""
+"""`vimoe predict`: what a finished model says about images."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from vimoe.errors import UserError
 
 
 def run(arguments: Sequence[str]) -> None:
-    """Print one JSON or CSV line a picture, write masks for a segmentation model; broken pictures are told."""
-    parser = Parser("predict", "Labels and chosen experts, or masks, for pictures, from the model folder alone.")
+    """Print one JSON or CSV line an image, write masks for a segmentation model; broken images are told."""
+    parser = Parser("predict", "Labels and chosen experts, or masks, for images, from the model folder alone.")
     parser.add_argument("model", type=Path, help="a run folder or a model folder")
-    parser.add_argument("pictures", nargs="+", help="picture files, folders, or globs in quotes")
+    parser.add_argument("images", nargs="+", help="image files, folders, or globs in quotes")
     parser.add_argument("--top-k", type=at_least(1), default=5, help="how many labels (5)")
     parser.add_argument("--format", choices=("jsonl", "csv"), default="jsonl", help="JSON lines (default) or CSV")
     parser.add_argument("--output", type=Path, default=Path("masks"), help="where masks and overlays go (masks)")
-    parser.add_argument("--batch-size", type=at_least(1), default=32, help="pictures at once (classification)")
+    parser.add_argument("--batch-size", type=at_least(1), default=32, help="images at once (classification)")
     parser.add_argument("--device", default="auto", help="auto, or a torch device")
     add_view(parser)
     args = parser.parse_args(list(arguments))
-    from vimoe.tasks.inference import find_pictures, model_folder
+    from vimoe.tasks.inference import find_images, model_folder
     from vimoe.tasks.segmenter_folder import holds_segmenter
 
-    paths = find_pictures(args.pictures)
+    paths = find_images(args.images)
     of_pixels = holds_segmenter(model_folder(args.model))
     if not (_masks if of_pixels else _labels)(args, paths, parser):
-        raise UserError("none of the pictures can be read")
+        raise UserError("none of the images can be read")
 
 
 def _labels(args: argparse.Namespace, paths: list[Path], parser: Parser) -> int:
-    """Print what a classifier says; gives the number of pictures."""
+    """Print what a classifier says; gives the number of images."""
     from vimoe.tasks.inference import predict
     from vimoe.training.parallel import pick_device
 
@@ -60,7 +60,7 @@ def _labels(args: argparse.Namespace, paths: list[Path], parser: Parser) -> int:
 
 
 def _masks(args: argparse.Namespace, paths: list[Path], parser: Parser) -> int:
-    """Write masks and overlays and print the shares of the classes; gives the number of pictures."""
+    """Write masks and overlays and print the shares of the classes; gives the number of images."""
     from vimoe.files import write_bytes
     from vimoe.tasks.mask_inference import default_view, predict_masks
     from vimoe.training.parallel import pick_device
@@ -87,7 +87,7 @@ def _masks(args: argparse.Namespace, paths: list[Path], parser: Parser) -> int:
 
 
 def _distinct(paths: list[Path]) -> dict[Path, str]:
-    """A file name for each picture's mask: its own, numbered where several pictures share it."""
+    """A file name for each image's mask: its own, numbered where several images share it."""
     names, taken = dict[Path, str](), set[str]()
     for path in paths:
         name, number = path.stem, 1

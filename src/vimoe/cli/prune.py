@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from vimoe.cli.arguments import Parser
 
 if TYPE_CHECKING:
-    from vimoe.study.pruning import Evidence
+    from vimoe.study.prune_run import Evidence
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -27,21 +27,21 @@ def run(arguments: Sequence[str]) -> None:
         help="epochs of recovery training; below 1 a share of the run's own (0.25), 0 for none",
     )
     parser.add_argument("--output", type=Path, help="the new folder; by default RUN-pruned")
-    parser.add_argument("--data-dir", help="where the pictures lie now, if they were moved")
+    parser.add_argument("--data-dir", help="where the images lie now, if they were moved")
     parser.add_argument("--device", default="auto", help="auto, or a torch device")
     args = parser.parse_args(list(arguments))
-    from vimoe.study.pruning import prune_run
+    from vimoe.study.prune_run import prune_run
 
     evidence = prune_run(args.run, args.plan, args.recover_epochs, args.output, args.data_dir, args.device, parser.note)
     print(evidence_table(evidence))
     print(f"\nThe pruned model lies in {evidence.output / 'model'}.")
     if (args.run / "analysis.json").exists():  # else the plan was made by hand, and there is nothing to show
-        from vimoe.report.of_run import pruning_report
         from vimoe.report.page import write_page
+        from vimoe.report.run_report import pruning_report
 
         command = shlex.join(["vimoe", "prune", *arguments])
         report = pruning_report(
-            args.run, evidence.output, evidence.states, evidence.metric, evidence.pictures, command, args.data_dir
+            args.run, evidence.output, evidence.states, evidence.metric, evidence.images, command, args.data_dir
         )
         print(f"The report lies in {write_page(report, evidence.output / 'report.html')}.")
 
@@ -51,7 +51,7 @@ def evidence_table(evidence: Evidence) -> str:
     from vimoe.report.results import pruning_table
     from vimoe.report.tables import plain_table
 
-    table = pruning_table(evidence.states, evidence.metric, evidence.pictures)
+    table = pruning_table(evidence.states, evidence.metric, evidence.images)
     return f"{plain_table(table.header, table.rows)}\n\n{table.note}"
 
 

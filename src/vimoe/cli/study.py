@@ -21,7 +21,7 @@ def run(arguments: Sequence[str]) -> None:
     parser.add_argument("--output", type=Path, help="the study's folder (default: runs/ and the file's name)")
     parser.add_argument("--jobs", type=at_least(1), help="runs at once (default: one for each GPU, else one)")
     parser.add_argument("--device", help="auto, or a torch device, instead of the study file's")
-    parser.add_argument("--data-dir", help="the folder of pictures, instead of the study file's")
+    parser.add_argument("--data-dir", help="the folder of images, instead of the study file's")
     parser.add_argument("--dry-run", action="store_true", help="list the runs and what they cost, and run nothing")
     parser.add_argument(
         "--figures-only",
@@ -37,8 +37,8 @@ def run(arguments: Sequence[str]) -> None:
 
         print(publish(args.figures_only))
         return
-    from vimoe.study.file import read_study
-    from vimoe.study.plan import plan_runs
+    from vimoe.study.grid import plan_runs
+    from vimoe.study.study_file import read_study
 
     instead = {key: value for key, value in (("device", args.device), ("data_dir", args.data_dir)) if value}
     study = read_study(args.config, args.output or Path("runs") / args.config.stem, **instead)

@@ -1,1 +1,1 @@
-"""Labelled pictures: where they come from and in which order they are seen."""
+"""Labelled images: where they come from and in which order they are seen."""

@@ -1,10 +1,10 @@
-"""Pictures and masks in ADE20K's layout.
+"""Images and masks in ADE20K's layout.
 
-    images/SPLIT/*.jpg         pictures, in folders of their own where one likes
+    images/SPLIT/*.jpg         images, in folders of their own where one likes
     annotations/SPLIT/*.png    the mask of each, under the same name
     classes.txt                a name a line, or number, TAB, name; ADE20K's own objectInfo150.txt does as well
 
-A picture and its mask have one size after the EXIF rotation of each was applied; what has another is broken, as is a
+An image and its mask have one size after the EXIF rotation of each was applied; what has another is broken, as is a
 mask of colours, decimals or values beyond the classes. Broken pairs are told and left out when they are read.
 """
 
@@ -17,11 +17,11 @@ from pathlib import Path
 from PIL import Image
 from torch import Tensor
 
-from vimoe.data.decode import SUFFIXES, BrokenPictureError, read_picture
-from vimoe.data.folder import PictureForm, files_below
-from vimoe.data.joint import JointVariation, evaluation_pair, training_pair
+from vimoe.data.decode import SUFFIXES, BrokenImageError, read_image
+from vimoe.data.folder import ImageForm, files_below
+from vimoe.data.mask_augmentation import JointAugmentation, evaluation_pair, training_pair
 from vimoe.data.masks import IGNORE, read_mask
-from vimoe.data.splits import Pictures, Splits, choose_splits
+from vimoe.data.splits import Images, Splits, choose_splits
 from vimoe.errors import UserError
 
 CLASS_FILES = ("classes.txt", "objectInfo150.txt")
@@ -30,14 +30,14 @@ JointTransform = Callable[[Image.Image, Tensor], tuple[Tensor, Tensor]]
 Pairs = Sequence[tuple[Path, Path]]
 
 
-class PicturesWithMasks(Pictures):
-    """Picture files with mask files; an item is (picture `[C, H, W]` fp32, mask `[H, W]` int64).
+class ImagesWithMasks(Images):
+    """Image files with mask files; an item is (image `[C, H, W]` fp32, mask `[H, W]` int64).
 
     Args:
-        pairs: Each picture and its mask.
+        pairs: Each image and its mask.
         num_classes: Number of classes.
         reduce_zero_label: Whether masks say 0 for unlabelled.
-        transform: From picture and mask at their own size to what the model sees.
+        transform: From image and mask at their own size to what the model sees.
     """
 
     from_files = True
@@ -55,26 +55,26 @@ class PicturesWithMasks(Pictures):
         return self.transform(*self.read(index))
 
     def read(self, index: int) -> tuple[Image.Image, Tensor]:
-        """The picture in RGB and its mask, at their own size.
+        """The image in RGB and its mask, at their own size.
 
         Raises:
-            BrokenPictureError: One of them cannot be used, or their sizes differ.
+            BrokenImageError: One of them cannot be used, or their sizes differ.
         """
         image_file, mask_file = self.pairs[index]
-        picture = read_picture(image_file)
+        image = read_image(image_file)
         mask = read_mask(mask_file, self.num_classes, self.reduce_zero_label)
         height, width = mask.shape
-        if (width, height) != picture.size:
-            raise BrokenPictureError(
-                f"{image_file} is {picture.width} x {picture.height} pixels, its mask {mask_file} {width} x {height}"
+        if (width, height) != image.size:
+            raise BrokenImageError(
+                f"{image_file} is {image.width} x {image.height} pixels, its mask {mask_file} {width} x {height}"
             )
-        return picture, mask
+        return image, mask
 
 
 def open_ade20k(
     root: Path,
-    form: PictureForm,
-    variation: JointVariation | None,
+    form: ImageForm,
+    augmentation: JointAugmentation | None,
     reduce_zero_label: bool = True,
     splits: tuple[str, str, str] = ("", "", ""),
     short_side: int | None = None,
@@ -86,14 +86,14 @@ def open_ade20k(
 
     Args:
         root: The folder.
-        form: How the model wants its pictures; training crops have its height and width.
-        variation: How training pictures are varied; None shows their middle.
+        form: How the model wants its images; training crops have its height and width.
+        augmentation: How training images are augmented; None shows their middle.
         reduce_zero_label: Masks say 0 for unlabelled and 1 to K for the classes; else 0 to K - 1, and 255.
         splits: Names of the splits `train`, `val` and `test`; where one is empty, a usual name is looked for.
-        short_side: See `vimoe.data.joint.training_pair`.
+        short_side: See `vimoe.data.mask_augmentation.training_pair`.
 
     Raises:
-        UserError: The folder, a split or the names of the classes are missing, or a picture or a mask stands alone.
+        UserError: The folder, a split or the names of the classes are missing, or an image or a mask stands alone.
     """
     if not root.is_dir():
         raise UserError(f"data_dir {root} is not a folder")
@@ -104,13 +104,13 @@ def open_ade20k(
         raise UserError(f"{root} has no split to decide on; name one with val_split: there is {', '.join(there)}")
     pairs = {role: find_pairs(root, split) for role, split in chosen.items()}
     val = pairs.get("val", pairs.get("test", []))
-    pictures = partial(PicturesWithMasks, num_classes=len(class_names), reduce_zero_label=reduce_zero_label)
+    images = partial(ImagesWithMasks, num_classes=len(class_names), reduce_zero_label=reduce_zero_label)
     evaluation = partial(evaluation_pair, form=form)
-    training = partial(training_pair, form=form, variation=variation, short_side=short_side)
+    training = partial(training_pair, form=form, augmentation=augmentation, short_side=short_side)
     return Splits(
-        train=pictures(pairs["train"], transform=training),
-        val=pictures(val, transform=evaluation),
-        test=pictures(pairs.get("test", val), transform=evaluation),
+        train=images(pairs["train"], transform=training),
+        val=images(val, transform=evaluation),
+        test=images(pairs.get("test", val), transform=evaluation),
         class_names=class_names,
         image_shape=form.shape,
         mean=form.mean,
@@ -120,21 +120,21 @@ def open_ade20k(
 
 
 def find_pairs(root: Path, split: str) -> Pairs:
-    """The pictures of a split with their masks, in the order of their names.
+    """The images of a split with their masks, in the order of their names.
 
     Raises:
-        UserError: There are none, or a picture has no mask or a mask no picture.
+        UserError: There are none, or an image has no mask or a mask no image.
     """
-    images, annotations = root / "images" / split, root / "annotations" / split
-    pictures, masks = files_below(images, SUFFIXES), files_below(annotations, (".png",))
-    if not pictures:
-        raise UserError(f"{images} holds no pictures")
+    image_root, annotations = root / "images" / split, root / "annotations" / split
+    images, masks = files_below(image_root, SUFFIXES), files_below(annotations, (".png",))
+    if not images:
+        raise UserError(f"{image_root} holds no images")
     by_name = {_name(mask, annotations): mask for mask in masks}
-    if alone := [file for file in pictures if _name(file, images) not in by_name]:
-        raise UserError(f"{alone[0]} has no mask {annotations / _name(alone[0], images)}.png{_and_more(alone)}")
-    pairs = [(file, by_name[_name(file, images)]) for file in pictures]
+    if alone := [file for file in images if _name(file, image_root) not in by_name]:
+        raise UserError(f"{alone[0]} has no mask {annotations / _name(alone[0], image_root)}.png{_and_more(alone)}")
+    pairs = [(file, by_name[_name(file, image_root)]) for file in images]
     if extra := sorted(set(masks) - {mask for _, mask in pairs}):
-        raise UserError(f"{extra[0]} is the mask of no picture in {images}{_and_more(extra)}")
+        raise UserError(f"{extra[0]} is the mask of no image in {image_root}{_and_more(extra)}")
     return pairs
 
 
@@ -182,7 +182,7 @@ def _numbered(file: Path, lines: list[str], reduce_zero_label: bool) -> list[str
 
 def _folders(root: Path) -> set[str]:
     if not root.is_dir():
-        raise UserError(f"{root} is missing: pictures are in images/SPLIT, their masks in annotations/SPLIT")
+        raise UserError(f"{root} is missing: images are in images/SPLIT, their masks in annotations/SPLIT")
     return {entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith(".")}
 
 

@@ -1,8 +1,8 @@
-"""Pictures in tar archives, read where they lie: an index of the members, then random access by offset.
+"""Images in tar archives, read where they lie: an index of the members, then random access by offset.
 
 timm's reader of tars keeps archives open, which worker processes must not share, passes over what it cannot read, and
 takes a member's innermost folder for its class whatever the split. Here an archive is opened for each read (decoding a
-picture takes twenty times as long), every damaged member is named, and a tree of archives means what the same tree of
+image takes twenty times as long), every damaged member is named, and a tree of archives means what the same tree of
 folders means.
 
 The tree: `train.tar` and `val.tar`, or one tar with `train/` and `val/` inside, or a folder `train/` of tars; in them
@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 from PIL import Image
 
-from vimoe.data.decode import SUFFIXES, BrokenPictureError, read_picture
+from vimoe.data.decode import SUFFIXES, BrokenImageError, read_image
 from vimoe.data.folder import label_by_class
 from vimoe.data.splits import Found, choose_splits, is_split
 from vimoe.errors import UserError
@@ -63,18 +63,18 @@ class NamedBytes(io.BytesIO):
 
 
 def read_member(member: Member) -> Image.Image:
-    """The picture in RGB, upright.
+    """The image in RGB, upright.
 
     Raises:
-        BrokenPictureError: It cannot be used.
+        BrokenImageError: It cannot be used.
     """
     if member.lost:
-        raise BrokenPictureError(f"{member} {member.lost}")
+        raise BrokenImageError(f"{member} {member.lost}")
     try:
         content = read_bytes(member)
     except OSError as error:
-        raise BrokenPictureError(f"{member} cannot be read: {error.strerror}") from error
-    return read_picture(NamedBytes(content, str(member)))  # type: ignore[arg-type]  # Pillow reads files as it reads paths
+        raise BrokenImageError(f"{member} cannot be read: {error.strerror}") from error
+    return read_image(NamedBytes(content, str(member)))  # type: ignore[arg-type]  # Pillow reads files as it reads paths
 
 
 def read_bytes(member: Member) -> bytes:
@@ -94,7 +94,7 @@ def members(archive: Path) -> Iterator[Member]:
         with archive.open("rb") as file:
             start = next((kind for magic, kind in _COMPRESSED.items() if file.peek(2)[:2] == magic), None)
             if start:
-                raise UserError(f"{archive} is compressed ({start}): pictures are read by position, so unpack it first")
+                raise UserError(f"{archive} is compressed ({start}): images are read by position, so unpack it first")
             with tarfile.open(fileobj=file, mode="r:", ignore_zeros=True) as tar:  # goes on behind a damaged header
                 while (info := tar.next()) is not None:
                     tar.members.clear()  # type: ignore[attr-defined]  # else it remembers all, a kilobyte each
@@ -138,19 +138,19 @@ def find_archives(root: Path) -> dict[tuple[str, ...], Path]:
 
 
 def find_tar(root: Path, wanted: tuple[str, str, str] = ("", "", "")) -> Found:
-    """Find the splits and classes of pictures in tars.
+    """Find the splits and classes of images in tars.
 
     Args:
         root: A tar, or a folder of tars.
         wanted: Names of the splits `train`, `val` and `test`; where one is empty, a usual name is looked for.
 
     Raises:
-        UserError: An archive cannot be used, a picture is in no class, a split is missing, or the splits have
+        UserError: An archive cannot be used, an image is in no class, a split is missing, or the splits have
             different classes.
     """
     placed = [pair for path, archive in find_archives(root).items() for pair in _places(path, archive)]
     if not placed:
-        raise UserError(f"{root} holds no pictures")
+        raise UserError(f"{root} holds no images")
     while all(len(place) > 1 for place, _ in placed) and len(tops := {place[0] for place, _ in placed}) == 1:
         if is_split(tops, ("", "", "")) or not tops.isdisjoint(wanted):
             break
@@ -168,7 +168,7 @@ def find_tar(root: Path, wanted: tuple[str, str, str] = ("", "", "")) -> Found:
 
 
 def _places(path: tuple[str, ...], archive: Path) -> Iterator[tuple[tuple[str, ...], Member]]:
-    """An archive's pictures with the folders they would be in if it were one; a lost one is where the last one was."""
+    """An archive's images with the folders they would be in if it were one; a lost one is where the last one was."""
     shard = tuple(filter(None, (*path[:-1], SHARD.sub("", path[-1])))) if path else ()
     place, lost = None, []
     for member in members(archive):

@@ -8,7 +8,7 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor
 from torch.nn import functional as F
 
-from vimoe.data.splits import Pictures, Splits
+from vimoe.data.splits import Images, Splits
 
 # The order in which the scans are dealt to the splits is part of the data set, not of a run's seed.
 _SPLIT_SEED = 0
@@ -20,18 +20,18 @@ def digits() -> Splits:
     Pixel values have mean 0 and standard deviation 1 over the training scans.
     """
     source = load_digits()
-    pictures = torch.tensor(source.images / 16, dtype=torch.float32)[:, None]
+    images = torch.tensor(source.images / 16, dtype=torch.float32)[:, None]
     labels = torch.tensor(source.target)
     train, rest = train_test_split(
         torch.arange(len(labels)), test_size=720, random_state=_SPLIT_SEED, stratify=source.target
     )
     val, test = train_test_split(rest, test_size=360, random_state=_SPLIT_SEED, stratify=source.target[rest])
-    mean, std = pictures[train].mean(), pictures[train].std()
-    pictures = (pictures - mean) / std
+    mean, std = images[train].mean(), images[train].std()
+    images = (images - mean) / std
     return Splits(
-        train=InMemory(pictures[train], labels[train]),
-        val=InMemory(pictures[val], labels[val]),
-        test=InMemory(pictures[test], labels[test]),
+        train=InMemory(images[train], labels[train]),
+        val=InMemory(images[val], labels[val]),
+        test=InMemory(images[test], labels[test]),
         class_names=tuple(str(name) for name in source.target_names),
         image_shape=(1, 8, 8),
         mean=(mean.item(),),
@@ -40,32 +40,32 @@ def digits() -> Splits:
     )
 
 
-class InMemory(Pictures):
-    """Pictures `[N, C, H, W]` and labels `[N]` that fit in memory."""
+class InMemory(Images):
+    """Images `[N, C, H, W]` and labels `[N]` that fit in memory."""
 
-    def __init__(self, pictures: Tensor, labels: Tensor) -> None:
-        self.pictures = pictures
+    def __init__(self, images: Tensor, labels: Tensor) -> None:
+        self.images = images
         self.labels = labels
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self.pictures[index], int(self.labels[index])
+        return self.images[index], int(self.labels[index])
 
 
-def shift_by_a_pixel(pictures: Tensor, generator: torch.Generator) -> Tensor:
-    """Move each picture by -1, 0 or 1 pixel along each axis, the background filling in.
+def shift_by_a_pixel(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Move each image by -1, 0 or 1 pixel along each axis, the background filling in.
 
     Args:
-        pictures: `[B, C, H, W]`.
+        images: `[B, C, H, W]`.
         generator: Where the shifts are drawn from.
     """
-    batch, _, height, width = pictures.shape
-    padded = F.pad(pictures, (1, 1, 1, 1), value=float(pictures.min()))
+    batch, _, height, width = images.shape
+    padded = F.pad(images, (1, 1, 1, 1), value=float(images.min()))
     top, left = torch.randint(0, 3, (2, batch, 1), generator=generator)
-    rows = (top + torch.arange(height))[:, None, :, None].to(pictures.device)
-    columns = (left + torch.arange(width))[:, None, None, :].to(pictures.device)
-    images = torch.arange(batch, device=pictures.device)[:, None, None, None]
-    channels = torch.arange(pictures.shape[1], device=pictures.device)[:, None, None]
-    return padded[images, channels, rows, columns]
+    rows = (top + torch.arange(height))[:, None, :, None].to(images.device)
+    columns = (left + torch.arange(width))[:, None, None, :].to(images.device)
+    index = torch.arange(batch, device=images.device)[:, None, None, None]
+    channels = torch.arange(images.shape[1], device=images.device)[:, None, None]
+    return padded[index, channels, rows, columns]

@@ -1,4 +1,4 @@
-"""Picture files as a model wants them; a folder of them: one folder a class, in `train`, `val`, `test` or unsplit."""
+"""Image files as a model wants them; a folder of them: one folder a class, in `train`, `val`, `test` or unsplit."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from PIL import Image
 from timm.data import create_transform, resolve_data_config
 from torch import Tensor
 
-from vimoe.data.decode import SUFFIXES, read_picture
-from vimoe.data.splits import Found, Pictures, Samples, choose_splits, is_split
+from vimoe.data.decode import SUFFIXES, read_image
+from vimoe.data.splits import Found, Images, Samples, choose_splits, is_split
 from vimoe.errors import UserError
 
 
-class PictureForm(NamedTuple):
-    """How a model wants its pictures.
+class ImageForm(NamedTuple):
+    """How a model wants its images.
 
     Attributes:
         shape: C, H, W.
         mean: By channel, taken off pixel values between 0 and 1.
         std: By channel, what they are then divided by.
         interpolation: timm's name of the resampling filter.
-        crop_pct: Share of the picture's shorter side that evaluation looks at.
+        crop_pct: Share of the image's shorter side that evaluation looks at.
     """
 
     shape: tuple[int, int, int]
@@ -35,20 +35,20 @@ class PictureForm(NamedTuple):
     crop_pct: float
 
 
-def picture_form(pretrained_cfg: dict[str, Any], img_size: int | None = None) -> PictureForm:
-    """What a timm `pretrained_cfg` says about pictures, with another size where one is given."""
+def image_form(pretrained_cfg: dict[str, Any], img_size: int | None = None) -> ImageForm:
+    """What a timm `pretrained_cfg` says about images, with another size where one is given."""
     wanted = resolve_data_config(pretrained_cfg=pretrained_cfg)
     channels, height, width = wanted["input_size"]
     shape = (channels, img_size or height, img_size or width)
-    return PictureForm(shape, tuple(wanted["mean"]), tuple(wanted["std"]), wanted["interpolation"], wanted["crop_pct"])
+    return ImageForm(shape, tuple(wanted["mean"]), tuple(wanted["std"]), wanted["interpolation"], wanted["crop_pct"])
 
 
-class Variation(NamedTuple):
-    """How training pictures are varied, in timm's terms.
+class Augmentation(NamedTuple):
+    """How training images are augmented, in timm's terms.
 
     Attributes:
-        scale: Share of the picture's area that a random crop shows, at least.
-        hflip: Chance of a mirrored picture.
+        scale: Share of the image's area that a random crop shows, at least.
+        hflip: Chance of a mirrored image.
         color_jitter: Strength of random brightness, contrast and saturation.
         aa: timm's auto-augment policy, such as `rand-m9-mstd0.5-inc1`; empty for none.
         reprob: Chance of an erased rectangle.
@@ -61,13 +61,13 @@ class Variation(NamedTuple):
     reprob: float = 0.0
 
 
-class PictureFiles(Pictures):
-    """Pictures with labels, read and transformed when asked for.
+class ImageFiles(Images):
+    """Images with labels, read and transformed when asked for.
 
     Args:
-        samples: Where each picture is, and its label.
-        transform: From a picture in RGB to what the model sees.
-        read: From where a picture is to the picture in RGB.
+        samples: Where each image is, and its label.
+        transform: From an image in RGB to what the model sees.
+        read: From where an image is to the image in RGB.
     """
 
     from_files = True
@@ -76,7 +76,7 @@ class PictureFiles(Pictures):
         self,
         samples: Samples,
         transform: Callable[[Image.Image], Tensor],
-        read: Callable[[Any], Image.Image] = read_picture,
+        read: Callable[[Any], Image.Image] = read_image,
     ) -> None:
         self.samples = samples
         self.transform = transform
@@ -91,7 +91,7 @@ class PictureFiles(Pictures):
 
 
 def find_folder(root: Path, wanted: tuple[str, str, str] = ("", "", "")) -> Found:
-    """Find the splits and classes of a folder of pictures.
+    """Find the splits and classes of a folder of images.
 
     Args:
         root: The folder: one folder a class, in a folder for each split or not split at all.
@@ -106,17 +106,16 @@ def find_folder(root: Path, wanted: tuple[str, str, str] = ("", "", "")) -> Foun
     inside = _folders(root)
     chosen = choose_splits(inside, wanted, str(root)) if is_split(inside, wanted) else {"train": ""}
     tree = {
-        role: {name: _pictures(root / split / name) for name in _classes(root / split)}
-        for role, split in chosen.items()
+        role: {name: _images(root / split / name) for name in _classes(root / split)} for role, split in chosen.items()
     }
     parts, class_names = label_by_class(tree, root)
-    return Found(parts, class_names, read_picture)
+    return Found(parts, class_names, read_image)
 
 
 def _classes(root: Path) -> list[str]:
     if names := _folders(root):
         return names
-    raise UserError(f"{root} holds no class folders: it needs one folder of pictures for each class")
+    raise UserError(f"{root} holds no class folders: it needs one folder of images for each class")
 
 
 def _folders(root: Path) -> list[str]:
@@ -126,10 +125,10 @@ def _folders(root: Path) -> list[str]:
         raise UserError(f"{root} cannot be read: {error.strerror}") from error
 
 
-def _pictures(root: Path) -> list[Path]:
+def _images(root: Path) -> list[Path]:
     if paths := files_below(root, SUFFIXES):
         return paths
-    raise UserError(f"the class folder {root} holds no pictures")
+    raise UserError(f"the class folder {root} holds no images")
 
 
 def files_below(root: Path, suffixes: tuple[str, ...]) -> list[Path]:
@@ -148,7 +147,7 @@ def label_by_class(
     """Number the classes of a data set in their order.
 
     Args:
-        tree: By split and class, where the pictures are.
+        tree: By split and class, where the images are.
         root: The data set, for the message.
 
     Returns:
@@ -161,9 +160,7 @@ def label_by_class(
     for split, classes in tree.items():
         if odd := sorted(set(classes) ^ set(class_names)):
             where = "only" if odd[0] in classes else "not"
-            raise UserError(
-                f"the {split} pictures in {root} have other classes than train: {odd[0]!r} is {where} there"
-            )
+            raise UserError(f"the {split} images in {root} have other classes than train: {odd[0]!r} is {where} there")
     labels = {name: label for label, name in enumerate(class_names)}
     parts: dict[str, Samples] = {
         split: [(where, labels[name]) for name in class_names for where in classes[name]]
@@ -172,36 +169,36 @@ def label_by_class(
     return parts, class_names
 
 
-def evaluation_transform(form: PictureForm) -> Callable[[Image.Image], Tensor]:
+def evaluation_transform(form: ImageForm) -> Callable[[Image.Image], Tensor]:
     """Resize, centre crop, normalise."""
     return _in_channels(form, create_transform(**_common(form), is_training=False))
 
 
-def training_transform(form: PictureForm, variation: Variation | None) -> Callable[[Image.Image], Tensor]:
-    """Vary and normalise; as evaluation does without a variation.
+def training_transform(form: ImageForm, augmentation: Augmentation | None) -> Callable[[Image.Image], Tensor]:
+    """Augment and normalise; as evaluation does without an augmentation.
 
     Raises:
         UserError: timm does not know the auto-augment policy.
     """
-    if variation is None:
+    if augmentation is None:
         return evaluation_transform(form)
     try:
         transform = create_transform(
             **_common(form),
             is_training=True,
-            scale=(variation.scale, 1.0),
-            hflip=variation.hflip,
-            color_jitter=variation.color_jitter,
-            auto_augment=variation.aa or None,
-            re_prob=variation.reprob,
+            scale=(augmentation.scale, 1.0),
+            hflip=augmentation.hflip,
+            color_jitter=augmentation.color_jitter,
+            auto_augment=augmentation.aa or None,
+            re_prob=augmentation.reprob,
             re_mode="pixel",
         )
     except (AssertionError, ValueError, KeyError, NotImplementedError) as error:
-        raise UserError(f"timm cannot vary pictures as {variation}: {error}") from error
+        raise UserError(f"timm cannot augment images as {augmentation}: {error}") from error
     return _in_channels(form, transform)
 
 
-def _common(form: PictureForm) -> dict[str, Any]:
+def _common(form: ImageForm) -> dict[str, Any]:
     return {
         "input_size": form.shape,
         "mean": form.mean,
@@ -211,10 +208,10 @@ def _common(form: PictureForm) -> dict[str, Any]:
     }
 
 
-def _in_channels(form: PictureForm, transform: Any) -> Callable[[Image.Image], Tensor]:
-    """Pictures come in RGB; a model of one channel gets their brightness."""
+def _in_channels(form: ImageForm, transform: Any) -> Callable[[Image.Image], Tensor]:
+    """Images come in RGB; a model of one channel gets their brightness."""
     return transform if form.shape[0] == 3 else partial(_brightness, transform=transform)
 
 
-def _brightness(picture: Image.Image, transform: Callable[[Image.Image], Tensor]) -> Tensor:
-    return transform(picture.convert("L"))
+def _brightness(image: Image.Image, transform: Callable[[Image.Image], Tensor]) -> Tensor:
+    return transform(image.convert("L"))

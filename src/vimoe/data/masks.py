@@ -1,7 +1,7 @@
 """From a mask file to a label for every pixel: what is used rightly, and what counts as broken.
 
 Used: one whole number a pixel, as 8-bit grey, palette indices, 1, 2 or 4 bits, or 16 bits whose values are classes;
-EXIF rotation is applied, as it is to pictures. Broken: colours (RGB), decimals, values that are no class, and what
+EXIF rotation is applied, as it is to images. Broken: colours (RGB), decimals, values that are no class, and what
 cannot be opened or read to its end. A mask without a labelled pixel is used: it adds nothing to loss or figures.
 """
 
@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from torch import Tensor
 
-from vimoe.data.decode import BrokenPictureError, opened
+from vimoe.data.decode import BrokenImageError, opened
 
-# The label of a pixel that counts nowhere, neither in the loss nor in a figure of merit.
+# The label of a pixel that counts nowhere, neither in the loss nor in a metric.
 IGNORE = 255
 # Pillow spreads the values of grey with 2 and 4 bits over 0 to 255.
 _SPREAD = {"L;2": 85, "L;4": 17}
@@ -27,14 +27,14 @@ def read_mask(path: Path, num_classes: int, reduce_zero_label: bool) -> Tensor:
     """The labels `[H, W]` int64 of a mask file, upright: 0 to `num_classes` - 1, or `IGNORE`.
 
     Raises:
-        BrokenPictureError: The file cannot be used.
+        BrokenImageError: The file cannot be used.
     """
-    with opened(path, " as a mask") as picture:
-        values = _values(picture)
+    with opened(path, " as a mask") as image:
+        values = _values(image)
     labels, wrong = labels_of(values, num_classes, reduce_zero_label)
     if wrong is not None:
         legal = f"1 to {num_classes}, 0" if reduce_zero_label else f"0 to {num_classes - 1}, {IGNORE}"
-        raise BrokenPictureError(f"{path} holds the value {wrong}, which is no class: {legal} for unlabelled pixels")
+        raise BrokenImageError(f"{path} holds the value {wrong}, which is no class: {legal} for unlabelled pixels")
     return torch.from_numpy(labels)
 
 
@@ -57,10 +57,10 @@ def labels_of(
     return labels, int(wrong[0]) if len(wrong) else None
 
 
-def _values(picture: Image.Image) -> NDArray[np.int64]:
+def _values(image: Image.Image) -> NDArray[np.int64]:
     """`[H, W]`, upright."""
-    if len(picture.getbands()) > 1 or picture.mode == "F":
-        raise ValueError(f"it is {picture.mode}, and a mask holds one whole number a pixel")
-    stored = [str(tile[3]) for tile in getattr(picture, "tile", [])]
+    if len(image.getbands()) > 1 or image.mode == "F":
+        raise ValueError(f"it is {image.mode}, and a mask holds one whole number a pixel")
+    stored = [str(tile[3]) for tile in getattr(image, "tile", [])]
     spread = max((_SPREAD.get(mode, 1) for mode in stored), default=1)
-    return np.asarray(ImageOps.exif_transpose(picture)).astype(np.int64) // spread
+    return np.asarray(ImageOps.exif_transpose(image)).astype(np.int64) // spread

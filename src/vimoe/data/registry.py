@@ -1,4 +1,4 @@
-"""From a data set's name to its pictures, in the form a model wants them."""
+"""From a data set's name to its images, in the form a model wants them."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from vimoe.data.ade20k import open_ade20k
 from vimoe.data.archive import find_tar
 from vimoe.data.digits import digits
 from vimoe.data.folder import (
-    PictureFiles,
-    PictureForm,
-    Variation,
+    Augmentation,
+    ImageFiles,
+    ImageForm,
     evaluation_transform,
     find_folder,
     training_transform,
 )
-from vimoe.data.joint import JointVariation
+from vimoe.data.mask_augmentation import JointAugmentation
 from vimoe.data.scenes import digit_scenes
 from vimoe.data.splits import Found, Samples, Splits, generator
 from vimoe.data.streams import find_hugging_face, find_torchvision, find_webdataset
@@ -31,28 +31,28 @@ NAMES = ("digits", "folder", "tar", "torch/NAME", "wds/NAME", "hfds/NAME", "hfid
 def open_dataset(
     name: str,
     data_dir: str | None = None,
-    form: PictureForm | None = None,
-    variation: Variation | None = None,
+    form: ImageForm | None = None,
+    augmentation: Augmentation | None = None,
     val_share: float = 0.1,
     seed: int = 0,
     splits: tuple[str, str, str] = ("", "", ""),
     per_class: int | None = None,
 ) -> Splits:
-    """The pictures behind a recipe's `dataset`.
+    """The images behind a recipe's `dataset`.
 
     Splits are found by their usual names where they are not told. Without `val`, `val_share` of each class is set
-    aside from the training pictures, drawn with `seed`; without `test`, `val` is reported.
+    aside from the training images, drawn with `seed`; without `test`, `val` is reported.
 
     Args:
         name: `digits` (embedded; takes nothing else), `folder` and `tar` (one folder a class), or, as timm has them,
             `torch/NAME` (torchvision), `wds/NAME` (webdataset), `hfds/NAME` and `hfids/NAME` (Hugging Face).
         data_dir: The folder or archive; for `hfds/NAME` where downloads are kept, the library's own place if None.
-        form: How the model wants its pictures.
-        variation: How training pictures are varied; None shows them as evaluation does.
+        form: How the model wants its images.
+        augmentation: How training images are augmented; None shows them as evaluation does.
         val_share: Share of each class to set aside where there is no `val` and no `test`.
         seed: The run's seed.
         splits: Names of the splits for `train`, `val` and `test`; empty ones are found by the usual names.
-        per_class: So many training pictures of each class, drawn with `seed`; all of them if None.
+        per_class: So many training images of each class, drawn with `seed`; all of them if None.
 
     Raises:
         UserError: The name is not known, or the data set cannot be used.
@@ -61,7 +61,7 @@ def open_dataset(
         return digits()
     found = _find(name, data_dir, splits)
     if form is None:
-        raise UserError(f"dataset {name!r} needs a model that says in what form it wants its pictures")
+        raise UserError(f"dataset {name!r} needs a model that says in what form it wants its images")
     for part, samples in found.parts.items():
         _check(samples, part, found.class_names)
     if "val" not in found.parts:
@@ -72,9 +72,9 @@ def open_dataset(
     evaluation = evaluation_transform(form)
     val = found.parts["val"]
     return Splits(
-        train=PictureFiles(train, training_transform(form, variation), found.read),
-        val=PictureFiles(val, evaluation, found.read),
-        test=PictureFiles(found.parts.get("test") or val, evaluation, found.read),
+        train=ImageFiles(train, training_transform(form, augmentation), found.read),
+        val=ImageFiles(val, evaluation, found.read),
+        test=ImageFiles(found.parts.get("test") or val, evaluation, found.read),
         class_names=found.class_names,
         image_shape=form.shape,
         mean=form.mean,
@@ -87,19 +87,19 @@ def open_dataset(
 def open_masks(
     name: str,
     data_dir: str | None = None,
-    form: PictureForm | None = None,
-    variation: JointVariation | None = None,
+    form: ImageForm | None = None,
+    augmentation: JointAugmentation | None = None,
     reduce_zero_label: bool = True,
     splits: tuple[str, str, str] = ("", "", ""),
     short_side: int | None = None,
 ) -> Splits:
-    """The pictures with masks behind a segmentation recipe's `dataset`.
+    """The images with masks behind a segmentation recipe's `dataset`.
 
     Args:
         name: `digit_scenes` (embedded; takes nothing else) or `ade20k` (see `vimoe.data.ade20k.open_ade20k`).
         data_dir: The folder.
-        form: How the model wants its pictures.
-        variation: How training pictures are varied together with their masks.
+        form: How the model wants its images.
+        augmentation: How training images are augmented together with their masks.
         reduce_zero_label: Whether masks say 0 for unlabelled.
         splits: Names of the splits for `train`, `val` and `test`; empty ones are found by the usual names.
         short_side: Pixels that the shorter side is brought to first.
@@ -113,7 +113,7 @@ def open_masks(
         raise UserError(f"dataset {name!r} has no masks; for segmentation there is digit_scenes, ade20k")
     if data_dir is None or form is None:
         raise UserError("dataset 'ade20k' needs data_dir, the folder of images and annotations")
-    return open_ade20k(Path(data_dir), form, variation, reduce_zero_label, splits, short_side)
+    return open_ade20k(Path(data_dir), form, augmentation, reduce_zero_label, splits, short_side)
 
 
 def _find(name: str, data_dir: str | None, splits: tuple[str, str, str]) -> Found:
@@ -125,7 +125,7 @@ def _find(name: str, data_dir: str | None, splits: tuple[str, str, str]) -> Foun
     if not (name in ("folder", "tar") or kind == "wds" or (kind == "torch" and rest)):
         raise UserError(f"unknown dataset {name!r}; there is {', '.join(NAMES)}")
     if data_dir is None:
-        raise UserError(f"dataset {name!r} needs data_dir, the folder of pictures or archives")
+        raise UserError(f"dataset {name!r} needs data_dir, the folder of images or archives")
     root = Path(data_dir)
     if kind == "torch":
         return find_torchvision(rest, root, splits)
@@ -134,11 +134,11 @@ def _find(name: str, data_dir: str | None, splits: tuple[str, str, str]) -> Foun
 
 def _check(samples: Samples, part: str, class_names: tuple[str, ...]) -> None:
     if not samples:
-        raise UserError(f"the {part} split holds no pictures")
+        raise UserError(f"the {part} split holds no images")
     for where, label in samples:
         if not 0 <= label < len(class_names):
             raise UserError(
-                f"label {label} of picture {where} is out of range: there are {len(class_names)} classes, from 0"
+                f"label {label} of image {where} is out of range: there are {len(class_names)} classes, from 0"
             )
 
 
@@ -160,12 +160,12 @@ def _draw(samples: Samples, num_classes: int, per_class: int, seed: int) -> Samp
 
 
 def _set_aside(found: Found, share: float, seed: int) -> Mapping[str, Samples]:
-    """The same share of every class, at least one picture, in the samples' own order."""
+    """The same share of every class, at least one image, in the samples' own order."""
     samples, aside = found.parts["train"], set[int]()
     for label, places in enumerate(_shuffled(samples, len(found.class_names), "set aside", seed)):
         taken = places[: max(1, round(share * len(places)))]
         if places and len(taken) == len(places):
-            raise UserError(f"the class {found.class_names[label]!r} has too few pictures to set some aside")
+            raise UserError(f"the class {found.class_names[label]!r} has too few images to set some aside")
         aside |= set(taken)
     return {
         "train": [sample for i, sample in enumerate(samples) if i not in aside],

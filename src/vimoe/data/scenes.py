@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vimoe.data.digits import digits
-from vimoe.data.splits import Pictures, Splits, generator
+from vimoe.data.splits import Images, Splits, generator
 
 SIDE = 32
 _SIZES = {"train": 1500, "val": 200, "test": 200}
@@ -34,7 +34,7 @@ def digit_scenes() -> Splits:
     scans = {split: _scans(getattr(source, split), source.mean[0], source.std[0]) for split in _SIZES}
     drawn = {split: compose(*scans[split], size, generator("scenes", split)) for split, size in _SIZES.items()}
     std, mean = torch.std_mean(drawn["train"][0], dim=(0, 2, 3), keepdim=True)
-    parts = {split: Scenes((pictures - mean) / std, masks) for split, (pictures, masks) in drawn.items()}
+    parts = {split: Scenes((images - mean) / std, masks) for split, (images, masks) in drawn.items()}
     return Splits(
         train=parts["train"],
         val=parts["val"],
@@ -47,18 +47,18 @@ def digit_scenes() -> Splits:
     )
 
 
-class Scenes(Pictures):
-    """Pictures `[N, C, H, W]` fp32 and masks `[N, H, W]` int64 that fit in memory."""
+class Scenes(Images):
+    """Images `[N, C, H, W]` fp32 and masks `[N, H, W]` int64 that fit in memory."""
 
-    def __init__(self, pictures: Tensor, masks: Tensor) -> None:
-        self.pictures = pictures
+    def __init__(self, images: Tensor, masks: Tensor) -> None:
+        self.images = images
         self.masks = masks
 
     def __len__(self) -> int:
         return len(self.masks)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        return self.pictures[index], self.masks[index]
+        return self.images[index], self.masks[index]
 
 
 def compose(scans: Tensor, labels: Tensor, size: int, drawn: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -71,37 +71,37 @@ def compose(scans: Tensor, labels: Tensor, size: int, drawn: torch.Generator) ->
         drawn: Where everything random is drawn from.
 
     Returns:
-        Pictures `[size, 3, SIDE, SIDE]` between 0 and 1, and masks `[size, SIDE, SIDE]` int64, 0 on the ground and
+        Images `[size, 3, SIDE, SIDE]` between 0 and 1, and masks `[size, SIDE, SIDE]` int64, 0 on the ground and
         the digit plus 1 on a digit.
     """
-    pictures = _ground(size, drawn)
+    images = _ground(size, drawn)
     masks = torch.zeros(size, SIDE, SIDE, dtype=torch.int64)
     counts = torch.randint(_LEAST, _CORNERS + 1, (size,), generator=drawn)
     corners = torch.rand(size, _CORNERS, generator=drawn).argsort(1)
     for turn in range(_CORNERS):
         chosen = torch.randint(len(scans), (size,), generator=drawn)
         ink = _placed(scans[chosen], corners[:, turn], drawn) * (turn < counts)[:, None, None, None]
-        pictures = pictures * (1 - 0.75 * _above(ink, _BODY))
-        pictures = torch.lerp(pictures, _bright(size, drawn), _above(ink, _STROKE))
+        images = images * (1 - 0.75 * _above(ink, _BODY))
+        images = torch.lerp(images, _bright(size, drawn), _above(ink, _STROKE))
         masks = torch.where(ink[:, 0] > _BODY, labels[chosen][:, None, None] + 1, masks)
-    return pictures.clamp(0, 1), masks
+    return images.clamp(0, 1), masks
 
 
-def change_colours(pictures: Tensor, generator: torch.Generator) -> Tensor:
-    """Exchange the channels of each picture, and change its contrast and brightness a little; nothing moves.
+def change_colours(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Exchange the channels of each image, and change its contrast and brightness a little; nothing moves.
 
     Args:
-        pictures: `[B, C, H, W]` normalised.
-        generator: A CPU generator, whatever the pictures' device.
+        images: `[B, C, H, W]` normalised.
+        generator: A CPU generator, whatever the images' device.
     """
-    batch, channels = pictures.shape[:2]
-    order = torch.rand(batch, channels, generator=generator).argsort(1).to(pictures.device)
-    contrast, brightness = (torch.rand(2, batch, 1, 1, 1, generator=generator) * 0.6 - 0.3).to(pictures.device)
-    exchanged = pictures.gather(1, order[..., None, None].expand_as(pictures))
+    batch, channels = images.shape[:2]
+    order = torch.rand(batch, channels, generator=generator).argsort(1).to(images.device)
+    contrast, brightness = (torch.rand(2, batch, 1, 1, 1, generator=generator) * 0.6 - 0.3).to(images.device)
+    exchanged = images.gather(1, order[..., None, None].expand_as(images))
     return exchanged * (1 + contrast) + brightness
 
 
-def _scans(part: Pictures, mean: float, std: float) -> tuple[Tensor, Tensor]:
+def _scans(part: Images, mean: float, std: float) -> tuple[Tensor, Tensor]:
     """A split's scans `[N, 1, 8, 8]` with ink between 0 and 1, and their labels `[N]`."""
     items = [part[i] for i in range(len(part))]
     scans = torch.stack([scan for scan, _ in items]) * std + mean

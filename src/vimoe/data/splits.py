@@ -20,8 +20,8 @@ Samples = Sequence[tuple[Any, int]]
 TRAIN_NAMES, VAL_NAMES, TEST_NAMES = ("train", "training"), ("val", "validation", "valid"), ("test", "testing")
 
 
-class Pictures(Dataset[tuple[Tensor, int]]):
-    """Labelled pictures that can be counted; an item is (picture `[C, H, W]`, label).
+class Images(Dataset[tuple[Tensor, int]]):
+    """Labelled images that can be counted; an item is (image `[C, H, W]`, label).
 
     Attributes:
         from_files: Whether an item has to be read and decoded, which is work for other processes.
@@ -35,10 +35,10 @@ class Pictures(Dataset[tuple[Tensor, int]]):
 
 @dataclass(frozen=True)
 class Splits:
-    """Labelled pictures, split.
+    """Labelled images, split.
 
     Attributes:
-        train: What is learned from; varied by `augment`.
+        train: What is learned from; augmented by `augment`.
         val: What decisions are made on (which layers to keep).
         test: What is reported; never decides anything.
         class_names: By label.
@@ -47,12 +47,12 @@ class Splits:
         std: By channel, what they were then divided by.
         interpolation: timm's name of the filter they were resized with.
         crop_pct: Share of the shorter side that evaluation looks at.
-        augment: Varies a batch `[B, C, H, W]` of training pictures, None for no variation.
+        augment: Augments a batch `[B, C, H, W]` of training images, None for no augmentation.
     """
 
-    train: Pictures
-    val: Pictures
-    test: Pictures
+    train: Images
+    val: Images
+    test: Images
     class_names: tuple[str, ...]
     image_shape: tuple[int, int, int]
     mean: tuple[float, ...]
@@ -66,9 +66,9 @@ class Found(NamedTuple):
     """What a data set holds, before a model says in what form it wants it.
 
     Attributes:
-        parts: Under `train`, and `val` and `test` where there are such: where each picture is, and its label.
+        parts: Under `train`, and `val` and `test` where there are such: where each image is, and its label.
         class_names: By label.
-        read: From where a picture is to the picture, in RGB.
+        read: From where an image is to the image, in RGB.
     """
 
     parts: Mapping[str, Samples]
@@ -111,7 +111,7 @@ def check_classes(found: Sequence[str], expected: Sequence[str], whose: str) -> 
     Args:
         found: The data set's.
         expected: The model's.
-        whose: How the message begins, such as `the pictures have other classes than the model`.
+        whose: How the message begins, such as `the images have other classes than the model`.
 
     Raises:
         UserError: They differ; the line names the first class that only one of them has.
@@ -133,14 +133,14 @@ class EpochOrder(Sampler[list[int]]):
     """The batches of one epoch: a permutation that depends on seed and epoch alone, the incomplete batch dropped.
 
     With repeats (repeated augmentation, Berman et al. 2019, MultiGrain) an epoch has the same number of batches of
-    fewer pictures, the views of a picture side by side. Number `i + size * r` stands for view r of picture i.
+    fewer images, the views of an image side by side. Number `i + size * r` stands for view r of image i.
 
     Args:
-        size: Number of pictures.
-        batch_size: Pictures a batch, over all processes.
+        size: Number of images.
+        batch_size: Images a batch, over all processes.
         seed: The run's seed.
         epoch: The epoch, from 0.
-        repeats: Views of each picture.
+        repeats: Views of each image.
         part: This process's number and how many there are; each gets its share of every batch.
     """
 

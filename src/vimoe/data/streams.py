@@ -1,7 +1,7 @@
 """Data sets that other libraries define, by timm's names: `torch/NAME`, `hfds/NAME`, `hfids/NAME`, `wds/NAME`.
 
 timm reads the last two as streams. A stream can be taken up again only by reading all that came before, its order
-depends on the number of workers and processes, and a broken picture has no name. Here every data set is read by
+depends on the number of workers and processes, and a broken image has no name. Here every data set is read by
 position: a run that was killed goes on exactly where it was, whatever the machine.
 
 - `torch/NAME`: torchvision's, through timm, from where it was downloaded to.
@@ -27,7 +27,7 @@ from PIL import Image
 from timm.data import create_dataset
 
 from vimoe.data.archive import SHARD, Member, NamedBytes, find_archives, members, read_bytes, read_member
-from vimoe.data.decode import SUFFIXES, BrokenPictureError, read_picture
+from vimoe.data.decode import SUFFIXES, BrokenImageError, read_image
 from vimoe.data.splits import TEST_NAMES, TRAIN_NAMES, VAL_NAMES, Found, Samples, choose_splits
 from vimoe.errors import UserError, first_line
 
@@ -76,7 +76,7 @@ def find_torchvision(name: str, root: Path, wanted: Wanted = ("", "", "")) -> Fo
     class_names = tuple(", ".join(n) if isinstance(n, tuple) else str(n) for n in _class_names(sets["train"]))
     if all(hasattr(found, "samples") for found in sets.values()):
         files = {part: [(Path(path), label) for path, label in found.samples] for part, found in sets.items()}
-        return Found(files, class_names, read_picture)
+        return Found(files, class_names, read_image)
     parts = {part: [(Row(part, i), label) for i, label in enumerate(_labels(found))] for part, found in sets.items()}
     return Found(parts, class_names, partial(_read_torchvision, name, sets))
 
@@ -93,16 +93,16 @@ def _labels(found: Any) -> list[int]:
 
 def _read_torchvision(name: str, sets: Mapping[str, Any], row: Row) -> Image.Image:
     try:
-        picture: Image.Image = sets[row.part][row.number][0]
-        return picture.convert("RGB")
+        image: Image.Image = sets[row.part][row.number][0]
+        return image.convert("RGB")
     except Exception as error:  # a damaged file makes decoders raise anything
-        raise BrokenPictureError(f"picture {row} in {name} cannot be read: {first_line(error)}") from error
+        raise BrokenImageError(f"image {row} in {name} cannot be read: {first_line(error)}") from error
 
 
 def find_hugging_face(name: str, cache: str | None, wanted: Wanted = ("", "", "")) -> Found:
     """A data set of the Hugging Face Hub, or a folder that its library can read or has saved.
 
-    The pictures are the first column of pictures; the labels the column `label`, or the first one of class labels.
+    The images are the first column of images; the labels the column `label`, or the first one of class labels.
 
     Args:
         name: Its name on the Hub, or a folder.
@@ -126,16 +126,16 @@ def find_hugging_face(name: str, cache: str | None, wanted: Wanted = ("", "", ""
     tables: Mapping[str, Any] = loaded if isinstance(loaded, dict) else {"train": loaded}
     chosen = choose_splits(list(tables), wanted, name)
     features = tables[chosen["train"]].features
-    pictures = next((key for key, kind in features.items() if isinstance(kind, datasets.Image)), None)
+    images = next((key for key, kind in features.items() if isinstance(kind, datasets.Image)), None)
     named = [key for key, kind in features.items() if isinstance(kind, datasets.ClassLabel)]
     labels = "label" if "label" in features else next(iter(named), None)
-    if pictures is None or labels is None:
-        raise UserError(f"{name} needs a column of pictures and one of labels; there is {', '.join(features)}")
+    if images is None or labels is None:
+        raise UserError(f"{name} needs a column of images and one of labels; there is {', '.join(features)}")
     encoded, parts = {}, dict[str, Samples]()
     for part, split in chosen.items():
         values = tables[split].with_format(None)[labels][:]
         parts[part] = [(Row(part, i), _whole(label, f"row {i} of {split} in {name}")) for i, label in enumerate(values)]
-        encoded[part] = tables[split].select_columns(pictures).cast_column(pictures, datasets.Image(decode=False))
+        encoded[part] = tables[split].select_columns(images).cast_column(images, datasets.Image(decode=False))
     class_names = tuple(features[labels].names) if labels in named else number_classes(parts["train"])
     return Found(parts, class_names, partial(_read_row, name, encoded))
 
@@ -143,14 +143,14 @@ def find_hugging_face(name: str, cache: str | None, wanted: Wanted = ("", "", ""
 def _read_row(name: str, tables: Mapping[str, Any], row: Row) -> Image.Image:
     (cell,) = tables[row.part][row.number].values()
     if cell and cell["bytes"]:
-        return read_picture(NamedBytes(cell["bytes"], f"row {row} in {name}"))  # type: ignore[arg-type]
+        return read_image(NamedBytes(cell["bytes"], f"row {row} in {name}"))  # type: ignore[arg-type]
     if cell and cell["path"]:
-        return read_picture(Path(cell["path"]))
-    raise BrokenPictureError(f"row {row} in {name} has no picture")
+        return read_image(Path(cell["path"]))
+    raise BrokenImageError(f"row {row} in {name} has no image")
 
 
 def find_webdataset(root: Path, wanted: Wanted = ("", "", "")) -> Found:
-    """Shards of webdataset's format: pictures, each with a label in `.cls`, or as `label` in `.json`.
+    """Shards of webdataset's format: images, each with a label in `.cls`, or as `label` in `.json`.
 
     Splits are those of timm's `_info.json`, or what the shards' names begin with (`train-0000.tar`). The classes' names
     are the lines of `classes.txt` where there is one.
@@ -168,7 +168,7 @@ def find_webdataset(root: Path, wanted: Wanted = ("", "", "")) -> Found:
     chosen = choose_splits(list(splits), wanted, str(root))
     parts = {part: [sample for shard in splits[name] for sample in _samples(shard)] for part, name in chosen.items()}
     if not any(not member.lost for member, _ in parts["train"]):
-        raise UserError(f"{root} holds no training pictures with a label in .cls, or as 'label' in .json")
+        raise UserError(f"{root} holds no training images with a label in .cls, or as 'label' in .json")
     names = root / "classes.txt"
     if not names.is_file():
         return Found(parts, number_classes(parts["train"]), read_member)
@@ -195,7 +195,7 @@ def _shards(root: Path) -> dict[str, list[Path]]:
 def expand(pattern: str) -> list[str]:
     """The names that braces stand for: `{00..02}` for numbers of that many digits, `{a,b}` for either.
 
-    Several patterns may be joined by `::`; timm's number of pictures behind a `|` is not needed.
+    Several patterns may be joined by `::`; timm's number of images behind a `|` is not needed.
     """
     if "::" in pattern:
         return [name for one in pattern.split("::") for name in expand(one)]
@@ -216,15 +216,15 @@ def _samples(shard: Path) -> Iterator[tuple[Member, int]]:
     whole = (member for member in members(shard) if not member.lost)
     for key, group in groupby(whole, key=lambda member: _split_name(member.name)[0]):
         parts = {_split_name(member.name)[1]: member for member in group}
-        picture = next((member for kind, member in parts.items() if kind in SUFFIXES), None)
+        image = next((member for kind, member in parts.items() if kind in SUFFIXES), None)
         label = _label(parts)
-        if picture is None and label is None:
-            continue  # not about a picture
-        if picture is None or label is None:
-            lost = "has no picture" if picture is None else "has no label in .cls, or as 'label' in .json"
+        if image is None and label is None:
+            continue  # not about an image
+        if image is None or label is None:
+            lost = "has no image" if image is None else "has no label in .cls, or as 'label' in .json"
             yield Member(shard, key, lost=lost), label or 0
         else:
-            yield picture, label
+            yield image, label
 
 
 def _split_name(name: str) -> tuple[str, str]:
@@ -257,9 +257,9 @@ def number_classes(samples: Samples) -> tuple[str, ...]:
     """Classes without names, as many as the labels tell.
 
     Raises:
-        UserError: A label is larger than the number of pictures, which no real one is.
+        UserError: A label is larger than the number of images, which no real one is.
     """
     where, highest = max(samples, key=lambda sample: sample[1])
     if highest >= len(samples):
-        raise UserError(f"label {highest} of picture {where} is out of range: there are {len(samples)} pictures")
+        raise UserError(f"label {highest} of image {where} is out of range: there are {len(samples)} images")
     return tuple(str(label) for label in range(highest + 1))

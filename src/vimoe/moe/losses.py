@@ -7,10 +7,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
+from vimoe.distributed import all_reduce_sum
 from vimoe.errors import UserError
 from vimoe.moe.layer import MoELayer
 from vimoe.moe.router import Selection
-from vimoe.processes import sum_over_processes
 
 
 def assignments(expert_ids: Tensor, num_experts: int) -> Tensor:
@@ -30,7 +30,7 @@ def expert_load(expert_ids: Tensor, num_experts: int) -> Tensor:
         `[E]` fp32, sums to 1 (all zero when nothing was assigned anywhere).
     """
     counts = assignments(expert_ids, num_experts)
-    sum_over_processes(counts)
+    all_reduce_sum(counts)
     return counts / counts.sum().clamp(min=1)
 
 

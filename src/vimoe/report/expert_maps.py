@@ -1,4 +1,4 @@
-"""Expert maps: which expert each patch of a picture chose, coloured over the picture."""
+"""Expert maps: which expert each patch of an image chose, coloured over the image."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from vimoe.tasks.palette import class_colours, expert_colours
 
 # Inches: width of a panel, space between panels, height of a line of the legend, width of one of its letters.
 PANEL, GAP, LINE, LETTER = 1.9, 0.06, 0.2, 0.065
-# How much of a panel's colour is the expert's; the rest is the picture in grey, from this grey to white, so that
-# experts look alike in dark pictures and in light ones.
+# How much of a panel's colour is the expert's; the rest is the image in grey, from this grey to white, so that
+# experts look alike in dark images and in light ones.
 STRENGTH, DARKEST = 0.66, 60
 UNLABELLED = (240, 240, 240)
 # More classes than these are not named in the legend, the rarest left out.
@@ -28,13 +28,13 @@ NAMED_CLASSES = 24
 
 
 def expert_maps(maps: Sequence[ExpertMap], counts: RoutingCounts, columns: int = 6) -> Figure:
-    """Each picture beside its classes and, for every MoE layer, the experts that its patches chose, the last first.
+    """Each image beside its classes and, for every MoE layer, the experts that its patches chose, the last first.
 
     The same colour in two layers means the same number, not the same expert. The legend says which classes the last
     layer's experts serve.
 
     Args:
-        maps: One or more pictures; all with the same layers.
+        maps: One or more images; all with the same layers.
         counts: The model's routing counts.
         columns: Panels in a row; more layers go on in further rows.
     """
@@ -42,7 +42,7 @@ def expert_maps(maps: Sequence[ExpertMap], counts: RoutingCounts, columns: int =
     numbers = sorted(maps[0].experts, reverse=True)
     columns = min(columns, 2 + len(numbers))
     rows_each = math.ceil((2 + len(numbers)) / columns)
-    heights = [PANEL * one.picture.shape[0] / one.picture.shape[1] for one in maps for _ in range(rows_each)]
+    heights = [PANEL * one.image.shape[0] / one.image.shape[1] for one in maps for _ in range(rows_each)]
     experts, classes = _expert_handles(counts), _class_handles(maps, class_names)
     per_line = [_fitting(handles, columns * (PANEL + GAP)) for handles in (experts, classes)]
     legends = [LINE * (math.ceil(len(h) / n) + 1.2) for h, n in zip((experts, classes), per_line, strict=True)]
@@ -59,7 +59,7 @@ def expert_maps(maps: Sequence[ExpertMap], counts: RoutingCounts, columns: int =
         hspace=GAP / PANEL,
     )
     for i, one in enumerate(maps):
-        panels = [("picture", one.picture), ("classes", class_panel(one, len(class_names)))]
+        panels = [("image", one.image), ("classes", class_panel(one, len(class_names)))]
         panels += [(f"block {number}", expert_panel(one, number, num_experts[number])) for number in numbers]
         for j, (title, panel) in enumerate(panels):
             ax = figure.add_subplot(grid[i * rows_each + j // columns, j % columns])
@@ -91,10 +91,10 @@ def expert_maps(maps: Sequence[ExpertMap], counts: RoutingCounts, columns: int =
 
 
 def expert_panel(one: ExpertMap, number: int, num_experts: int) -> NDArray[np.uint8]:
-    """The picture in grey under its patches' experts in colour: `[H, W, 3]`."""
-    height, width = one.picture.shape[:2]
+    """The image in grey under its patches' experts in colour: `[H, W, 3]`."""
+    height, width = one.image.shape[:2]
     chosen = one.experts[number].repeat(one.patch_size[0], 0).repeat(one.patch_size[1], 1)[:height, :width]
-    luma = one.picture @ np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
+    luma = one.image @ np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
     dark, light = np.quantile(luma, (0.01, 0.99))
     grey = DARKEST + (255 - DARKEST) * np.clip((luma - dark) / max(1.0, light - dark), 0, 1)
     return _over(grey[..., None], expert_colours(num_experts)[chosen])
@@ -108,8 +108,8 @@ def class_panel(one: ExpertMap, num_classes: int) -> NDArray[np.uint8]:
 
 
 def _borders(one: ExpertMap, number: int) -> LineCollection:
-    """White lines between neighbouring patches of different experts, in pixels of the picture."""
-    experts, (height, width) = one.experts[number], one.picture.shape[:2]
+    """White lines between neighbouring patches of different experts, in pixels of the image."""
+    experts, (height, width) = one.experts[number], one.image.shape[:2]
     rows, columns = one.patch_size
     lines = []
     for y, x in np.argwhere(experts[:, 1:] != experts[:, :-1]).tolist():
@@ -142,7 +142,7 @@ def served_classes(table: NDArray[np.int64], class_names: Sequence[str], most: i
 
 
 def shown_classes(maps: Sequence[ExpertMap], num_classes: int, most: int = NAMED_CLASSES) -> list[int]:
-    """The classes in the pictures, in their own order; the rarest are left out if there are more than `most`."""
+    """The classes in the images, in their own order; the rarest are left out if there are more than `most`."""
     pixels = np.zeros(num_classes, np.int64)
     for one in maps:
         pixels += np.bincount(one.classes.ravel(), minlength=num_classes)[:num_classes]
@@ -165,7 +165,7 @@ def _fitting(handles: Sequence[Patch], width: float) -> int:
 
 
 def _class_handles(maps: Sequence[ExpertMap], class_names: Sequence[str]) -> list[Patch]:
-    """The classes in the pictures, in their own order."""
+    """The classes in the images, in their own order."""
     colours = class_colours(len(class_names))
     handles = [_swatch(colours[i], class_names[i]) for i in shown_classes(maps, len(class_names))]
     some_unlabelled = any((one.classes == IGNORE).any() for one in maps)

@@ -1,4 +1,4 @@
-"""What each expert sees: small pictures for the page, each embedded once however many experts show it."""
+"""What each expert sees: small images for the page, each embedded once however many experts show it."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from vimoe.analysis.analysis_result import Analysis
 from vimoe.analysis.patches import ExpertMap
-from vimoe.analysis.result import Analysis
 from vimoe.report.expert_maps import class_panel, expert_panel
 from vimoe.report.heatmap import png_uri
 
 # Pixels of a thumbnail's longer side, and of an expert map's.
 THUMBNAIL, MAP = 64, 256
-# Pictures in a page: some 2 kB each, so that a page of 100 classes stays well under 5 MB.
-MOST_PICTURES = 900
-# Up to so many pixels a side a picture is kept as it is: JPEG would save nothing and blur it.
+# Images in a page: some 2 kB each, so that a page of 100 classes stays well under 5 MB.
+MOST_IMAGES = 900
+# Up to so many pixels a side an image is kept as it is: JPEG would save nothing and blur it.
 TINY = 32
 
 
 class Thumbnail(NamedTuple):
-    """A small picture.
+    """A small image.
 
     Attributes:
         uri: Its data.
@@ -42,21 +42,21 @@ class Thumbnail(NamedTuple):
 
 
 class MapPanels(NamedTuple):
-    """A picture with a class and an expert for every patch.
+    """An image with a class and an expert for every patch.
 
     Attributes:
-        picture: The picture.
+        image: The image.
         classes: Its classes in colour.
-        experts: By block, its patches' experts in colour over the picture.
+        experts: By block, its patches' experts in colour over the image.
     """
 
-    picture: Thumbnail
+    image: Thumbnail
     classes: Thumbnail
     experts: dict[int, Thumbnail]
 
 
-def gallery_places(analysis: Analysis, most: int = MOST_PICTURES) -> list[int]:
-    """Places of the pictures to show: every expert's first picture, then every second one, as far as `most` goes.
+def gallery_places(analysis: Analysis, most: int = MOST_IMAGES) -> list[int]:
+    """Places of the images to show: every expert's first image, then every second one, as far as `most` goes.
 
     The last layer comes first, so that where there is not room for all the earlier layers go short.
     """
@@ -74,54 +74,54 @@ def gallery_places(analysis: Analysis, most: int = MOST_PICTURES) -> list[int]:
 def thumbnails(
     batches: Iterable[tuple[Tensor, Tensor]], places: Sequence[int], mean: Sequence[float], std: Sequence[float]
 ) -> dict[int, Thumbnail]:
-    """The pictures at these places, as the model sees them.
+    """The images at these places, as the model sees them.
 
     Args:
-        batches: Normalised pictures `[B, C, H, W]` with labels `[B]` (or masks), in the analysis' own order.
-        places: Numbers of the wanted pictures in that order.
+        batches: Normalised images `[B, C, H, W]` with labels `[B]` (or masks), in the analysis' own order.
+        places: Numbers of the wanted images in that order.
         mean: By channel, what was taken off pixel values between 0 and 1.
         std: By channel, what they were then divided by.
     """
     wanted, found, first = set(places), dict[int, Thumbnail](), 0
-    for pictures, labels in batches:
-        for i in range(len(pictures)):
+    for images, labels in batches:
+        for i in range(len(images)):
             if first + i in wanted:
                 label = int(labels[i]) if labels[i].ndim == 0 else -1
-                found[first + i] = thumbnail(to_pixels(pictures[i], mean, std), THUMBNAIL, label)
-        first += len(pictures)
+                found[first + i] = thumbnail(to_pixels(images[i], mean, std), THUMBNAIL, label)
+        first += len(images)
         if len(found) == len(wanted):
             break
     return found
 
 
-def to_pixels(picture: Tensor, mean: Sequence[float], std: Sequence[float]) -> NDArray[np.uint8]:
-    """A normalised picture `[C, H, W]`, of one or three channels, as `[H, W, 3]` uint8."""
-    values = picture.cpu().double().numpy() * np.array(std)[:, None, None] + np.array(mean)[:, None, None]
+def to_pixels(image: Tensor, mean: Sequence[float], std: Sequence[float]) -> NDArray[np.uint8]:
+    """A normalised image `[C, H, W]`, of one or three channels, as `[H, W, 3]` uint8."""
+    values = image.cpu().double().numpy() * np.array(std)[:, None, None] + np.array(mean)[:, None, None]
     values = np.broadcast_to(values, (3, *values.shape[1:])) if len(values) == 1 else values[:3]
     return (255 * values.clip(0, 1)).round().astype(np.uint8).transpose(1, 2, 0)
 
 
 def thumbnail(pixels: NDArray[np.uint8], side: int, label: int = -1) -> Thumbnail:
     """`[H, W, 3]` uint8 as a small JPEG, or as a PNG where it is tiny."""
-    picture = Image.fromarray(np.ascontiguousarray(pixels))
-    if max(picture.size) <= TINY:
-        return Thumbnail(png_uri(picture), *picture.size, label)
-    picture.thumbnail((side, side), Image.Resampling.LANCZOS)
+    image = Image.fromarray(np.ascontiguousarray(pixels))
+    if max(image.size) <= TINY:
+        return Thumbnail(png_uri(image), *image.size, label)
+    image.thumbnail((side, side), Image.Resampling.LANCZOS)
     buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=72, optimize=True)
-    return Thumbnail(f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}", *picture.size, label)
+    image.save(buffer, "JPEG", quality=72, optimize=True)
+    return Thumbnail(f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}", *image.size, label)
 
 
 def map_panels(one: ExpertMap, num_classes: int, num_experts: dict[int, int]) -> MapPanels:
     """The panels of an expert map.
 
     Args:
-        one: The picture and where its patches went.
+        one: The image and where its patches went.
         num_classes: Number of classes.
         num_experts: By block.
     """
     return MapPanels(
-        thumbnail(one.picture, MAP),
+        thumbnail(one.image, MAP),
         _flat(class_panel(one, num_classes)),
         {number: thumbnail(expert_panel(one, number, num_experts[number]), MAP) for number in one.experts},
     )
@@ -129,6 +129,6 @@ def map_panels(one: ExpertMap, num_classes: int, num_experts: dict[int, int]) ->
 
 def _flat(pixels: NDArray[np.uint8]) -> Thumbnail:
     """A panel of few colours: PNG, and no colours between them."""
-    picture = Image.fromarray(pixels)
-    picture.thumbnail((MAP, MAP), Image.Resampling.NEAREST)
-    return Thumbnail(png_uri(picture), *picture.size, -1)
+    image = Image.fromarray(pixels)
+    image.thumbnail((MAP, MAP), Image.Resampling.NEAREST)
+    return Thumbnail(png_uri(image), *image.size, -1)

@@ -1,4 +1,4 @@
-"""Class × expert heatmaps for the page: pictures of one pixel a cell, and the numbers that hovering tells."""
+"""Class × expert heatmaps for the page: images of one pixel a cell, and the numbers that hovering tells."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vimoe.analysis.counts import RoutingCounts
-from vimoe.report.figures import order_by_expert
+from vimoe.report.plots import order_by_expert
 
 # From 0 to 1, on a light page and on a dark one: more is always further from the page.
 RAMPS = {
@@ -27,7 +27,7 @@ class Heatmap(NamedTuple):
     """One layer's heatmap.
 
     Attributes:
-        light: Its picture as a data URI, for a light page; a row a class, a column an expert.
+        light: Its image as a data URI, for a light page; a row a class, a column an expert.
         dark: The same for a dark page.
         names: Of the rows, from the top; empty where they are too many to be shown at once.
         classes: How many rows.
@@ -65,15 +65,15 @@ def scale() -> Heatmap:
 def shares_uri(shares: NDArray[np.float64], ramp: str) -> str:
     """Shares `[rows, columns]` between 0 and 1 as a PNG of as many pixels, in a data URI."""
     colours = LinearSegmentedColormap.from_list(ramp, RAMPS[ramp])(np.linspace(0, 1, 256))[:, :3]
-    picture = Image.fromarray((255 * shares).round().astype(np.uint8), mode="P")
-    picture.putpalette((255 * colours).round().astype(np.uint8).tobytes())
-    return png_uri(picture)
+    image = Image.fromarray((255 * shares).round().astype(np.uint8), mode="P")
+    image.putpalette((255 * colours).round().astype(np.uint8).tobytes())
+    return png_uri(image)
 
 
-def png_uri(picture: Image.Image) -> str:
-    """A picture as PNG in a data URI."""
+def png_uri(image: Image.Image) -> str:
+    """An image as PNG in a data URI."""
     buffer = io.BytesIO()
-    picture.save(buffer, "PNG", optimize=True)
+    image.save(buffer, "PNG", optimize=True)
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 from markupsafe import Markup
 
+from vimoe.analysis.analysis_result import ABLATIONS, Analysis, Estimate, LayerAnalysis
 from vimoe.analysis.counts import RoutingCounts
-from vimoe.analysis.result import INTERVENTIONS, Analysis, Estimate, LayerAnalysis
 from vimoe.report.charts import hex_colour, interval_bar, load_chart, span_of
 from vimoe.report.heatmap import Heatmap, heatmap
 from vimoe.report.results import change
@@ -42,7 +42,7 @@ class ExpertView(NamedTuple):
         load: Share of the choices.
         classes: Name, share of the expert's choices, and lift of its most frequent classes.
         others: How many more classes were named by the analysis.
-        confident: Places of the pictures that the router was surest of.
+        confident: Places of the images that the router was surest of.
         unsure: Places of those that it was least sure of.
         like: The expert whose answers are most like this one's, and how like; None for an only one.
     """
@@ -66,7 +66,7 @@ class LayerView(NamedTuple):
         specialised: How much of the class its choices tell, of the most they could.
         part: What becomes of it, None where the plan leaves it as it is.
         without: What becomes of the score without it.
-        knock_outs: What becomes of the score under every disturbance.
+        ablations: What becomes of the score under every ablation.
         neighbours: The block before or after, and the share of this layer's choice that is known from it.
         experts: Those that got anything.
         unused: Numbers of those that did not.
@@ -79,7 +79,7 @@ class LayerView(NamedTuple):
     specialised: Bar
     part: LayerPlan | None
     without: Bar | None
-    knock_outs: list[Bar]
+    ablations: list[Bar]
     neighbours: list[tuple[int, float]]
     experts: list[ExpertView]
     unused: list[int]
@@ -118,7 +118,7 @@ def layer_views(
         plan: What becomes of the layers.
         analysis: What was measured.
         rows: The epochs of the run that trained the routers, as in `metrics.jsonl`.
-        shown: By place, the pictures that there are thumbnails of.
+        shown: By place, the images that there are thumbnails of.
     """
     parts = {part.layer: part for part in plan.layers}
     return [
@@ -129,7 +129,7 @@ def layer_views(
 
 def change_span(analysis: Analysis) -> tuple[float, float]:
     """The scale of all bars that tell a change of the score, in points."""
-    lost = [knock_out.lost for layer in analysis.layers for knock_out in layer.knock_outs]
+    lost = [ablation.lost for layer in analysis.layers for ablation in layer.ablations]
     return span_of([-end for estimate in lost for end in (estimate.low, estimate.high)])
 
 
@@ -144,7 +144,7 @@ def _layer_view(
     number, measure, span = layer.layer, layer.specialisation, change_span(analysis)
     drawn = heatmap(counts, number)
     colours = [hex_colour(colour) for colour in expert_colours(drawn.experts).tolist()]
-    bars = {k.name: _change_bar(INTERVENTIONS[k.name], k.lost, span) for k in layer.knock_outs}
+    bars = {k.name: _change_bar(ABLATIONS[k.name], k.lost, span) for k in layer.ablations}
     loads = [row["routing"][str(number)]["load"] for row in rows]
     percents = (100 * measure.normalised, 100 * measure.low, 100 * measure.high)
     told = "{:.0f} % ({:.0f} to {:.0f})".format(*percents)
@@ -154,7 +154,7 @@ def _layer_view(
         specialised=Bar("", interval_bar(measure.normalised, measure.low, measure.high, (0.0, 1.0)), told),
         part=part,
         without=bars.get("pruned"),
-        knock_outs=list(bars.values()),
+        ablations=list(bars.values()),
         neighbours=_neighbours(number, analysis),
         experts=_expert_views(layer, counts.class_names, colours, shown),
         unused=[expert.expert for expert in layer.experts if not expert.load],

@@ -15,25 +15,25 @@ from markupsafe import Markup
 from matplotlib.figure import Figure
 
 import vimoe
+from vimoe.analysis.analysis_result import Analysis
 from vimoe.analysis.counts import RoutingCounts
 from vimoe.analysis.patches import ExpertMap
-from vimoe.analysis.result import Analysis
 from vimoe.files import write_text
-from vimoe.report.arm import Arm
 from vimoe.report.charts import hex_colour, line_chart, span_labels
+from vimoe.report.comparison import Variant
 from vimoe.report.expert_maps import expert_maps, served_classes, shown_classes
-from vimoe.report.figures import (
-    knock_outs,
+from vimoe.report.gallery import Thumbnail, map_panels
+from vimoe.report.heatmap import hover_data, scale
+from vimoe.report.layers import change_span, layer_views
+from vimoe.report.plots import (
+    ablations,
     load_over_time,
     metric_of,
     routing_heatmaps,
     specialisation_by_depth,
     training_curves,
 )
-from vimoe.report.gallery import Thumbnail, map_panels
-from vimoe.report.heatmap import hover_data, scale
-from vimoe.report.layers import change_span, layer_views
-from vimoe.report.results import Table, arms_table
+from vimoe.report.results import Table, variants_table
 from vimoe.report.saving import save_figure
 from vimoe.tasks.palette import class_colours
 from vimoe.vit.plan import Plan
@@ -52,10 +52,10 @@ class Report:
         rows: Name of a run to the rows of its `metrics.jsonl`; the last one with routing trained the routers.
         recipes: Name of a run to its recipe as YAML.
         command: What makes this report again.
-        arms: Models that were trained side by side.
+        variants: Models that were trained side by side.
         tables: Other results.
-        pictures: By place, pictures that the analysis names.
-        maps: Pictures with an expert for every patch.
+        images: By place, images that the analysis names.
+        maps: Images with an expert for every patch.
     """
 
     title: str
@@ -66,9 +66,9 @@ class Report:
     rows: Mapping[str, Sequence[Mapping[str, Any]]]
     recipes: Mapping[str, str]
     command: str
-    arms: Sequence[Arm] = ()
+    variants: Sequence[Variant] = ()
     tables: Sequence[Table] = ()
-    pictures: Mapping[int, Thumbnail] = field(default_factory=dict)
+    images: Mapping[int, Thumbnail] = field(default_factory=dict)
     maps: Sequence[ExpertMap] = ()
 
 
@@ -99,8 +99,8 @@ def page(report: Report) -> str:
         report=report,
         analysis=report.analysis,
         unit=report.analysis.unit,
-        tables=([arms_table(report.arms)] if report.arms else []) + list(report.tables),
-        layers=layer_views(report.counts, report.plan, report.analysis, routed, report.pictures),
+        tables=([variants_table(report.variants)] if report.variants else []) + list(report.tables),
+        layers=layer_views(report.counts, report.plan, report.analysis, routed, report.images),
         change_scale=span_labels(change_span(report.analysis)),
         scale=scale(),
         hover=hover_data(report.counts),
@@ -114,7 +114,7 @@ def page(report: Report) -> str:
 
 
 def map_classes(maps: Sequence[ExpertMap], class_names: Sequence[str]) -> list[tuple[str, str]]:
-    """Name and colour of the classes in the pictures (see `shown_classes`)."""
+    """Name and colour of the classes in the images (see `shown_classes`)."""
     colours = class_colours(len(class_names)).tolist()
     return [(class_names[label], hex_colour(colours[label])) for label in shown_classes(maps, len(class_names))]
 
@@ -164,8 +164,8 @@ def paper_figures(report: Report) -> dict[str, Figure]:
         figures["curves"] = training_curves(some, metric_of(next(iter(some.values())))[0])
     if routed := routed_rows(report):
         figures["load"] = load_over_time(routed)
-    if any(layer.knock_outs for layer in report.analysis.layers):
-        figures["knock_outs"] = knock_outs(report.analysis)
+    if any(layer.ablations for layer in report.analysis.layers):
+        figures["ablations"] = ablations(report.analysis)
     if report.maps:
         figures["expert_maps"] = expert_maps(report.maps, report.counts)
     return figures

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple, Protocol
 
-from vimoe.analysis.result import Analysis, Estimate, Step
-from vimoe.report.arm import Arm
-from vimoe.report.tables import METRICS, arm_header, arm_rows, giga_macs, millions
+from vimoe.analysis.analysis_result import Analysis, Estimate, Step
+from vimoe.report.comparison import Variant
+from vimoe.report.tables import METRICS, giga_macs, millions, variant_header, variant_rows
 from vimoe.vit.cost import Cost
 from vimoe.vit.plan import Plan
 
 # What is right, by metric.
-RIGHT = {"top1": "{} pictures", "pixels": "the pixels of {} pictures"}
+RIGHT = {"top1": "{} images", "pixels": "the pixels of {} images"}
 
 _COST = ("activated", "stored", "multiply-adds")
 
@@ -36,7 +36,7 @@ class Timing(Protocol):
 
     @property
     def seconds(self) -> float:
-        """For one picture in a batch."""
+        """For one image in a batch."""
 
     @property
     def peak_bytes(self) -> int:
@@ -44,7 +44,7 @@ class Timing(Protocol):
 
     @property
     def batch_size(self) -> int:
-        """Pictures at once."""
+        """Images at once."""
 
 
 class State(Protocol):
@@ -71,15 +71,15 @@ class State(Protocol):
         """Time and memory."""
 
 
-def arms_table(arms: Sequence[Arm]) -> Table:
+def variants_table(variants: Sequence[Variant]) -> Table:
     """Models that were trained side by side."""
     note = (
-        f"The ± is one standard error from the {arms[0].pictures} test pictures alone: this is one seed, and another "
-        "seed would move every line as well. Activated parameters are those that take part for one picture; stored "
+        f"The ± is one standard error from the {variants[0].images} test images alone: this is one seed, and another "
+        "seed would move every line as well. Activated parameters are those that take part for one image; stored "
         "parameters include the experts that were not chosen. Seconds are of training since the dense model (for the "
         "dense model, its own)."
     )
-    return Table(arm_header(arms), arm_rows(arms), note)
+    return Table(variant_header(variants), variant_rows(variants), note)
 
 
 def plan_table(analysis: Analysis, plan: Plan, before: Cost, after: Cost) -> Table:
@@ -92,9 +92,9 @@ def plan_table(analysis: Analysis, plan: Plan, before: Cost, after: Cost) -> Tab
         then = f"{score.value - lost.value:.1f}"
         rows.append([f"as planned: MoE in {blocks(kept_blocks(plan))}", then, change(lost), *_cost(after)])
     note = (
-        f"Measured on the {analysis.pictures} pictures of “{analysis.split}”, on which the plan was made as well; "
-        "“vimoe prune” measures the planned model on test pictures, which decided nothing. Activated parameters are "
-        "those that take part for one picture; stored parameters include the experts that were not chosen."
+        f"Measured on the {analysis.images} images of “{analysis.split}”, on which the plan was made as well; "
+        "“vimoe prune” measures the planned model on test images, which decided nothing. Activated parameters are "
+        "those that take part for one image; stored parameters include the experts that were not chosen."
     )
     return Table(header, rows, note)
 
@@ -111,7 +111,7 @@ def plan_conclusion(analysis: Analysis, plan: Plan, before: Cost, after: Cost) -
     else:
         told = f"Of {total} MoE layers {len(kept)} {'earns its' if len(kept) == 1 else 'earn their'} keep, "
         told += f"{blocks(kept)}; the others become plain FFNs"
-    seen = f"{RIGHT[analysis.metric].format(analysis.pictures)} of “{analysis.split}”"
+    seen = f"{RIGHT[analysis.metric].format(analysis.images)} of “{analysis.split}”"
     return (
         f"{told}. On {seen} this changes the accuracy by {change(lost, ' points (95 %: ')}, {_verdict(lost)}, "
         f"before any recovery training; multiply-adds change by {_relative(after.macs, before.macs)}, stored "
@@ -119,7 +119,7 @@ def plan_conclusion(analysis: Analysis, plan: Plan, before: Cost, after: Cost) -
     )
 
 
-def pruning_table(states: Sequence[State], metric: str, pictures: int) -> Table:
+def pruning_table(states: Sequence[State], metric: str, images: int) -> Table:
     """Accuracy, cost and speed of a model on its way through pruning and recovery."""
     header = ("model", f"test {METRICS[metric]} (95 %)", "change (95 %)", *_COST, "ms", "peak MB")
     rows = [
@@ -134,21 +134,21 @@ def pruning_table(states: Sequence[State], metric: str, pictures: int) -> Table:
         for i, state in enumerate(states)
     ]
     note = (
-        f"{pictures} test pictures, the same ones for every model. ms: measured for one picture in a batch of "
+        f"{images} test images, the same ones for every model. ms: measured for one image in a batch of "
         f"{states[0].speed.batch_size}; peak: weights and activations of such a batch."
     )
     return Table(header, rows, note)
 
 
-def pruning_conclusion(states: Sequence[State], metric: str, pictures: int) -> str:
+def pruning_conclusion(states: Sequence[State], metric: str, images: int) -> str:
     """One sentence on what pruning, and recovery if there was any, did to the model."""
     before, last = states[0], states[-1]
     told = "Pruned and recovered" if len(states) > 2 else "Pruned, without recovery training"
     return (
-        f"{told}, the model has {last.score.value:.1f} % of {RIGHT[metric].format(f'{pictures} test')} right against "
+        f"{told}, the model has {last.score.value:.1f} % of {RIGHT[metric].format(f'{images} test')} right against "
         f"{before.score.value:.1f} % before: {change(last.lost, ' points (95 %: ')}, {_verdict(last.lost)}. "
         f"Multiply-adds change by {_relative(last.cost.macs, before.cost.macs)}, stored parameters by "
-        f"{_relative(last.cost.stored_params, before.cost.stored_params)}, the time for a picture by "
+        f"{_relative(last.cost.stored_params, before.cost.stored_params)}, the time for an image by "
         f"{_relative(last.speed.seconds, before.speed.seconds)}."
     )
 

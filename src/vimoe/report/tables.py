@@ -6,7 +6,7 @@ import csv
 import io
 from collections.abc import Mapping, Sequence
 
-from vimoe.report.arm import Arm
+from vimoe.report.comparison import Variant
 from vimoe.vit.inspection import CostComparison
 
 # The figures that models are judged by, in the order in which they are looked for, as readers know them.
@@ -60,32 +60,32 @@ def cost_table(comparison: CostComparison) -> str:
     )
 
 
-def arm_header(arms: Sequence[Arm]) -> tuple[str, ...]:
+def variant_header(variants: Sequence[Variant]) -> tuple[str, ...]:
     """What stands over the cells of a comparison."""
-    return ("model", f"test {arms[0].metric} %", "activated", "stored", "multiply-adds", "seconds")
+    return ("model", f"test {variants[0].metric} %", "activated", "stored", "multiply-adds", "seconds")
 
 
-def arm_rows(arms: Sequence[Arm]) -> list[list[str]]:
-    """The cells of a comparison, one row an arm, under `arm_header`."""
+def variant_rows(variants: Sequence[Variant]) -> list[list[str]]:
+    """The cells of a comparison, one row a variant, under `variant_header`."""
     return [
         [
-            arm.name,
-            f"{arm.score:.1f} ± {arm.error:.1f}",
-            millions(arm.cost.activated_params),
-            millions(arm.cost.stored_params),
-            giga_macs(arm.cost.macs),
-            f"{arm.seconds:.0f}",
+            variant.name,
+            f"{variant.score:.1f} ± {variant.error:.1f}",
+            millions(variant.cost.activated_params),
+            millions(variant.cost.stored_params),
+            giga_macs(variant.cost.macs),
+            f"{variant.seconds:.0f}",
         ]
-        for arm in arms
+        for variant in variants
     ]
 
 
-def arm_table(arms: Sequence[Arm]) -> str:
+def variant_table(variants: Sequence[Variant]) -> str:
     """A comparison in plain text."""
-    return plain_table(arm_header(arms), arm_rows(arms))
+    return plain_table(variant_header(variants), variant_rows(variants))
 
 
-def figures_table(figures: Mapping[str, float]) -> str:
+def metrics_table(figures: Mapping[str, float]) -> str:
     """The figures of an evaluation, one a line."""
     words = {
         "top1": ("top-1", "%"),
@@ -96,7 +96,7 @@ def figures_table(figures: Mapping[str, float]) -> str:
         "miou": ("mean IoU", "%"),
         "aacc": ("pixel accuracy", "%"),
         "macc": ("mean class accuracy", "%"),
-        "pictures": ("pictures", ""),
+        "images": ("images", ""),
     }
     rows = [
         (words[key][0], f"{value:.2f}" if words[key][1] else f"{value:.0f}", words[key][1])

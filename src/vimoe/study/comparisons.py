@@ -6,9 +6,9 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
-from vimoe.study.plan import MOE_FIELDS
-from vimoe.study.rows import StudyRow, by_setting
+from vimoe.study.grid import MOE_FIELDS
 from vimoe.study.statistics import Paired, holm, paired, pooled_std
+from vimoe.study.study_rows import StudyRow, by_setting
 
 # Along these a study is drawn; their values are not compared one by one.
 _ALONG_THE_AXES = ("last", "num_experts", "baseline")
@@ -179,7 +179,7 @@ def _family(row: StudyRow, besides: str = "") -> str:
     words = ["MoE"]
     if besides != "shared_expert":
         words.append("with a shared expert" if row.recipe["shared_expert"] else "without a shared expert")
-    return " ".join([*words, *([f"({row.variant})"] if row.variant else [])])
+    return " ".join([*words, *([f"({row.qualifier})"] if row.qualifier else [])])
 
 
 def _differ_in(row: StudyRow, other: StudyRow) -> set[str]:

@@ -11,7 +11,7 @@ import torch
 from vimoe.data.splits import Splits
 from vimoe.errors import UserError
 from vimoe.report.tables import giga_macs, millions, plain_table
-from vimoe.study.plan import DATA_AND_MODEL, PlannedRun
+from vimoe.study.grid import DATA_AND_MODEL, StudyRun
 from vimoe.training.build import build_model
 from vimoe.training.progress import duration
 from vimoe.training.recipe import Recipe
@@ -26,23 +26,23 @@ class Effort(NamedTuple):
     """What a run takes.
 
     Attributes:
-        cost: Of its model, for one picture.
-        pictures: Pictures shown in training, over all epochs.
+        cost: Of its model, for one image.
+        images: Images shown in training, over all epochs.
     """
 
     cost: Cost
-    pictures: int
+    images: int
 
     @property
     def macs(self) -> int:
         """Multiply-adds of the whole training, forward and backward."""
-        return FORWARDS_A_STEP * self.pictures * self.cost.macs
+        return FORWARDS_A_STEP * self.images * self.cost.macs
 
 
-def efforts(runs: Iterable[PlannedRun]) -> dict[str, Effort]:
+def efforts(runs: Iterable[StudyRun]) -> dict[str, Effort]:
     """By setting, what its runs take; a recovery is counted as if nothing had been pruned.
 
-    Models are built without weights, and pictures are counted, not read.
+    Models are built without weights, and images are counted, not read.
 
     Raises:
         UserError: A run's model or data cannot be made; the line names the run.
@@ -61,19 +61,19 @@ def efforts(runs: Iterable[PlannedRun]) -> dict[str, Effort]:
                 opened[data] = open_recipe_data(recipe)
             splits = opened[data]
             trained = replace(recipe, epochs=run.recovers or recipe.epochs)
-            found[run.setting] = Effort(_count(recipe, splits), shown_pictures(trained, len(splits.train)))
+            found[run.setting] = Effort(_count(recipe, splits), shown_images(trained, len(splits.train)))
         except UserError as error:
             raise UserError(f"run {run.name}: {error}") from error
     return found
 
 
-def shown_pictures(recipe: Recipe, training_pictures: int) -> int:
-    """Pictures that a run trains on, counted once an epoch; what fills no step is left out."""
-    steps = training_pictures // recipe.batch_size // recipe.accumulate
+def shown_images(recipe: Recipe, training_images: int) -> int:
+    """Images that a run trains on, counted once an epoch; what fills no step is left out."""
+    steps = training_images // recipe.batch_size // recipe.accumulate
     return recipe.epochs * steps * recipe.accumulate * recipe.batch_size
 
 
-def expected_seconds(run: PlannedRun, effort: Mapping[str, Effort], measured: Mapping[str, Sequence[float]]) -> float:
+def expected_seconds(run: StudyRun, effort: Mapping[str, Effort], measured: Mapping[str, Sequence[float]]) -> float:
     """How long a run will take: as long as those of its setting did, else by its multiply-adds; 0 when nothing ran.
 
     Args:
@@ -90,7 +90,7 @@ def expected_seconds(run: PlannedRun, effort: Mapping[str, Effort], measured: Ma
 
 
 def effort_table(
-    runs: Sequence[PlannedRun],
+    runs: Sequence[StudyRun],
     effort: Mapping[str, Effort],
     measured: Mapping[str, Sequence[float]],
     done: Iterable[str],
@@ -106,7 +106,7 @@ def effort_table(
         jobs: How many run at once.
     """
     done = set(done)
-    settings: dict[str, list[PlannedRun]] = {}
+    settings: dict[str, list[StudyRun]] = {}
     for run in runs:
         settings.setdefault(run.setting, []).append(run)
     rows = []
@@ -120,12 +120,12 @@ def effort_table(
                 millions(taken.cost.stored_params),
                 millions(taken.cost.activated_params),
                 giga_macs(taken.cost.macs),
-                f"{taken.pictures:,}",
+                f"{taken.images:,}",
                 f"{taken.macs / 1e12:,.1f}",
                 duration(expected_seconds(same[0], effort, measured)) if measured else "-",
             ]
         )
-    header = ("setting", "runs", "done", "stored", "activated", "a picture", "pictures", "TMAC a run", "time a run")
+    header = ("setting", "runs", "done", "stored", "activated", "an image", "images", "TMAC a run", "time a run")
     left = [run for run in runs if run.name not in done]
     total = sum(effort[run.setting].macs for run in runs)
     lines = [

@@ -9,15 +9,15 @@ from typing import NamedTuple
 import torch
 
 from vimoe.study.effort import effort_table, efforts, expected_seconds
-from vimoe.study.file import Study
 from vimoe.study.gather import gather
-from vimoe.study.plan import PlannedRun, plan_runs
+from vimoe.study.grid import StudyRun, plan_runs
 from vimoe.study.planned import plan_to_result
 from vimoe.study.queue import Outcome
-from vimoe.study.result import Result, read_result, run_to_result
+from vimoe.study.run_result import Result, read_result, run_to_result
+from vimoe.study.study_file import Study
 from vimoe.study.workers import run_all
 from vimoe.training.progress import duration
-from vimoe.training.run import RunFolder
+from vimoe.training.run_folder import RunFolder
 
 
 class Progress(NamedTuple):
@@ -29,7 +29,7 @@ class Progress(NamedTuple):
         failures: One line for each that failed or could not begin, by name.
     """
 
-    runs: list[PlannedRun]
+    runs: list[StudyRun]
     results: dict[str, Result]
     failures: dict[str, str]
 
@@ -104,7 +104,7 @@ def execute(study: Study, jobs: int | None = None) -> Progress:
     return progress
 
 
-def run_planned(run: PlannedRun) -> None:
+def run_planned(run: StudyRun) -> None:
     """What a worker process does with a run."""
     if run.recovers:
         plan_to_result(run)

@@ -13,14 +13,14 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from vimoe.files import write_bytes, write_text
-from vimoe.study.figures import deepest
-from vimoe.study.plan import PlannedRun
-from vimoe.study.result import Result
-from vimoe.study.rows import StudyRow, study_rows, write_study
-from vimoe.training.run import RunFolder
+from vimoe.study.grid import StudyRun
+from vimoe.study.run_result import Result
+from vimoe.study.study_plots import deepest
+from vimoe.study.study_rows import StudyRow, study_rows, write_study
+from vimoe.training.run_folder import RunFolder
 
 
-def gather(runs: Sequence[PlannedRun], results: Mapping[str, Result], folder: Path) -> None:
+def gather(runs: Sequence[StudyRun], results: Mapping[str, Result], folder: Path) -> None:
     """Write what the runs with a result measured into the study's folder.
 
     Args:

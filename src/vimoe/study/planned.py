@@ -5,15 +5,15 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from vimoe.analysis.of_run import analyse_run
-from vimoe.study.plan import PlannedRun
-from vimoe.study.pruning import prune_run
-from vimoe.study.result import Result, keep_result, measure, read_result
+from vimoe.analysis.analyze_run import analyse_run
+from vimoe.study.grid import StudyRun
+from vimoe.study.prune_run import prune_run
+from vimoe.study.run_result import Result, keep_result, measure, read_result
 from vimoe.training.recipe import load_recipe
-from vimoe.training.run import RunFolder
+from vimoe.training.run_folder import RunFolder
 
 
-def plan_to_result(run: PlannedRun) -> Result:
+def plan_to_result(run: StudyRun) -> Result:
     """Make of the run that this one needs what its own plan says, and note down what came of it.
 
     The plan is made on the validation split. `seconds` of the result are those of analysis and recovery.

@@ -13,12 +13,12 @@ from vimoe.analysis.counts import RoutingCounts
 from vimoe.analysis.specialisation import specialisation
 from vimoe.errors import UserError
 from vimoe.files import write_text
-from vimoe.report.figures import routing_heatmaps
+from vimoe.report.plots import routing_heatmaps
 from vimoe.report.saving import save_figure
 from vimoe.study.comparisons import comparisons, spread
-from vimoe.study.figures import Curves, study_figures
-from vimoe.study.rows import read_study_rows
-from vimoe.study.tables import comparisons_table, planned_table, power_line, settings_table
+from vimoe.study.study_plots import Curves, study_figures
+from vimoe.study.study_rows import read_study_rows
+from vimoe.study.study_tables import comparisons_table, planned_table, power_line, settings_table
 
 
 def publish(folder: Path) -> str:

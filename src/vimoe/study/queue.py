@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from vimoe.study.plan import PlannedRun
+from vimoe.study.grid import StudyRun
 
 
 class Outcome(NamedTuple):
@@ -17,7 +17,7 @@ class Outcome(NamedTuple):
         failure: One line on what went wrong, empty where nothing did.
     """
 
-    run: PlannedRun
+    run: StudyRun
     failure: str
 
 
@@ -30,15 +30,15 @@ class Queue:
         unfinished: Names of the runs that others must wait for.
     """
 
-    waiting: list[PlannedRun]
+    waiting: list[StudyRun]
     unfinished: set[str]
 
     @classmethod
-    def of(cls, runs: Sequence[PlannedRun]) -> Queue:
+    def of(cls, runs: Sequence[StudyRun]) -> Queue:
         """A queue of these runs; what they need and is not among them has been done."""
         return cls(list(runs), {run.name for run in runs})
 
-    def take(self) -> PlannedRun | None:
+    def take(self) -> StudyRun | None:
         """The first run that waits for nothing, None where there is none now."""
         for run in self.waiting:
             if run.needs not in self.unfinished:

@@ -1,4 +1,4 @@
-"""What a model really takes: seconds a picture and memory, measured."""
+"""What a model really takes: seconds an image and memory, measured."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class Speed(NamedTuple):
     """Measured on this machine.
 
     Attributes:
-        seconds: For one picture in a batch of `batch_size`, median of several runs.
+        seconds: For one image in a batch of `batch_size`, median of several runs.
         peak_bytes: The most memory that weights and activations took at once while a batch was computed.
-        batch_size: Pictures at once.
+        batch_size: Images at once.
     """
 
     seconds: float
@@ -39,44 +39,44 @@ def compare_speed(
         models: On `device`.
         image_shape: Channels, height, width.
         device: Where they are.
-        batch_size: Pictures at once; noise, so that routers choose as they please.
+        batch_size: Images at once; noise, so that routers choose as they please.
         rounds: Runs of each model.
     """
-    pictures = torch.randn(batch_size, *image_shape, generator=torch.Generator().manual_seed(0)).to(device)
-    peaks = [_peak_bytes(model, pictures) for model in models]  # also warms them up
+    images = torch.randn(batch_size, *image_shape, generator=torch.Generator().manual_seed(0)).to(device)
+    peaks = [_peak_bytes(model, images) for model in models]  # also warms them up
     seconds: list[list[float]] = [[] for _ in models]
     for _ in range(rounds):
         for i, model in enumerate(models):
             with evaluating(model):
-                seconds[i].append(_seconds(model, pictures))
+                seconds[i].append(_seconds(model, images))
     pairs = zip(seconds, peaks, strict=True)
     return [Speed(statistics.median(s) / batch_size, peak, batch_size) for s, peak in pairs]
 
 
-def _seconds(model: nn.Module, pictures: Tensor) -> float:
-    if pictures.is_cuda:
+def _seconds(model: nn.Module, images: Tensor) -> float:
+    if images.is_cuda:
         torch.cuda.synchronize()
     started = time.perf_counter()
-    model(pictures)
-    if pictures.is_cuda:
+    model(images)
+    if images.is_cuda:
         torch.cuda.synchronize()
     return time.perf_counter() - started
 
 
-def _peak_bytes(model: nn.Module, pictures: Tensor) -> int:
+def _peak_bytes(model: nn.Module, images: Tensor) -> int:
     """Weights, and the most that torch held beyond what it held before the batch."""
     weights = sum(p.numel() * p.element_size() for p in [*model.parameters(), *model.buffers()])
     with evaluating(model):
-        if pictures.is_cuda:
-            model(pictures)
+        if images.is_cuda:
+            model(images)
             torch.cuda.synchronize()
             torch.cuda.reset_peak_memory_stats()
             held = torch.cuda.memory_allocated()
-            model(pictures)
+            model(images)
             torch.cuda.synchronize()
             return weights + torch.cuda.max_memory_allocated() - held
         with _Held() as held_tensors:
-            model(pictures)
+            model(images)
     return weights + held_tensors.most
 
 

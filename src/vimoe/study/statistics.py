@@ -37,7 +37,7 @@ class Paired(NamedTuple):
 def paired(differences: Sequence[float]) -> Paired:
     """The paired t interval and test (Student 1908); the differences of one seed each are taken as normal.
 
-    Seeds that all differ by the same, as a few pictures right or wrong make them, show no spread to test against.
+    Seeds that all differ by the same, as a few images right or wrong make them, show no spread to test against.
     """
     values = np.asarray(differences, dtype=float)
     n, mean = len(values), float(values.mean())

@@ -15,18 +15,18 @@ from multiprocessing.connection import Connection
 from pathlib import Path
 
 from vimoe.errors import UserError
-from vimoe.study.plan import PlannedRun
+from vimoe.study.grid import StudyRun
 from vimoe.study.queue import Outcome, Queue
 from vimoe.training.interrupt import InterruptedRun, listening
 
-Work = Callable[[PlannedRun], object]
+Work = Callable[[StudyRun], object]
 
 FAILED_FILE = "failed.txt"
 LOG_FILE = "log.txt"
 
 
 def run_all(
-    runs: Sequence[PlannedRun], work: Work, jobs: int, devices: Sequence[str], on_end: Callable[[Outcome], None]
+    runs: Sequence[StudyRun], work: Work, jobs: int, devices: Sequence[str], on_end: Callable[[Outcome], None]
 ) -> None:
     """Do `work` on every run, `jobs` at a time.
 
@@ -76,7 +76,7 @@ class _Worker:
     def __init__(self, work: Work, device: str, threads: int) -> None:
         self._work, self._device, self._threads = work, device, threads
         self._told = False
-        self.run: PlannedRun | None = None
+        self.run: StudyRun | None = None
         self._start()
 
     def _start(self) -> None:
@@ -88,7 +88,7 @@ class _Worker:
         signal.signal(signal.SIGINT, before)
         theirs.close()
 
-    def begin(self, run: PlannedRun) -> None:
+    def begin(self, run: StudyRun) -> None:
         """Hand a run to the process."""
         self.run = run
         with contextlib.suppress(OSError):  # it has died: `end` will find out
@@ -134,7 +134,7 @@ def _serve(pipe: Connection, work: Work, threads: int) -> None:
     torch.set_num_threads(threads)
     with contextlib.suppress(EOFError, OSError, KeyboardInterrupt):
         while True:
-            run: PlannedRun = pipe.recv()
+            run: StudyRun = pipe.recv()
             pipe.send(_attempt(run, work))
 
 
@@ -145,7 +145,7 @@ def _stop_with_parent() -> None:
         os.kill(os.getpid(), signal.SIGTERM)
 
 
-def _attempt(run: PlannedRun, work: Work) -> str | None:
+def _attempt(run: StudyRun, work: Work) -> str | None:
     """What went wrong in one line, nothing where nothing did, None where the run was interrupted."""
     folder = Path(run.recipe.output)
     folder.mkdir(parents=True, exist_ok=True)
@@ -165,7 +165,7 @@ def _attempt(run: PlannedRun, work: Work) -> str | None:
     return ""
 
 
-def _note_failure(run: PlannedRun, text: str) -> None:
+def _note_failure(run: StudyRun, text: str) -> None:
     folder = Path(run.recipe.output)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / FAILED_FILE).write_text(text.rstrip() + "\n")

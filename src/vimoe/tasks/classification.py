@@ -10,14 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vimoe.data.loading import batches
-from vimoe.data.splits import Pictures, Splits
-from vimoe.tasks.figures import ClassificationFigures
+from vimoe.data.loaders import batches
+from vimoe.data.splits import Images, Splits
+from vimoe.tasks.classification_metrics import ClassificationMetrics
 from vimoe.vit.checkpoint import save
 
 
 class Classification:
-    """One label a picture: cross-entropy, and top-1 accuracy.
+    """One label an image: cross-entropy, and top-1 accuracy.
 
     Args:
         num_classes: Number of classes.
@@ -34,9 +34,9 @@ class Classification:
         """Cross-entropy of logits `[B, classes]` and labels `[B]`."""
         return F.cross_entropy(outputs.float(), targets, label_smoothing=self.smoothing)
 
-    def evaluate(self, model: nn.Module, pictures: Pictures, device: str, workers: int = 0) -> dict[str, float]:
-        """See `ClassificationFigures.summary`."""
-        return classify(model, batches(pictures, workers=workers), self.num_classes, device).summary()
+    def evaluate(self, model: nn.Module, images: Images, device: str, workers: int = 0) -> dict[str, float]:
+        """See `ClassificationMetrics.summary`."""
+        return classify(model, batches(images, workers=workers), self.num_classes, device).summary()
 
     def save(self, model: nn.Module, folder: Path, splits: Splits) -> None:
         """A model folder in timm's format, with the names of the classes."""
@@ -45,14 +45,14 @@ class Classification:
 
 def classify(
     model: nn.Module, labelled: Iterable[tuple[Tensor, Tensor]], num_classes: int, device: str
-) -> ClassificationFigures:
-    """Send batches of labelled pictures through the model and count, over all processes."""
-    figures = ClassificationFigures(num_classes)
+) -> ClassificationMetrics:
+    """Send batches of labelled images through the model and count, over all processes."""
+    metrics = ClassificationMetrics(num_classes)
     with evaluating(model):
-        for pictures, labels in labelled:
-            figures.add(model(pictures.to(device)).float().cpu(), labels)
-    figures.sum_over_processes()
-    return figures
+        for images, labels in labelled:
+            metrics.add(model(images.to(device)).float().cpu(), labels)
+    metrics.all_reduce_sum()
+    return metrics
 
 
 @contextmanager

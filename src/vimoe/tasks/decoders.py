@@ -74,7 +74,7 @@ class MultiLevelDecoder(nn.Module):
 
 
 class PooledContext(nn.Module):
-    """Pyramid pooling (PSPNet, Zhao et al. 2017): the picture's mean over 1, 4, 9 and 36 regions beside each place.
+    """Pyramid pooling (PSPNet, Zhao et al. 2017): the image's mean over 1, 4, 9 and 36 regions beside each place.
 
     Args:
         width: Channels that come in.

@@ -1,4 +1,4 @@
-"""A finished classifier at work: on labelled pictures, and on any pictures, from its folder alone."""
+"""A finished classifier at work: on labelled images, and on any images, from its folder alone."""
 
 from __future__ import annotations
 
@@ -10,34 +10,34 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from vimoe.data.decode import SUFFIXES, BrokenPictureError, read_picture
-from vimoe.data.folder import evaluation_transform, picture_form
-from vimoe.data.loading import batches
+from vimoe.data.decode import SUFFIXES, BrokenImageError, read_image
+from vimoe.data.folder import evaluation_transform, image_form
+from vimoe.data.loaders import batches
 from vimoe.data.registry import open_dataset
 from vimoe.data.splits import check_classes
 from vimoe.errors import UserError
 from vimoe.tasks.classification import classify, evaluating
-from vimoe.tasks.figures import ClassificationFigures
+from vimoe.tasks.classification_metrics import ClassificationMetrics
 from vimoe.vit.blocks import moe_layers
 from vimoe.vit.checkpoint import load, read_config
 from vimoe.vit.recording import record_routing
 
 
 class Evaluation(NamedTuple):
-    """What came of an evaluation: figures, class names, and lines on broken pictures."""
+    """What came of an evaluation: metrics, class names, and lines on broken images."""
 
-    figures: ClassificationFigures
+    metrics: ClassificationMetrics
     class_names: tuple[str, ...]
     broken: list[str]
 
 
 class Prediction(NamedTuple):
-    """What a model says about a picture.
+    """What a model says about an image.
 
     Attributes:
-        path: The picture.
+        path: The image.
         labels: The most probable labels with their probabilities, best first.
-        experts: By block number, the experts chosen for the picture (under `image` routing).
+        experts: By block number, the experts chosen for the image (under `image` routing).
     """
 
     path: Path
@@ -60,7 +60,7 @@ def evaluate_folder(
     device: str,
     names: tuple[str, str, str] = ("", "", ""),
 ) -> Evaluation:
-    """Evaluate a model folder on the `train`, `val` or `test` split of labelled pictures.
+    """Evaluate a model folder on the `train`, `val` or `test` split of labelled images.
 
     `names` are what these splits are called where they do not have one of the usual names.
 
@@ -69,18 +69,18 @@ def evaluate_folder(
     """
     folder = model_folder(path)
     config = read_config(folder)
-    splits = open_dataset(dataset, data_dir, picture_form(config["pretrained_cfg"]), splits=names)
+    splits = open_dataset(dataset, data_dir, image_form(config["pretrained_cfg"]), splits=names)
     labels = config.get("label_names")
     if labels is not None:
-        check_classes(splits.class_names, labels, "the pictures have other classes than the model")
+        check_classes(splits.class_names, labels, "the images have other classes than the model")
     broken: list[str] = []
-    pictures = getattr(splits, split)
-    labelled = batches(pictures, batch_size, workers, broken.append)
-    figures = classify(load(folder, device), labelled, len(splits.class_names), device)
-    return Evaluation(figures, splits.class_names, broken)
+    images = getattr(splits, split)
+    labelled = batches(images, batch_size, workers, broken.append)
+    metrics = classify(load(folder, device), labelled, len(splits.class_names), device)
+    return Evaluation(metrics, splits.class_names, broken)
 
 
-def find_pictures(patterns: Sequence[str]) -> list[Path]:
+def find_images(patterns: Sequence[str]) -> list[Path]:
     """Files as they are named, folders searched through, globs expanded; in this order, each once.
 
     Raises:
@@ -90,50 +90,50 @@ def find_pictures(patterns: Sequence[str]) -> list[Path]:
     for pattern in patterns:
         matches = [pattern] if Path(pattern).exists() else sorted(glob.glob(pattern, recursive=True))
         if not matches:
-            raise UserError(f"there is no picture at {pattern}")
+            raise UserError(f"there is no image at {pattern}")
         for match in map(Path, matches):
             inside = sorted(p for p in match.rglob("*") if p.suffix.lower() in SUFFIXES) if match.is_dir() else [match]
             found |= dict.fromkeys(inside)
     if not found:
-        raise UserError(f"there is no picture in {' '.join(patterns)}")
+        raise UserError(f"there is no image in {' '.join(patterns)}")
     return list(found)
 
 
 def predict(
-    path: Path, pictures: Sequence[Path], top_k: int, batch_size: int, device: str, on_broken: Callable[[str], None]
+    path: Path, images: Sequence[Path], top_k: int, batch_size: int, device: str, on_broken: Callable[[str], None]
 ) -> Iterator[Prediction]:
-    """What the model of a folder says about picture files, in their order; broken ones are told and left out.
+    """What the model of a folder says about image files, in their order; broken ones are told and left out.
 
     Raises:
         UserError: The model cannot be used.
     """
     folder = model_folder(path)
     config = read_config(folder)
-    transform = evaluation_transform(picture_form(config["pretrained_cfg"]))
+    transform = evaluation_transform(image_form(config["pretrained_cfg"]))
     model = load(folder, device)
     names = config.get("label_names") or [str(i) for i in range(int(config["num_classes"]))]
-    for start in range(0, len(pictures), batch_size):
+    for start in range(0, len(images), batch_size):
         read = []
-        for picture in pictures[start : start + batch_size]:
+        for image in images[start : start + batch_size]:
             try:
-                read.append((picture, transform(read_picture(picture))))
-            except BrokenPictureError as error:
+                read.append((image, transform(read_image(image))))
+            except BrokenImageError as error:
                 on_broken(str(error))
         if read:
             yield from _answers(model, [p for p, _ in read], torch.stack([x for _, x in read]).to(device), names, top_k)
 
 
 def _answers(
-    model: nn.Module, paths: list[Path], pictures: torch.Tensor, names: Sequence[str], top_k: int
+    model: nn.Module, paths: list[Path], images: torch.Tensor, names: Sequence[str], top_k: int
 ) -> Iterator[Prediction]:
     experts: dict[int, torch.Tensor] = {}
     with evaluating(model):
         if per_image := {n: layer for n, layer in moe_layers(model).items() if layer.routing == "image"}:
             with record_routing(model) as record:
-                logits = model(pictures)
+                logits = model(images)
             experts = {number: record.expert_ids[number] for number in per_image}
         else:
-            logits = model(pictures)
+            logits = model(images)
     probs, labels = logits.float().softmax(-1).cpu().topk(min(top_k, logits.shape[-1]))
     for i, path in enumerate(paths):
         best = [(names[label], p) for label, p in zip(labels[i].tolist(), probs[i].tolist(), strict=True)]

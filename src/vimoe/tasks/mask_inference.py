@@ -1,4 +1,4 @@
-"""A finished segmentation model at work: on labelled pictures, and on any pictures, from its folder alone."""
+"""A finished segmentation model at work: on labelled images, and on any images, from its folder alone."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from vimoe.data.decode import BrokenPictureError, read_picture
-from vimoe.data.folder import PictureForm, picture_form
-from vimoe.data.joint import normalised
-from vimoe.data.loading import batches
+from vimoe.data.decode import BrokenImageError, read_image
+from vimoe.data.folder import ImageForm, image_form
+from vimoe.data.loaders import batches
+from vimoe.data.mask_augmentation import normalised
 from vimoe.data.splits import Splits, check_classes
 from vimoe.tasks.classification import evaluating
-from vimoe.tasks.confusion import ConfusionMatrix
+from vimoe.tasks.confusion_matrix import ConfusionMatrix
 from vimoe.tasks.inference import model_folder
 from vimoe.tasks.palette import class_colours
 from vimoe.tasks.segmentation import segment
@@ -26,26 +26,26 @@ from vimoe.tasks.windows import View, probabilities
 from vimoe.vit.checkpoint import read_config
 
 Mask = NDArray[np.int64]
-# From how a model wants its pictures, and whether masks say 0 for unlabelled, to the pictures.
-OpenSplits = Callable[[PictureForm, bool], Splits]
+# From how a model wants its images, and whether masks say 0 for unlabelled, to the images.
+OpenSplits = Callable[[ImageForm, bool], Splits]
 
 
 class MaskEvaluation(NamedTuple):
-    """What came of an evaluation: confusion matrix, pictures seen, class names, and lines on broken pictures."""
+    """What came of an evaluation: confusion matrix, images seen, class names, and lines on broken images."""
 
     confusion: ConfusionMatrix
-    pictures: int
+    images: int
     class_names: tuple[str, ...]
     broken: list[str]
 
 
 class MaskPrediction(NamedTuple):
-    """What a model sees in a picture.
+    """What a model sees in an image.
 
     Attributes:
-        path: The picture.
-        mask: An indexed PNG of the picture's size, its values those of the masks the model learned from.
-        overlay: A PNG of the picture under the colours of its classes.
+        path: The image.
+        mask: An indexed PNG of the image's size, its values those of the masks the model learned from.
+        overlay: A PNG of the image under the colours of its classes.
         shares: By class name, the share of the pixels, largest first; classes that were not seen are left out.
     """
 
@@ -56,7 +56,7 @@ class MaskPrediction(NamedTuple):
 
 
 def default_view(path: Path) -> View:
-    """How the model of a folder looked at pictures while it was trained: whole, and at what size.
+    """How the model of a folder looked at images while it was trained: whole, and at what size.
 
     Raises:
         UserError: The folder holds no segmentation model.
@@ -67,13 +67,13 @@ def default_view(path: Path) -> View:
 def evaluate_masks(
     path: Path, open_splits: OpenSplits, split: str, view: View, workers: int, device: str
 ) -> MaskEvaluation:
-    """Evaluate a segmentation model's folder on a split of pictures with masks.
+    """Evaluate a segmentation model's folder on a split of images with masks.
 
     Args:
         path: A run folder or a model folder.
-        open_splits: Opens the pictures.
+        open_splits: Opens the images.
         split: `train`, `val` or `test`.
-        view: How to look at the pictures.
+        view: How to look at the images.
         workers: Processes that decode.
         device: Where to compute.
 
@@ -82,7 +82,7 @@ def evaluate_masks(
     """
     folder = model_folder(path)
     entry = read_segmentation(folder)
-    splits = open_splits(picture_form(read_config(folder)["pretrained_cfg"]), entry.reduce_zero_label)
+    splits = open_splits(image_form(read_config(folder)["pretrained_cfg"]), entry.reduce_zero_label)
     check_classes(splits.class_names, entry.class_names, "the masks have other classes than the model")
     broken: list[str] = []
     labelled = batches(getattr(splits, split), 1, workers, broken.append)
@@ -91,30 +91,30 @@ def evaluate_masks(
 
 
 def predict_masks(
-    path: Path, pictures: Sequence[Path], view: View, device: str, on_broken: Callable[[str], None]
+    path: Path, images: Sequence[Path], view: View, device: str, on_broken: Callable[[str], None]
 ) -> Iterator[MaskPrediction]:
-    """What the model of a folder sees in picture files, in their order; broken ones are told and left out.
+    """What the model of a folder sees in image files, in their order; broken ones are told and left out.
 
     Raises:
         UserError: The model cannot be used.
     """
     folder = model_folder(path)
     entry = read_segmentation(folder)
-    form = picture_form(read_config(folder)["pretrained_cfg"])
+    form = image_form(read_config(folder)["pretrained_cfg"])
     model = load_segmenter(folder, device)
-    for file in pictures:
+    for file in images:
         try:
-            picture = read_picture(file)
-        except BrokenPictureError as error:
+            image = read_image(file)
+        except BrokenImageError as error:
             on_broken(str(error))
             continue
         with evaluating(model):
-            found = probabilities(model, normalised(picture, form)[None].to(device), view)
+            found = probabilities(model, normalised(image, form)[None].to(device), view)
         classes = found.argmax(1)[0].cpu().numpy()
         yield MaskPrediction(
             file,
             mask_png(classes, len(entry.class_names), entry.reduce_zero_label),
-            overlay_png(picture, classes, len(entry.class_names)),
+            overlay_png(image, classes, len(entry.class_names)),
             class_shares(classes, entry.class_names),
         )
 
@@ -129,10 +129,10 @@ def mask_png(classes: Mask, num_classes: int, reduce_zero_label: bool) -> bytes:
     return _png(mask)
 
 
-def overlay_png(picture: Image.Image, classes: Mask, num_classes: int) -> bytes:
-    """The picture, half covered by the classes' colours."""
+def overlay_png(image: Image.Image, classes: Mask, num_classes: int) -> bytes:
+    """The image, half covered by the classes' colours."""
     colours = Image.fromarray(class_colours(num_classes)[classes])
-    return _png(Image.blend(picture, colours, 0.5))
+    return _png(Image.blend(image, colours, 0.5))
 
 
 def class_shares(classes: Mask, class_names: Sequence[str]) -> dict[str, float]:
@@ -142,7 +142,7 @@ def class_shares(classes: Mask, class_names: Sequence[str]) -> dict[str, float]:
     return {class_names[i]: float(pixels[i] / classes.size) for i in seen}
 
 
-def _png(picture: Image.Image) -> bytes:
+def _png(image: Image.Image) -> bytes:
     buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
+    image.save(buffer, "PNG")
     return buffer.getvalue()

@@ -9,17 +9,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vimoe.data.loading import NOBODY, batches
+from vimoe.data.loaders import NOBODY, batches
 from vimoe.data.masks import IGNORE
-from vimoe.data.splits import Pictures, Splits
+from vimoe.data.splits import Images, Splits
+from vimoe.distributed import all_reduce_sum
 from vimoe.errors import UserError
-from vimoe.processes import sum_over_processes
 from vimoe.tasks.classification import evaluating
-from vimoe.tasks.confusion import ConfusionMatrix
+from vimoe.tasks.confusion_matrix import ConfusionMatrix
 from vimoe.tasks.segmenter_folder import save_segmenter
 from vimoe.tasks.windows import View, probabilities
 
-# Pictures in memory have one size and are small; those from files may have any size and go one by one.
+# Images in memory have one size and are small; those from files may have any size and go one by one.
 IN_MEMORY_BATCH = 64
 
 
@@ -29,7 +29,7 @@ class Segmentation:
     Args:
         num_classes: Number of classes.
         smoothing: Label smoothing.
-        view: How pictures are looked at in evaluation; its `short_side` is kept with the model.
+        view: How images are looked at in evaluation; its `short_side` is kept with the model.
         reduce_zero_label: Whether masks in files say 0 for unlabelled; kept with the model.
 
     Raises:
@@ -58,11 +58,11 @@ class Segmentation:
         )
         return total / (targets != IGNORE).sum().clamp(min=1)
 
-    def evaluate(self, model: nn.Module, pictures: Pictures, device: str, workers: int = 0) -> dict[str, float]:
-        """See `ConfusionMatrix.figures`; and `pictures`, how many were looked at."""
-        labelled = batches(pictures, 1 if pictures.from_files else IN_MEMORY_BATCH, workers)
+    def evaluate(self, model: nn.Module, images: Images, device: str, workers: int = 0) -> dict[str, float]:
+        """See `ConfusionMatrix.metrics`; and `images`, how many were looked at."""
+        labelled = batches(images, 1 if images.from_files else IN_MEMORY_BATCH, workers)
         confusion, count = segment(model, labelled, self.num_classes, device, self.view)
-        return confusion.figures() | {"pictures": count}
+        return confusion.metrics() | {"images": count}
 
     def save(self, model: nn.Module, folder: Path, splits: Splits) -> None:
         """The folder of a segmentation model, with the names of the classes."""
@@ -72,24 +72,24 @@ class Segmentation:
 def segment(
     model: nn.Module, labelled: Iterable[tuple[Tensor, Tensor]], num_classes: int, device: str, view: View
 ) -> tuple[ConfusionMatrix, int]:
-    """Send batches of pictures with masks through the model and count, over all processes, at the masks' resolution.
+    """Send batches of images with masks through the model and count, over all processes, at the masks' resolution.
 
     Args:
         model: A segmentation model.
-        labelled: Pictures `[B, C, H, W]` and masks `[B, H, W]` of the same size.
+        labelled: Images `[B, C, H, W]` and masks `[B, H, W]` of the same size.
         num_classes: Number of classes.
         device: Where the model is.
-        view: How to look at the pictures.
+        view: How to look at the images.
 
     Returns:
-        The confusion matrix, and the number of pictures.
+        The confusion matrix, and the number of images.
     """
     confusion, count = ConfusionMatrix(num_classes), torch.zeros((), dtype=torch.int64)
     with evaluating(model):
-        for pictures, masks in labelled:
-            answers, real = probabilities(model, pictures.to(device), view).argmax(1).cpu(), masks[:, 0, 0] != NOBODY
+        for images, masks in labelled:
+            answers, real = probabilities(model, images.to(device), view).argmax(1).cpu(), masks[:, 0, 0] != NOBODY
             confusion.add(answers[real], masks[real])
             count += real.sum()
-    confusion.sum_over_processes()
-    sum_over_processes(count)
+    confusion.all_reduce_sum()
+    all_reduce_sum(count)
     return confusion, int(count)

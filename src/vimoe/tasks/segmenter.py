@@ -20,7 +20,7 @@ DECODERS = ("linear", "upernet")
 
 
 class Segmenter(nn.Module):
-    """Pictures of any size to logits of the same size.
+    """Images of any size to logits of the same size.
 
     Sizes are rounded up to whole patches with zeros (the mean colour) at the right and the bottom, and the ViT
     interpolates its position embedding to the grid.
@@ -39,12 +39,12 @@ class Segmenter(nn.Module):
         self.num_classes = decoder.classify.out_channels
         self.patch_size: tuple[int, int] = tuple(backbone.patch_embed.patch_size)
 
-    def forward(self, pictures: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> Tensor:
         """`[B, C, H, W]` to logits `[B, classes, H, W]`."""
-        height, width = pictures.shape[-2:]
+        height, width = images.shape[-2:]
         rows, columns = self.grid(height, width)
         size = rows * self.patch_size[0], columns * self.patch_size[1]
-        whole_patches = F.pad(pictures, (0, size[1] - width, 0, size[0] - height))
+        whole_patches = F.pad(images, (0, size[1] - width, 0, size[0] - height))
         features = self.backbone.forward_intermediates(
             whole_patches, indices=list(self.blocks), norm=True, intermediates_only=True, output_fmt="NCHW"
         )
@@ -52,7 +52,7 @@ class Segmenter(nn.Module):
         return logits[..., :height, :width]
 
     def grid(self, height: int, width: int) -> tuple[int, int]:
-        """Rows and columns of patches of a picture."""
+        """Rows and columns of patches of an image."""
         return math.ceil(height / self.patch_size[0]), math.ceil(width / self.patch_size[1])
 
     def set_grad_checkpointing(self, enable: bool = True) -> None:
@@ -88,7 +88,7 @@ def build_segmenter(
         dim: Channels inside the `upernet` decoder.
 
     Raises:
-        UserError: The backbone takes pictures of one size only, routes whole images, or does not fit the decoder.
+        UserError: The backbone takes images of one size only, routes whole images, or does not fit the decoder.
     """
     if decoder not in DECODERS:
         raise UserError(f"decoder must be one of {', '.join(DECODERS)}, got {decoder!r}")
@@ -98,7 +98,7 @@ def build_segmenter(
     check_token_routing(vit)
     if not getattr(vit, "dynamic_img_size", False) or not hasattr(vit, "forward_intermediates"):
         raise UserError(
-            f"{type(vit).__name__} takes pictures of one size only: make it with timm.create_model(..., "
+            f"{type(vit).__name__} takes images of one size only: make it with timm.create_model(..., "
             "dynamic_img_size=True), which vit_*, DeiT, DINOv2, DINOv3, CLIP, SigLIP and EVA know"
         )
     blocks = _checked(blocks, decoder, len(vit.blocks))
@@ -122,7 +122,7 @@ def check_token_routing(model: nn.Module) -> None:
     config = get_config(model)
     if config is not None and config.routing == "image":
         raise UserError(
-            "routing 'image' sends all patches of a picture to the same experts, whatever they show, so that no "
+            "routing 'image' sends all patches of an image to the same experts, whatever they show, so that no "
             "expert can serve a class: use routing 'token' for segmentation"
         )
 

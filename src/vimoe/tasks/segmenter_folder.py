@@ -35,7 +35,7 @@ class SegmentationEntry(NamedTuple):
         dim: Channels inside the `upernet` decoder; 0 under `linear`.
         class_names: By class.
         reduce_zero_label: Whether masks in files say 0 for unlabelled and 1 to K for the classes.
-        short_side: Pixels that a picture's shorter side is brought to before the model sees it; None for its own.
+        short_side: Pixels that an image's shorter side is brought to before the model sees it; None for its own.
         sha256: Of the decoder's file.
     """
 

@@ -7,7 +7,7 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
-from vimoe.data.splits import Pictures, Splits
+from vimoe.data.splits import Images, Splits
 
 
 class Task(Protocol):
@@ -15,18 +15,18 @@ class Task(Protocol):
 
     @property
     def metric(self) -> str:
-        """The name of the figure that says which model is better (higher is)."""
+        """The name of the metric that says which model is better (higher is)."""
         ...
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """A scalar with gradient, from what the model answered and what was right."""
         ...
 
-    def evaluate(self, model: nn.Module, pictures: Pictures, device: str, workers: int = 0) -> dict[str, float]:
-        """All figures of merit over `pictures`; the model is left in the mode it came in.
+    def evaluate(self, model: nn.Module, images: Images, device: str, workers: int = 0) -> dict[str, float]:
+        """All metrics over `images`; the model is left in the mode it came in.
 
-        With several processes each looks at its own share of the pictures, every picture is counted once, and all
-        get the same figures.
+        With several processes each looks at its own share of the images, every image is counted once, and all
+        get the same metrics.
         """
         ...
 

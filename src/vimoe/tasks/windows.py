@@ -1,4 +1,4 @@
-"""From a model to the class probabilities of a picture: whole or by windows, at several sizes, mirrored or not."""
+"""From a model to the class probabilities of an image: whole or by windows, at several sizes, mirrored or not."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from vimoe.data.joint import size_factor
+from vimoe.data.mask_augmentation import size_factor
 from vimoe.errors import UserError
 
 Model = Callable[[Tensor], Tensor]
@@ -17,12 +17,12 @@ Model = Callable[[Tensor], Tensor]
 
 @dataclass(frozen=True)
 class View:
-    """How a picture is looked at.
+    """How an image is looked at.
 
     Attributes:
         short_side: Pixels that the shorter side is brought to first, the ratio kept (see `view_size`); None for the
-            picture's own.
-        window: Side of the windows in pixels; None looks at the whole picture at once.
+            image's own.
+        window: Side of the windows in pixels; None looks at the whole image at once.
         stride: Pixels from one window to the next. 341 for windows of 512 is DINOv2's protocol.
         batch: Windows that go through the model together.
         scales: Sizes relative to `short_side` that are looked at in turn.
@@ -49,23 +49,23 @@ class View:
             raise UserError(f"scales must be one or more positive numbers, got {list(self.scales)}")
 
 
-def probabilities(model: Model, pictures: Tensor, view: View) -> Tensor:
-    """Class probabilities of pictures of one size, at that size.
+def probabilities(model: Model, images: Tensor, view: View) -> Tensor:
+    """Class probabilities of images of one size, at that size.
 
     Several scales and flips are averaged after the softmax, as mmsegmentation does.
 
     Args:
         model: From `[B, C, h, w]` to logits `[B, classes, h, w]`.
-        pictures: `[B, C, H, W]`.
+        images: `[B, C, H, W]`.
         view: How to look at them.
 
     Returns:
         `[B, classes, H, W]` fp32.
     """
-    height, width = pictures.shape[-2:]
+    height, width = images.shape[-2:]
     total: Tensor | None = None
     for scale in view.scales:
-        sized = resized(pictures, *view_size(height, width, view.short_side, scale))
+        sized = resized(images, *view_size(height, width, view.short_side, scale))
         for mirrored in (False, True) if view.flips else (False,):
             seen = sized.flip(-1) if mirrored else sized
             logits = model(seen) if view.window is None else sliding_window(model, seen, view)
@@ -76,36 +76,36 @@ def probabilities(model: Model, pictures: Tensor, view: View) -> Tensor:
     return total.div_(len(view.scales) * (1 + view.flips))
 
 
-def sliding_window(model: Model, pictures: Tensor, view: View) -> Tensor:
+def sliding_window(model: Model, images: Tensor, view: View) -> Tensor:
     """Logits of overlapping windows, averaged where they overlap.
 
-    The last window of each axis ends at the border, as in mmsegmentation; a picture smaller than a window is one
+    The last window of each axis ends at the border, as in mmsegmentation; an image smaller than a window is one
     window of its own size.
 
     Args:
         model: From `[n, C, h, w]` to logits `[n, classes, h, w]`.
-        pictures: `[B, C, H, W]`.
+        images: `[B, C, H, W]`.
         view: Its window, stride and batch.
 
     Returns:
         `[B, classes, H, W]` fp32.
     """
-    height, width = pictures.shape[-2:]
+    height, width = images.shape[-2:]
     window = view.window or max(height, width)
     rows, columns = min(window, height), min(window, width)
     places = [
         (i, top, left)
-        for i in range(len(pictures))
+        for i in range(len(images))
         for top in window_starts(height, window, view.stride)
         for left in window_starts(width, window, view.stride)
     ]
     total: Tensor | None = None
-    counts = pictures.new_zeros(len(pictures), 1, height, width, dtype=torch.float32)
+    counts = images.new_zeros(len(images), 1, height, width, dtype=torch.float32)
     for first in range(0, len(places), view.batch):
         group = places[first : first + view.batch]
-        logits = model(torch.stack([pictures[i, :, y : y + rows, x : x + columns] for i, y, x in group]))
+        logits = model(torch.stack([images[i, :, y : y + rows, x : x + columns] for i, y, x in group]))
         if total is None:
-            total = logits.new_zeros(len(pictures), logits.shape[1], height, width, dtype=torch.float32)
+            total = logits.new_zeros(len(images), logits.shape[1], height, width, dtype=torch.float32)
         for (i, y, x), piece in zip(group, logits, strict=True):
             total[i, :, y : y + rows, x : x + columns] += piece
             counts[i, :, y : y + rows, x : x + columns] += 1
@@ -120,7 +120,7 @@ def window_starts(size: int, window: int, stride: int) -> list[int]:
 
 
 def view_size(height: int, width: int, short_side: int | None, scale: float = 1.0) -> tuple[int, int]:
-    """Height and width at which a picture is looked at, at least one pixel each; see `size_factor`."""
+    """Height and width at which an image is looked at, at least one pixel each; see `size_factor`."""
     factor = scale * size_factor(width, height, short_side)
     return max(1, round(factor * height)), max(1, round(factor * width))
 

@@ -94,7 +94,7 @@ def _create(recipe: Recipe, splits: Splits, num_classes: int, **changes: Any) ->
 
 
 def _as_seen(splits: Splits) -> dict[str, Any]:
-    """How a model from scratch sees pictures: noted in its `config.json`, for whoever uses it later."""
+    """How a model from scratch sees images: noted in its `config.json`, for whoever uses it later."""
     return {
         "input_size": splits.image_shape,
         "mean": splits.mean,

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from vimoe.distributed import all_reduce_sum
 from vimoe.moe.losses import assignments, expert_load, load_balance_loss
-from vimoe.processes import sum_over_processes
 from vimoe.vit.blocks import moe_layers
 
 
@@ -30,12 +30,12 @@ class EpochLoad:
         if number not in self._counts:
             return None
         counts = self._counts[number].clone()
-        sum_over_processes(counts)
+        all_reduce_sum(counts)
         return (counts / counts.sum()).float()
 
 
 def routing_health(model: nn.Module, epoch_load: EpochLoad | None = None) -> dict[str, dict[str, Any]]:
-    """Figures for each MoE layer, by block number: of the load of an epoch, the rest of the last forward.
+    """Metrics for each MoE layer, by block number: of the load of an epoch, the rest of the last forward.
 
     `load` of each expert; `max_load` its largest; `effective_experts` exp(H(load)), between 1 and E;
     `balance_loss`, 1 at perfect balance; `entropy` of the router in nats, mean over selections;
@@ -45,7 +45,7 @@ def routing_health(model: nn.Module, epoch_load: EpochLoad | None = None) -> dic
         model: The model, after a forward.
         epoch_load: The load of the epoch; that of the last forward without it.
     """
-    figures: dict[str, dict[str, Any]] = {}
+    metrics: dict[str, dict[str, Any]] = {}
     with torch.no_grad():
         for number, layer in moe_layers(model).items():
             selection = layer.last_selection
@@ -55,7 +55,7 @@ def routing_health(model: nn.Module, epoch_load: EpochLoad | None = None) -> dic
             load = epoch_load.of(number) if epoch_load is not None else None
             if load is None:
                 load = expert_load(selection.expert_ids, probs.shape[-1])
-            figures[str(number)] = {
+            metrics[str(number)] = {
                 "load": [round(share, 4) for share in load.tolist()],
                 "max_load": load.max().item(),
                 "effective_experts": torch.special.entr(load).sum().exp().item(),
@@ -63,4 +63,4 @@ def routing_health(model: nn.Module, epoch_load: EpochLoad | None = None) -> dic
                 "entropy": torch.special.entr(probs).sum(-1).mean().item(),
                 "top_gate": probs.max(-1).values.mean().item(),
             }
-    return figures
+    return metrics

@@ -9,12 +9,12 @@ from torch import nn
 from tqdm import tqdm
 
 from vimoe.data.splits import Splits
-from vimoe.processes import rank, wait_for_all
+from vimoe.distributed import barrier, rank
 from vimoe.tasks.task import Task
 from vimoe.training.interrupt import listening
 from vimoe.training.logs import Logs
 from vimoe.training.recipe import Recipe
-from vimoe.training.run import Row, RunFolder
+from vimoe.training.run_folder import Row, RunFolder
 from vimoe.training.trainer import Trainer
 
 
@@ -29,7 +29,7 @@ def fit(model: nn.Module, splits: Splits, task: Task, recipe: Recipe, run: RunFo
         run: The run's folder.
 
     Raises:
-        UserError: The data is smaller than a step, too many pictures are broken, the loss is no longer finite, or a
+        UserError: The data is smaller than a step, too many images are broken, the loss is no longer finite, or a
             file cannot be written.
         InterruptedRun: The process was asked to stop; the state is written.
     """
@@ -54,7 +54,7 @@ def fit(model: nn.Module, splits: Splits, task: Task, recipe: Recipe, run: RunFo
                 trainer.save_model(run.best)
             trainer.write_state()
         trainer.save_model(run.model)
-        wait_for_all()
+        barrier()
 
 
 def _report(row: Row, task: Task, recipe: Recipe) -> None:
@@ -63,10 +63,10 @@ def _report(row: Row, task: Task, recipe: Recipe) -> None:
     # On a terminal every epoch; in a log ten lines a run are enough.
     if sys.stderr.isatty() or row["epoch"] % max(1, recipe.epochs // 10) == 0 or row["epoch"] == recipe.epochs:
         tqdm.write(f"  {line}  {row['seconds']:.0f} s", file=sys.stderr)
-    for block, figures in row["routing"].items():
-        if figures["max_load"] > 0.9:
+    for block, metrics in row["routing"].items():
+        if metrics["max_load"] > 0.9:
             tqdm.write(
-                f"  the router of block {block} has collapsed: {figures['max_load']:.0%} of the epoch went to one "
+                f"  the router of block {block} has collapsed: {metrics['max_load']:.0%} of the epoch went to one "
                 "expert; a larger balance_weight spreads them",
                 file=sys.stderr,
             )

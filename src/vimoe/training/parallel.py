@@ -12,8 +12,8 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
+from vimoe.distributed import is_distributed, world_size
 from vimoe.errors import UserError, first_line
-from vimoe.processes import are_many, world_size
 from vimoe.vit.blocks import find_backbone
 
 
@@ -34,14 +34,14 @@ def pick_device(name: str) -> str:
     return name
 
 
-def share_out(model: nn.Module) -> None:
+def shard_fsdp(model: nn.Module) -> None:
     """Give every process its shard of each block's parameters and of the rest (FSDP2), in place."""
     for block in find_backbone(model).blocks:
         fully_shard(block)
     fully_shard(model)
 
 
-def spread(model: nn.Module, batch_size: int) -> nn.Module:
+def wrap_ddp(model: nn.Module, batch_size: int) -> nn.Module:
     """What to call in training: the model itself, or a DDP around it where there are copies to keep equal.
 
     Raises:
@@ -49,7 +49,7 @@ def spread(model: nn.Module, batch_size: int) -> nn.Module:
     """
     if batch_size % world_size():
         raise UserError(f"batch_size {batch_size} is for all processes together: {world_size()} cannot share it evenly")
-    if not are_many() or isinstance(model, FSDPModule):
+    if not is_distributed() or isinstance(model, FSDPModule):
         return model
     if next(model.parameters()).is_cuda:  # a process's share is too small for a batch norm of its own
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
@@ -57,28 +57,28 @@ def spread(model: nn.Module, batch_size: int) -> nn.Module:
 
 
 @contextmanager
-def gradients_kept_back(called: nn.Module, keep: bool) -> Iterator[None]:
+def no_sync(ddp_model: nn.Module, keep: bool) -> Iterator[None]:
     """Inside the block gradients are only added up, not yet exchanged between processes, if `keep`."""
-    if isinstance(called, DistributedDataParallel) and keep:
-        with called.no_sync():
+    if isinstance(ddp_model, DistributedDataParallel) and keep:
+        with ddp_model.no_sync():
             yield
-    elif isinstance(called, FSDPModule):
-        called.set_requires_gradient_sync(not keep)
+    elif isinstance(ddp_model, FSDPModule):
+        ddp_model.set_requires_gradient_sync(not keep)
         yield
     else:
         yield
 
 
-def gathered(model: nn.Module, plain: nn.Module) -> nn.Module:
+def gather_model(model: nn.Module, unsharded: nn.Module) -> nn.Module:
     """The whole model on the CPU where its parameters are shared out (filled on process 0 alone), else itself.
 
     Args:
         model: The model that is trained.
-        plain: A weightless copy of it, from before its parameters were shared out.
+        unsharded: A weightless copy of it, from before its parameters were shared out.
     """
     if not isinstance(model, FSDPModule):
         return model
     whole = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
     if whole:
-        plain.load_state_dict(whole, assign=True)
-    return plain
+        unsharded.load_state_dict(whole, assign=True)
+    return unsharded

@@ -30,7 +30,7 @@ class Progress:
         self.epoch, self.epochs, self.steps, self.first, self.done = epoch, epochs, steps, first, first
         self.interval, self.loud = interval, loud
         self.started = self._told = time.perf_counter()
-        self.waited, self.pictures = 0.0, 0
+        self.waited, self.images = 0.0, 0
         name = f"epoch {epoch}/{epochs}"
         self._bar = tqdm(total=steps, initial=first, desc=name, leave=False, disable=None if loud else True)
 
@@ -45,41 +45,41 @@ class Progress:
                 return
             yield item
 
-    def step(self, pictures: int, loss: float, lr: float) -> None:
+    def step(self, images: int, loss: float, lr: float) -> None:
         """Note one more batch.
 
         Args:
-            pictures: How many pictures it had, over all processes.
+            images: How many images it had, over all processes.
             loss: Mean loss of the epoch so far.
             lr: The largest learning rate.
         """
         self.done += 1
-        self.pictures += pictures
+        self.images += images
         self._bar.update()
         now = time.perf_counter()
         if self.loud and now - self._told >= (1.0 if not self._bar.disable else self.interval):
             self._told = now
-            figures = self.line(loss, lr)
+            metrics = self.line(loss, lr)
             if self._bar.disable:
-                print(f"  epoch {self.epoch}/{self.epochs} batch {self.done}/{self.steps}  {figures}", file=sys.stderr)
+                print(f"  epoch {self.epoch}/{self.epochs} batch {self.done}/{self.steps}  {metrics}", file=sys.stderr)
             else:
-                self._bar.set_postfix_str(figures)
+                self._bar.set_postfix_str(metrics)
 
     def line(self, loss: float, lr: float) -> str:
         """Loss, learning rate, speed, waiting, memory and the time that is left, in one line."""
-        figures = self.figures()
+        metrics = self.metrics()
         left = (self.epochs - self.epoch + 1) * self.steps - self.done
         eta = (time.perf_counter() - self.started) / max(1, self.done - self.first) * left
         return (
-            f"loss {loss:.3f}  lr {lr:.2g}  {figures['pictures_per_second']:.0f} pictures/s  "
-            f"data {figures['data_wait']:.0%}  {figures['memory_mb']:.0f} MB  {duration(eta)} left"
+            f"loss {loss:.3f}  lr {lr:.2g}  {metrics['images_per_second']:.0f} images/s  "
+            f"data {metrics['data_wait']:.0%}  {metrics['memory_mb']:.0f} MB  {duration(eta)} left"
         )
 
-    def figures(self) -> dict[str, float]:
-        """For `metrics.jsonl`: pictures a second, share of the time that went into waiting for data, peak memory."""
+    def metrics(self) -> dict[str, float]:
+        """For `metrics.jsonl`: images a second, share of the time that went into waiting for data, peak memory."""
         seconds = max(1e-9, time.perf_counter() - self.started)
         return {
-            "pictures_per_second": round(self.pictures / seconds, 1),
+            "images_per_second": round(self.images / seconds, 1),
             "data_wait": round(self.waited / seconds, 4),
             "memory_mb": round(peak_memory_mb(), 1),
         }

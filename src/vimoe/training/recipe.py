@@ -20,25 +20,25 @@ class Recipe:
     """One training run. The names are timm's where timm has them.
 
     Args:
-        task: `classification` (one label a picture) or `segmentation` (one label a pixel).
+        task: `classification` (one label an image) or `segmentation` (one label a pixel).
         dataset: Which data: `digits` or `digit_scenes` (embedded), `folder` (one folder a class, in `train`, `val`,
-            `test` or unsplit), `ade20k` (pictures and masks in ADE20K's layout), or one of timm's names: `tar`,
+            `test` or unsplit), `ade20k` (images and masks in ADE20K's layout), or one of timm's names: `tar`,
             `torch/NAME`, `wds/NAME`, `hfds/NAME`, `hfids/NAME`.
-        data_dir: The folder of pictures.
+        data_dir: The folder of images.
         train_split: Name of the training split; found by the usual names when empty.
         val_split: Name of the split that decides; found by the usual names when empty.
         test_split: Name of the split that is reported; found by the usual names when empty.
         reduce_zero_label: Masks say 0 for unlabelled and 1 to K for the classes; else 0 to K - 1, and 255 for
             unlabelled.
-        short_side: Pixels that a segmentation picture's shorter side is brought to before it is cropped or looked at;
+        short_side: Pixels that a segmentation image's shorter side is brought to before it is cropped or looked at;
             its own by default.
-        in_memory: Decode all pictures once, hold them as bytes, and vary whole batches on the device: for sets of
-            small pictures.
+        in_memory: Decode all images once, hold them as bytes, and augment whole batches on the device: for sets of
+            small images.
         val_share: Share of each class set aside for validation where the folder is not split.
-        per_class: So many training pictures of each class, drawn with the seed; all of them by default.
-        img_size: Pixels of a picture's side; the model's own by default.
-        workers: Processes that decode pictures.
-        max_broken: Largest share of the training pictures that may be broken.
+        per_class: So many training images of each class, drawn with the seed; all of them by default.
+        img_size: Pixels of an image's side; the model's own by default.
+        workers: Processes that decode images.
+        max_broken: Largest share of the training images that may be broken.
         model: Name of a timm model.
         model_args: More arguments for `timm.create_model`, such as `img_size`.
         pretrained: Start from timm's pretrained weights.
@@ -57,7 +57,7 @@ class Recipe:
             blocks to the same activated parameters; empty trains the MoE model.
         freeze: Train nothing but the MoE layers and the head.
         epochs: Passes over the training data.
-        batch_size: Pictures a step.
+        batch_size: Images a step.
         lr: Peak learning rate.
         weight_decay: For matrices; biases, norms, tokens and routers have none.
         layer_decay: Factor on the learning rate from each block to the one before it; 1 for none.
@@ -70,15 +70,15 @@ class Recipe:
         drop_path: Highest rate of stochastic depth.
         pos_embed_std: Spread of a new model's position embedding. timm's 0.02 is lost beside patches of unit
             variance where there are few steps to learn it: 1 trains a tiny model several times faster.
-        augment: Whether the training pictures are varied at all.
-        scale: Least share of a picture's area that a random crop shows.
-        hflip: Chance of a mirrored picture.
+        augment: Whether the training images are augmented at all.
+        scale: Least share of an image's area that a random crop shows.
+        hflip: Chance of a mirrored image.
         color_jitter: Strength of random brightness, contrast and saturation.
         aa: timm's auto-augment policy, such as `rand-m9-mstd0.5-inc1`; empty for none.
         reprob: Chance of an erased rectangle.
-        mixup: Strength (alpha) of mixing two pictures; 0 for none.
-        cutmix: Strength (alpha) of pasting a part of one picture into another; 0 for none.
-        aug_repeats: How many variations of a picture an epoch shows; it then shows as many fewer pictures.
+        mixup: Strength (alpha) of mixing two images; 0 for none.
+        cutmix: Strength (alpha) of pasting a part of one image into another; 0 for none.
+        aug_repeats: How many augmentations of an image an epoch shows; it then shows as many fewer images.
         amp: Mixed precision.
         amp_dtype: Its type; `float16` comes with loss scaling.
         accumulate: Batches whose gradients add up to one step.

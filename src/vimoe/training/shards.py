@@ -24,8 +24,8 @@ from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_di
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
+from vimoe.distributed import barrier, rank, sum_across_ranks
 from vimoe.errors import UserError
-from vimoe.processes import agreed, rank, wait_for_all
 
 SUMS = "sums.json"
 
@@ -48,7 +48,7 @@ def write_shards(
     scratch, newest, before = folder / ".shards.writing", folder / "shards", folder / "shards.before"
     if rank() == 0:
         shutil.rmtree(scratch, ignore_errors=True)
-    wait_for_all()
+    barrier()
     try:
         with _alone_or_not():
             save(_tensors(model, optimizer, average), checkpoint_id=scratch)
@@ -62,7 +62,7 @@ def write_shards(
             os.replace(scratch, newest)
     except (OSError, CheckpointException) as error:
         raise UserError(f"cannot write the resume state in {folder}: {str(error).splitlines()[0]}") from error
-    wait_for_all()
+    barrier()
 
 
 def read_shards(
@@ -75,7 +75,7 @@ def read_shards(
     """
     found = [path for path in (folder / "shards", folder / "shards.before") if path.exists()]
     for path in found:
-        if agreed(rank() == 0 and _is_whole(path))[0]:
+        if sum_across_ranks(rank() == 0 and _is_whole(path))[0]:
             tensors = _tensors(model, optimizer, average)
             with _alone_or_not():
                 load(tensors, checkpoint_id=path)

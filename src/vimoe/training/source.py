@@ -1,4 +1,4 @@
-"""A recipe's pictures, in the form its model wants them."""
+"""A recipe's images, in the form its model wants them."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any, NamedTuple
 
 import timm
 
-from vimoe.data.folder import PictureForm, Variation, picture_form
-from vimoe.data.joint import JointVariation
+from vimoe.data.folder import Augmentation, ImageForm, image_form
+from vimoe.data.mask_augmentation import JointAugmentation
 from vimoe.data.memory import hold_in_memory
 from vimoe.data.registry import EMBEDDED, open_dataset, open_masks
 from vimoe.data.splits import Splits
@@ -19,12 +19,12 @@ from vimoe.vit.checkpoint import read_config
 
 
 class _Source(NamedTuple):
-    """What of a classification recipe decides which pictures are opened."""
+    """What of a classification recipe decides which images are opened."""
 
     name: str
     data_dir: str | None
-    form: PictureForm | None
-    variation: Variation | None
+    form: ImageForm | None
+    augmentation: Augmentation | None
     val_share: float
     seed: int
     splits: tuple[str, str, str]
@@ -32,7 +32,7 @@ class _Source(NamedTuple):
 
 
 def open_recipe_data(recipe: Recipe) -> Splits:
-    """The recipe's pictures, in the form its model wants them.
+    """The recipe's images, in the form its model wants them.
 
     Raises:
         UserError: The data cannot be used, or timm does not know the model.
@@ -41,17 +41,17 @@ def open_recipe_data(recipe: Recipe) -> Splits:
     splits = (recipe.train_split, recipe.val_split, recipe.test_split)
     if recipe.task == "segmentation":
         if recipe.in_memory:
-            raise UserError("in_memory is for classification: masks are read with their pictures")
-        joint = JointVariation(recipe.hflip, recipe.color_jitter) if recipe.augment else None
+            raise UserError("in_memory is for classification: masks are read with their images")
+        joint = JointAugmentation(recipe.hflip, recipe.color_jitter) if recipe.augment else None
         return open_masks(
             recipe.dataset, recipe.data_dir, form, joint, recipe.reduce_zero_label, splits, recipe.short_side
         )
-    variation = Variation(recipe.scale, recipe.hflip, recipe.color_jitter, recipe.aa, recipe.reprob)
+    augmentation = Augmentation(recipe.scale, recipe.hflip, recipe.color_jitter, recipe.aa, recipe.reprob)
     source = _Source(
         recipe.dataset,
         recipe.data_dir,
         form,
-        variation if recipe.augment else None,
+        augmentation if recipe.augment else None,
         recipe.val_share,
         recipe.seed,
         splits,
@@ -62,11 +62,11 @@ def open_recipe_data(recipe: Recipe) -> Splits:
 
 @lru_cache(maxsize=1)
 def _open_in_memory(source: _Source) -> Splits:
-    """Decoding takes its time: a process that runs several recipes on the same pictures does it once."""
-    return hold_in_memory(open_dataset(*source._replace(variation=None)), source.variation)
+    """Decoding takes its time: a process that runs several recipes on the same images does it once."""
+    return hold_in_memory(open_dataset(*source._replace(augmentation=None)), source.augmentation)
 
 
-def _recipe_form(recipe: Recipe) -> PictureForm:
+def _recipe_form(recipe: Recipe) -> ImageForm:
     if recipe.initial_checkpoint:
         settings: dict[str, Any] = read_config(Path(recipe.initial_checkpoint))["pretrained_cfg"]
     else:
@@ -78,4 +78,4 @@ def _recipe_form(recipe: Recipe) -> PictureForm:
         if channels != settings["input_size"][0]:
             settings["input_size"] = (channels, *settings["input_size"][1:])
             settings |= {key: (sum(settings[key]) / len(settings[key]),) * channels for key in ("mean", "std")}
-    return picture_form(settings, recipe.img_size)
+    return image_form(settings, recipe.img_size)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from vimoe.data.splits import Splits
+from vimoe.distributed import process_group
 from vimoe.errors import UserError
-from vimoe.processes import joined
 from vimoe.tasks.classification import Classification
 from vimoe.tasks.segmentation import Segmentation
 from vimoe.tasks.task import Task
@@ -15,7 +15,7 @@ from vimoe.training.build import build_model
 from vimoe.training.loop import fit
 from vimoe.training.parallel import pick_device
 from vimoe.training.recipe import Recipe
-from vimoe.training.run import RunFolder
+from vimoe.training.run_folder import RunFolder
 from vimoe.training.source import open_recipe_data
 
 
@@ -26,7 +26,7 @@ def train(recipe: Recipe) -> RunFolder:
         UserError: Something in the recipe cannot be done.
     """
     run = RunFolder(Path(recipe.output))
-    with joined(pick_device(recipe.device)):
+    with process_group(pick_device(recipe.device)):
         run.check(recipe)
         if not run.finished:
             splits = open_recipe_data(recipe)
@@ -45,5 +45,5 @@ def recipe_task(recipe: Recipe, splits: Splits) -> Task:
     if recipe.task == "classification":
         return Classification(classes, recipe.smoothing)
     if recipe.mixup or recipe.cutmix:
-        raise UserError("mixup and cutmix mix the labels of whole pictures: leave them 0 for segmentation")
+        raise UserError("mixup and cutmix mix the labels of whole images: leave them 0 for segmentation")
     return Segmentation(classes, recipe.smoothing, View(recipe.short_side), recipe.reduce_zero_label)

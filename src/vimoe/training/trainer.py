@@ -1,6 +1,6 @@
 """One run's training: its weights, optimiser and position, what a step does, and how all of it is taken up again.
 
-What a step draws at random (order, variation, mixing, dropout, router noise) depends on the seed and the step's
+What a step draws at random (order, augmentation, mixing, dropout, router noise) depends on the seed and the step's
 number alone, so that a run that was interrupted goes on as if it had not been.
 """
 
@@ -18,19 +18,19 @@ from timm.data import Mixup
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
-from vimoe.data.loading import training_batches
+from vimoe.data.loaders import training_batches
 from vimoe.data.splits import Splits, generator
+from vimoe.distributed import barrier, is_distributed, rank, sum_across_ranks, world_size
 from vimoe.errors import UserError
 from vimoe.moe.losses import balance_loss
-from vimoe.processes import agreed, are_many, rank, wait_for_all, world_size
 from vimoe.tasks.task import Task
 from vimoe.training.health import EpochLoad, routing_health
 from vimoe.training.interrupt import InterruptedRun, StopRequest
-from vimoe.training.optimisation import build_optimisation, freeze_all_but_experts
-from vimoe.training.parallel import gathered, gradients_kept_back, pick_device, share_out, spread
+from vimoe.training.optimizer import build_optimisation, freeze_all_but_experts
+from vimoe.training.parallel import gather_model, no_sync, pick_device, shard_fsdp, wrap_ddp
 from vimoe.training.progress import Progress
 from vimoe.training.recipe import Recipe
-from vimoe.training.run import Row, RunFolder
+from vimoe.training.run_folder import Row, RunFolder
 from vimoe.training.shards import read_shards, write_shards
 from vimoe.vit.blocks import find_backbone, moe_layers
 from vimoe.vit.meta import meta_clone
@@ -54,11 +54,11 @@ class Position:
 
 
 class Trainer:
-    """What changes while a run goes on: weights, optimiser, position, and the pictures found broken.
+    """What changes while a run goes on: weights, optimiser, position, and the images found broken.
 
     Args:
         model: The model to train, in place.
-        splits: Its pictures.
+        splits: Its images.
         task: Loss and metric.
         recipe: The run's recipe.
         run: The run's folder.
@@ -82,15 +82,15 @@ class Trainer:
         if recipe.grad_checkpointing:
             model.set_grad_checkpointing()  # type: ignore[operator]
         self.ema = ModelEmaV3(model, decay=recipe.model_ema_decay) if recipe.model_ema else None
-        self.plain = model
-        if recipe.fsdp and are_many():
-            self.plain = meta_clone(model)
-            share_out(model)
+        self.unsharded = model
+        if recipe.fsdp and is_distributed():
+            self.unsharded = meta_clone(model)
+            shard_fsdp(model)
             if self.average is not None:
-                share_out(self.average)
+                shard_fsdp(self.average)
         if recipe.compile:
             model.compile()
-        self.called = spread(model, recipe.batch_size)
+        self.ddp_model = wrap_ddp(model, recipe.batch_size)
         self.optimizer, self.schedule = build_optimisation(model, recipe, self.steps)
         scaled = recipe.amp and recipe.amp_dtype == "float16"
         self.scaler = torch.amp.GradScaler(self.device.split(":")[0], enabled=scaled)
@@ -109,13 +109,13 @@ class Trainer:
         return None if self.ema is None else self.ema.module
 
     @property
-    def evaluated(self) -> nn.Module:
+    def eval_model(self) -> nn.Module:
         """The model that is evaluated and kept."""
         return self.model if self.average is None else self.average
 
     def save_model(self, folder: Path) -> None:
         """Write the evaluated model's folder; all processes call this together."""
-        whole = gathered(self.evaluated, self.plain)
+        whole = gather_model(self.eval_model, self.unsharded)
         if rank() == 0:
             self.task.save(whole, folder, self.splits)
 
@@ -128,7 +128,7 @@ class Trainer:
             self.optimizer.load_state_dict(state["optimizer"])
             if self.average is not None:
                 self.average.load_state_dict(state["ema"])
-        wait_for_all()
+        barrier()
         if state is None:
             return []
         self.scaler.load_state_dict(state["scaler"])
@@ -172,17 +172,17 @@ class Trainer:
             repeats=recipe.aug_repeats,
             part=(rank(), world_size()),
         )
-        self.called.train()
-        for pictures, labels in progress.waiting(loader):
+        self.ddp_model.train()
+        for images, labels in progress.waiting(loader):
             if position.batch >= used:
                 break
-            position.loss += self.train_batch(pictures, labels)
+            position.loss += self.train_batch(images, labels)
             position.batch += 1
             progress.step(recipe.batch_size, position.loss / position.batch, self._lr())
             if position.batch % recipe.accumulate == 0:
                 position.seconds = before + time.perf_counter() - started
                 due = time.perf_counter() - saved > 60 * recipe.checkpoint_minutes
-                asked, wanted = agreed(stop.asked, due and rank() == 0)
+                asked, wanted = sum_across_ranks(stop.asked, due and rank() == 0)
                 if asked or wanted:
                     self.write_state()
                     saved = time.perf_counter()
@@ -191,9 +191,9 @@ class Trainer:
                     raise InterruptedRun(f"stopped in epoch {epoch + 1}; the same command goes on from here")
         progress.close()
         row: Row = {"epoch": epoch + 1, "loss": position.loss / max(1, position.batch), "lr": self._lr()}
-        row |= progress.figures()
-        figures = self.task.evaluate(self.evaluated, self.splits.val, self.device, recipe.workers)
-        row |= {f"val_{key}": value for key, value in figures.items()}
+        row |= progress.metrics()
+        metrics = self.task.evaluate(self.eval_model, self.splits.val, self.device, recipe.workers)
+        row |= {f"val_{key}": value for key, value in metrics.items()}
         row["seconds"] = before + time.perf_counter() - started
         row["routing"] = routing_health(self.model, self.load)
         self.position, self.load = Position(epoch=epoch + 1, seconds=row["seconds"]), EpochLoad()
@@ -202,11 +202,11 @@ class Trainer:
     def _lr(self) -> float:
         return max(group["lr"] for group in self.optimizer.param_groups)
 
-    def train_batch(self, pictures: Tensor, labels: Tensor) -> float:
+    def train_batch(self, images: Tensor, labels: Tensor) -> float:
         """Forward and backward of one batch, and the optimiser's step where it completes one.
 
         Returns:
-            The mean loss over all processes' pictures.
+            The mean loss over all processes' images.
         """
         recipe, batch = self.recipe, self.position.epoch * self.batches + self.position.batch
         step = self.position.epoch * self.steps + self.position.batch // recipe.accumulate
@@ -216,22 +216,22 @@ class Trainer:
         torch.manual_seed(drawn)
         np.random.seed(drawn)
         random.seed(drawn)
-        pictures, targets = pictures.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
+        images, targets = images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
         if self.splits.augment and recipe.augment:
-            pictures = self.splits.augment(pictures, generator("augment", *key[1:]))
+            images = self.splits.augment(images, generator("augment", *key[1:]))
         if self.mixup is not None:
-            even = len(pictures) - len(pictures) % 2  # timm mixes pairs
-            pictures, targets = self.mixup(pictures[:even], targets[:even])
-        with gradients_kept_back(self.called, not completes):
+            even = len(images) - len(images) % 2  # timm mixes pairs
+            images, targets = self.mixup(images[:even], targets[:even])
+        with no_sync(self.ddp_model, not completes):
             with torch.autocast(self.device.split(":")[0], getattr(torch, recipe.amp_dtype), enabled=recipe.amp):
-                loss = self.task.loss(self.called(pictures), targets)
+                loss = self.task.loss(self.ddp_model(images), targets)
                 if self.balanced:
                     loss = loss + recipe.balance_weight * balance_loss(self.model)
             self.scaler.scale(loss / recipe.accumulate).backward()
         self.load.add(self.model)
         if completes:
             self._step(step)
-        value = agreed(loss.item())[0] / world_size()
+        value = sum_across_ranks(loss.item())[0] / world_size()
         if not math.isfinite(value):
             raise UserError(
                 f"the loss is {value} at step {step} (epoch {self.position.epoch + 1}): "
@@ -257,7 +257,7 @@ class Trainer:
         self.run.write_skipped(self.broken, rank())
         if len(self.broken) > self.recipe.max_broken * len(self.splits.train):
             raise UserError(
-                f"{len(self.broken)} of {len(self.splits.train)} training pictures are broken, more than max_broken "
+                f"{len(self.broken)} of {len(self.splits.train)} training images are broken, more than max_broken "
                 f"{self.recipe.max_broken:g} allows: {line}"
             )
 

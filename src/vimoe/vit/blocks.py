@@ -16,7 +16,7 @@ class Backbone(NamedTuple):
     """The ViT inside a model (or the model itself).
 
     Attributes:
-        vit: The module that owns the blocks and turns pictures into tokens.
+        vit: The module that owns the blocks and turns images into tokens.
         blocks: Its transformer blocks, from the first to the last; each has `attn` and `mlp`.
     """
 
@@ -47,7 +47,7 @@ def find_backbone(model: nn.Module) -> Backbone:
     if len(found) > 1:
         raise UserError(f"{kind} has {len(found)} separate stages of blocks; supported are {SUPPORTED}")
     if not hasattr(found[0].vit, "patch_embed"):
-        raise UserError(f"{kind} does not cut its pictures into patches itself; supported are {SUPPORTED}")
+        raise UserError(f"{kind} does not cut its images into patches itself; supported are {SUPPORTED}")
     return found[0]
 
 

@@ -38,7 +38,7 @@ def cost(model: nn.Module, image_size: int | tuple[int, int] | None = None) -> C
         image_size: Height and width in pixels; by default what the model was made for.
 
     Raises:
-        UserError: The model cannot take pictures of this size.
+        UserError: The model cannot take images of this size.
     """
     stored = sum(parameter.numel() for parameter in model.parameters())
     idle = 0
@@ -62,7 +62,7 @@ def _count_macs(model: nn.Module, image_size: int | tuple[int, int] | None) -> i
             clone(torch.empty(1, channels, *size, device="meta"))
     except (RuntimeError, TypeError, ValueError, AssertionError, AttributeError) as error:
         raise UserError(
-            f"cannot count a picture of {size[0]}x{size[1]} pixels in this model: {first_line(error)}"
+            f"cannot count an image of {size[0]}x{size[1]} pixels in this model: {first_line(error)}"
         ) from error
     flops, by_module = counter.get_total_flops(), counter.get_flop_counts()
     for name, module in clone.named_modules():

@@ -57,10 +57,10 @@ def input_shape(vit: nn.Module) -> tuple[int, int, int]:
 
 
 def read_token_layout(backbone: Backbone, layers: Sequence[int]) -> TokenLayout:
-    """Send two weightless pictures through the ViT and look at what reaches the FFNs of `layers`.
+    """Send two weightless images through the ViT and look at what reaches the FFNs of `layers`.
 
     Raises:
-        UserError: The FFNs do not see `[batch, tokens, width]`, or the model does not take a picture alone.
+        UserError: The FFNs do not see `[batch, tokens, width]`, or the model does not take an image alone.
     """
     vit = backbone.vit
     seen: dict[int, Sequence[int]] = {}
@@ -73,7 +73,7 @@ def read_token_layout(backbone: Backbone, layers: Sequence[int]) -> TokenLayout:
         with torch.no_grad():
             forward(torch.empty(2, *input_shape(vit), device="meta"))
     except (RuntimeError, TypeError, ValueError, AssertionError, NotImplementedError) as error:
-        raise UserError(f"{type(vit).__name__} cannot be traced with one picture: {first_line(error)}") from error
+        raise UserError(f"{type(vit).__name__} cannot be traced with one image: {first_line(error)}") from error
     for layer in layers:
         if len(shape := seen.get(layer, ())) != 3:
             what = list(shape) or "no input"

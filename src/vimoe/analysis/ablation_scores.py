@@ -1,0 +1,120 @@
+"""The causal test: the same held-out images, scored while MoE layers are ablated.
+
+Ablating block l changes nothing before it. So a batch runs once intact, each block's output is kept, and for
+every ablation the blocks before it hand on what they gave the first time: I ablations of each of L MoE layers
+cost, for an image, D + I Σ (D - l) blocks instead of D (1 + I L). It is the model's own forward that runs, whatever
+the family, so that position embeddings, masks and heads need no knowledge here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from vimoe.analysis.ablations import Answer, ablated
+from vimoe.data.masks import IGNORE
+from vimoe.tasks.classification import evaluating
+from vimoe.vit.blocks import find_backbone
+
+# How right an answer is: outputs and targets of a batch to `[B]` scores in 0 to 1.
+Score = Callable[[Tensor, Tensor], Tensor]
+Ablation = Mapping[int, Answer]
+
+
+def share_of_right_labels(outputs: Tensor, labels: Tensor) -> Tensor:
+    """1 for each image whose most probable class is its label, else 0: `[B, classes]` and `[B]` to `[B]`."""
+    return (outputs.argmax(-1).cpu() == labels.cpu()).float()
+
+
+def share_of_right_pixels(outputs: Tensor, masks: Tensor, ignore: int = IGNORE) -> Tensor:
+    """Share of each image's labelled pixels whose class is right, 1 where none is labelled.
+
+    Args:
+        outputs: `[B, classes, H, W]`.
+        masks: `[B, H, W]`.
+        ignore: What unlabelled pixels say.
+    """
+    masks = masks.cpu()
+    labelled = (masks != ignore).flatten(1)
+    right = (outputs.argmax(1).cpu() == masks).flatten(1) & labelled
+    return torch.where(labelled.any(1), right.sum(1) / labelled.sum(1).clamp(min=1), 1.0)
+
+
+def image_scores(
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    score: Score = share_of_right_labels,
+    device: str = "cpu",
+) -> Tensor:
+    """`[N]` fp32 score of every image, by any model."""
+    with evaluating(model):
+        return torch.cat([score(model(images.to(device)), targets) for images, targets in batches])
+
+
+def ablated_scores(
+    model: nn.Module,
+    batches: Iterable[tuple[Tensor, Tensor]],
+    ablations: Sequence[Ablation],
+    score: Score = share_of_right_labels,
+    device: str = "cpu",
+) -> Tensor:
+    """Score every image under every ablation.
+
+    Args:
+        model: An upcycled model.
+        batches: Images and targets.
+        ablations: What stands in for which layers, each tried by itself.
+        score: How right an answer is.
+        device: Where to compute.
+
+    Returns:
+        `[ablations, images]` fp32 scores: four bytes for each.
+    """
+    blocks = find_backbone(model).blocks
+    found = []
+    with evaluating(model):
+        for images, targets in batches:
+            images = images.to(device)
+            first = max((min(ablation) for ablation in ablations), default=0)
+            kept = _run_and_keep(model, images, blocks[:first]) if len(ablations) > 1 else []
+            rows = []
+            for ablation in ablations:
+                start = min(ablation) if kept else 0
+                with _handing_on(blocks[:start], kept[:start]), ablated(model, ablation):
+                    rows.append(score(model(images), targets))
+            found.append(torch.stack(rows) if rows else torch.zeros(0, len(images)))
+    return torch.cat(found, dim=1)
+
+
+def block_evaluations(depth: int, ablations: Sequence[Ablation]) -> int:
+    """Blocks that `ablated_scores` computes for one image: a lone ablation runs the model once."""
+    if len(ablations) == 1:
+        return depth
+    return depth + sum(depth - min(ablation) for ablation in ablations) if ablations else 0
+
+
+def _run_and_keep(model: nn.Module, images: Tensor, blocks: Sequence[nn.Module]) -> list[Any]:
+    outputs: list[Any] = []
+    handles = [block.register_forward_hook(lambda _, __, output: outputs.append(output)) for block in blocks]
+    try:
+        model(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return outputs
+
+
+@contextmanager
+def _handing_on(blocks: Sequence[nn.Module], outputs: Sequence[Any]) -> Iterator[None]:
+    """Let blocks answer what they answered before, without computing it."""
+    for block, output in zip(blocks, outputs, strict=True):
+        block.__dict__["forward"] = lambda *_, output=output, **__: output
+    try:
+        yield
+    finally:
+        for block in blocks:
+            block.__dict__.pop("forward", None)

@@ -1,0 +1,117 @@
+"""Ways to ablate one MoE layer: what stands in for its forward."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor, nn
+
+from vimoe.data.splits import generator
+from vimoe.moe.config import MoEConfig
+from vimoe.moe.layer import MoELayer
+from vimoe.moe.router import Selection, select_experts
+from vimoe.vit.blocks import moe_layers
+from vimoe.vit.pruning import mean_ffn, plain_ffn
+
+Answer = Callable[[Tensor], Tensor]  # `[B, T, D]` to `[B, T, D]`
+
+
+def layer_ablations(number: int, layer: MoELayer, config: MoEConfig, load: Tensor, mass: float) -> dict[str, Answer]:
+    """The ablations of `result.ABLATIONS` that this layer allows.
+
+    Args:
+        number: Its block, which decides what the random choices are.
+        layer: The layer; it is not changed.
+        config: The model's.
+        load: `[E]` share of the assignments of each expert.
+        mass: Mean sum of the gates of a choice: 1 for straight-through gates.
+    """
+    found: dict[str, Answer] = {
+        "mean": _mean(layer, load, mass),
+        "random": _rerouted(layer, _at_random(number)),
+        "pruned": plain_ffn(copy.deepcopy(layer), config, load),
+    }
+    if layer.experts.num_experts > layer.router.top_k:
+        found["second"] = _rerouted(layer, _next_choice)
+    if layer.shared_expert is not None:
+        found["shared"] = _shared_alone(layer.shared_expert, config.shared_share)
+    return found
+
+
+def without_experts(layer: MoELayer, kept: Sequence[int]) -> Answer:
+    """The layer as if it had these experts alone, as `vimoe.prune` leaves it."""
+    columns = torch.tensor(sorted(kept))
+
+    def reduced(selection: Selection, _top_k: int) -> tuple[Tensor, Tensor]:
+        among = columns.to(selection.logits.device)
+        chosen = select_experts(selection.logits[:, among], layer.router.top_k, layer.router.gate)
+        return among[chosen.expert_ids], chosen.gates
+
+    return _rerouted(layer, reduced)
+
+
+@contextmanager
+def ablated(model: nn.Module, answers: Mapping[int, Answer]) -> Iterator[None]:
+    """Let `answers` answer for the MoE layers of these blocks inside the `with` block."""
+    layers = moe_layers(model)
+    for number, answer in answers.items():
+        layers[number].__dict__["forward"] = answer
+    try:
+        yield
+    finally:
+        for number in answers:
+            del layers[number].__dict__["forward"]
+
+
+def _mean(layer: MoELayer, load: Tensor, mass: float) -> Answer:
+    mean = mean_ffn(layer, load)
+
+    def answer(x: Tensor) -> Tensor:
+        y = mass * mean(x)
+        return y if layer.shared_expert is None else y + layer.shared_expert(x)
+
+    return answer
+
+
+def _shared_alone(shared: nn.Module, share: float) -> Answer:
+    """Its share of the output is all there is: scaled up, so that what it lacks is knowledge and not size."""
+
+    def answer(x: Tensor) -> Tensor:
+        return shared(x) / share
+
+    return answer
+
+
+def _rerouted(layer: MoELayer, choose: Callable[[Selection, int], tuple[Tensor, Tensor]]) -> Answer:
+    """The layer with other choices: the router answers as it does, and `choose` overrules it."""
+
+    def answer(x: Tensor) -> Tensor:
+        handle = layer.router.register_forward_hook(overrule)
+        try:
+            return MoELayer.forward(layer, x)
+        finally:
+            handle.remove()
+
+    def overrule(_router: nn.Module, _inputs: object, selection: Selection) -> Selection:
+        expert_ids, gates = choose(selection, layer.router.top_k)
+        return selection._replace(expert_ids=expert_ids, gates=gates)
+
+    return answer
+
+
+def _at_random(number: int) -> Callable[[Selection, int], tuple[Tensor, Tensor]]:
+    drawn = generator("ablation", number)
+
+    def choose(selection: Selection, top_k: int) -> tuple[Tensor, Tensor]:
+        order = torch.rand(selection.probs.shape, generator=drawn).argsort(-1)
+        return order[:, :top_k].to(selection.gates.device), selection.gates
+
+    return choose
+
+
+def _next_choice(selection: Selection, top_k: int) -> tuple[Tensor, Tensor]:
+    """Experts 2 to k + 1 in the order of probability, with the gates of 1 to k: who answers changes, not how loud."""
+    return selection.probs.topk(top_k + 1, dim=-1).indices[:, 1:], selection.gates

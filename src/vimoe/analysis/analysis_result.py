@@ -1,0 +1,245 @@
+"""What an analysis found: plain numbers, and their form on disk (`analysis.json`)."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import typing
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from vimoe.analysis.specialisation import Specialisation
+from vimoe.errors import UserError
+from vimoe.files import write_text
+
+# The ablations of an ablation, in the order in which they are told; see `vimoe.analysis.ablations`.
+ABLATIONS = {
+    "mean": "the experts' mean answers for all",
+    "random": "each image goes to a random expert",
+    "second": "each image goes to its second choice",
+    "shared": "the shared expert answers alone",
+    "pruned": "a plain FFN, as pruning leaves it",
+}
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value and its 95 % interval.
+
+    Attributes:
+        value: The estimate.
+        low: Lower end.
+        high: Upper end.
+    """
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class AblationResult:
+    """What became of the score when a layer was ablated in one way.
+
+    Attributes:
+        name: One of `ABLATIONS`.
+        score: The score then, in percent.
+        lost: Percentage points lost against the intact model on the same images; negative for a gain.
+    """
+
+    name: str
+    score: float
+    lost: Estimate
+
+
+@dataclass(frozen=True)
+class ClassShare:
+    """A class among what an expert gets.
+
+    Attributes:
+        label: The class's number.
+        share: Its share of the expert's assignments.
+        lift: That share over the class's share of all assignments: 1 for no preference.
+    """
+
+    label: int
+    share: float
+    lift: float
+
+
+@dataclass(frozen=True)
+class ExpertAnalysis:
+    """One expert.
+
+    Attributes:
+        expert: Its number in the layer.
+        load: Share of the assignments.
+        classes: Its most frequent classes, the most frequent first.
+        confident: Images (places in the split) that the router sends here with the highest probability.
+        unsure: Those sent here with the lowest; none of `confident`.
+    """
+
+    expert: int
+    load: float
+    classes: tuple[ClassShare, ...]
+    confident: tuple[int, ...]
+    unsure: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class LayerAnalysis:
+    """One MoE layer.
+
+    Attributes:
+        layer: Its block number.
+        specialisation: How far the class decides the expert.
+        confidence: Mean probability of the first choice.
+        margin: Mean distance of first and second choice, in probability.
+        stability: Share of first choices that stay when the image is moved and its contrast changed a little.
+        ablations: The ablations that are possible in this layer.
+        experts: By number.
+        weight_similarity: `[E][E]` cosine of the experts' weights, each less the mean of all.
+        output_similarity: `[E][E]` likeness of what two experts answer to the same input, 1 for the same answer.
+    """
+
+    layer: int
+    specialisation: Specialisation
+    confidence: float
+    margin: float
+    stability: float
+    ablations: tuple[AblationResult, ...]
+    experts: tuple[ExpertAnalysis, ...]
+    weight_similarity: tuple[tuple[float, ...], ...]
+    output_similarity: tuple[tuple[float, ...], ...]
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """Two MoE layers, one after the other.
+
+    Attributes:
+        first: Block number of the earlier one.
+        second: Block number of the later one.
+        agreement: How much of one's choice is known from the other's: mutual information over the smaller entropy,
+            0 to 1.
+    """
+
+    first: int
+    second: int
+    agreement: float
+
+
+@dataclass(frozen=True)
+class Step:
+    """One step of the backward elimination: this change is tried on top of those accepted before.
+
+    Attributes:
+        layer: Block number.
+        drop: Experts to remove from it; empty where the whole layer becomes a plain FFN.
+        lost: Percentage points lost by all changes so far together, against the intact model.
+        own: Percentage points lost by this change, against those accepted before.
+        accepted: Whether the change stays.
+    """
+
+    layer: int
+    drop: tuple[int, ...]
+    lost: Estimate
+    own: Estimate
+    accepted: bool
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """What was measured on a model, on held-out images.
+
+    Attributes:
+        metric: What `score` counts: `top1` (images that are right) or `pixels` (labelled pixels that are right).
+        split: Which images.
+        images: How many.
+        unit: What the counts count: a `image` or a `patch`.
+        left_out: Units without a class, which count nowhere.
+        class_names: By number.
+        score: Of the intact model, in percent.
+        depth: Blocks of the model.
+        layers: By block, ascending.
+        neighbours: Pairs of layers, ascending.
+        steps: How the plan came about.
+        max_drop: Percentage points that the plan may lose beyond noise.
+        block_evaluations: Blocks that were computed for one image, by the ablations and steps together.
+        without_reuse: What whole forwards would have taken.
+        paths: The files of the images named in `experts`, by place in the split; empty for images without files.
+    """
+
+    metric: str
+    split: str
+    images: int
+    unit: str
+    left_out: int
+    class_names: tuple[str, ...]
+    score: Estimate
+    depth: int
+    layers: tuple[LayerAnalysis, ...]
+    neighbours: tuple[Neighbours, ...]
+    steps: tuple[Step, ...]
+    max_drop: float
+    block_evaluations: int
+    without_reuse: int
+    paths: dict[int, str]
+
+    def layer(self, number: int) -> LayerAnalysis:
+        """The layer of this block."""
+        return next(layer for layer in self.layers if layer.layer == number)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON types, the inverse of `from_dict`."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Any) -> Analysis:
+        """Read what `to_dict` wrote, also after a passage through JSON.
+
+        Raises:
+            UserError: A key is missing or unknown, or a value has another type than it must.
+        """
+        try:
+            return typing.cast(Analysis, _read(cls, values))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise UserError(f"not an analysis: {type(error).__name__} {error}") from error
+
+    def save(self, path: Path) -> None:
+        """Write `analysis.json`, whole or not at all."""
+        write_text(path, json.dumps(self.to_dict(), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+
+    @classmethod
+    def load(cls, path: Path) -> Analysis:
+        """Read what `save` wrote.
+
+        Raises:
+            UserError: The file is missing, damaged or something else.
+        """
+        try:
+            return cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
+        except FileNotFoundError as error:
+            raise UserError(f"there is no analysis at {path}: `vimoe analyze` writes it") from error
+        except (OSError, ValueError) as error:
+            raise UserError(f"{path} holds no analysis: {error}") from error
+
+
+def _read(kind: Any, value: Any) -> Any:
+    """JSON's value as the type that a field was declared with."""
+    if dataclasses.is_dataclass(kind):
+        hints = typing.get_type_hints(kind)
+        if set(value) != set(hints):
+            raise KeyError(next(iter(sorted(set(value) ^ set(hints)))))
+        return kind(**{name: _read(hint, value[name]) for name, hint in hints.items()})  # type: ignore[operator]
+    if typing.get_origin(kind) is tuple:
+        return tuple(_read(typing.get_args(kind)[0], item) for item in value)
+    if typing.get_origin(kind) is dict:
+        keys, items = typing.get_args(kind)
+        return {keys(key): _read(items, item) for key, item in value.items()}
+    if kind is float and type(value) is int:
+        return float(value)
+    if type(value) is not kind:
+        raise TypeError(f"{value!r} should be of type {kind.__name__}")
+    return value

@@ -1,0 +1,146 @@
+"""The analysis of a finished run: its model on its own held-out images, and what is written beside it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+from vimoe.analysis.analysis import analyse
+from vimoe.analysis.analysis_result import Analysis
+from vimoe.analysis.held_out import held_out
+from vimoe.data.splits import Images, Splits, check_classes
+from vimoe.errors import UserError
+from vimoe.files import write_text
+from vimoe.tasks.model import load_model
+from vimoe.tasks.segmenter_folder import KEY
+from vimoe.training.parallel import pick_device
+from vimoe.training.recipe import Recipe, load_recipe
+from vimoe.training.run_folder import RunFolder
+from vimoe.training.source import open_recipe_data
+from vimoe.vit.checkpoint import read_config
+from vimoe.vit.plan import Plan
+
+
+def analyse_run(
+    path: Path,
+    *,
+    dataset: str | None = None,
+    data_dir: str | None = None,
+    split: str = "val",
+    batch_size: int = 64,
+    workers: int = 2,
+    device: str = "auto",
+    shuffles: int = 199,
+    max_drop: float = 0.0,
+    note: Callable[[str], None] = lambda _: None,
+) -> tuple[Analysis, Plan]:
+    """Analyse a finished run and write `routing/SPLIT.npz`, `analysis.json` and `plan.json` into its folder.
+
+    All three are written at the end, so that a mistake leaves those of an earlier analysis alone.
+
+    Args:
+        path: The run folder.
+        dataset: Instead of the recipe's.
+        data_dir: Instead of the recipe's.
+        split: `train`, `val` or `test`. A plan should be made on images that are not reported on.
+        batch_size: Images at once.
+        workers: Processes that decode.
+        device: `auto`, or a torch device.
+        shuffles: Shuffled tables behind every chance level.
+        max_drop: Percentage points that the plan may lose beyond noise.
+        note: Told of what is odd but stops nothing.
+
+    Raises:
+        UserError: The run is not finished, has no MoE layer, or its images cannot be used.
+    """
+    run, recipe = finished_run(path)
+    splits = run_images(run, recipe, dataset, data_dir)
+    images: Images = getattr(splits, split)
+    device = pick_device(device)
+    broken: dict[str, None] = {}  # in order, and each once however often it is met
+    model = load_model(run.model, device)
+    classes, note_broken = len(splits.class_names), broken.setdefault
+    seen = held_out(model, images, classes, batch_size, workers, recipe.short_side, note_broken)
+    counts, analysis, plan = analyse(
+        model,
+        seen.batches,
+        splits.class_names,
+        split=split,
+        device=device,
+        shuffles=shuffles,
+        max_drop=max_drop,
+        metric=seen.metric,
+        score=seen.score,
+        classes=seen.classes,
+    )
+    for line in broken:
+        note(line)
+    for name, seen in zip(counts.class_names, counts.counts[0].sum(1), strict=True):
+        if not seen:
+            note(f"class {name!r} has no image in {split}: nothing is said about it")
+    if not broken:  # else an image's place is not its place in the list of files
+        named = {place for layer in analysis.layers for e in layer.experts for place in (*e.confident, *e.unsure)}
+        analysis = replace(analysis, paths=_paths(images, named))
+    counts.save(run.path / "routing" / f"{split}.npz")
+    analysis.save(run.path / "analysis.json")
+    write_plan(plan, run.path / "plan.json")
+    return analysis, plan
+
+
+def finished_run(path: Path) -> tuple[RunFolder, Recipe]:
+    """A run and its recipe.
+
+    Raises:
+        UserError: There is no run, or it is not finished.
+    """
+    run = RunFolder(path)
+    if not (path / "recipe.yaml").exists():
+        raise UserError(f"{path} is not a run folder: it holds no recipe.yaml")
+    if not run.finished:
+        raise UserError(f"the run in {path} is not finished: the `vimoe train` command that began it goes on with it")
+    return run, load_recipe(path / "recipe.yaml")
+
+
+def run_images(run: RunFolder, recipe: Recipe, dataset: str | None = None, data_dir: str | None = None) -> Splits:
+    """A finished run's images as its model wants them, without variation.
+
+    Raises:
+        UserError: They cannot be used, or have other classes than the model.
+    """
+    config = read_config(run.model)
+    source = replace(recipe, dataset=dataset or recipe.dataset, data_dir=data_dir or recipe.data_dir, augment=False)
+    # The finished model says how it wants its images: what it started from may have gone since.
+    splits = open_recipe_data(replace(source, initial_checkpoint=str(run.model)))
+    names = tuple(config.get("label_names") or config.get(KEY, {}).get("class_names") or splits.class_names)
+    check_classes(splits.class_names, names, "the images have other classes than the run")
+    return splits
+
+
+def write_plan(plan: Plan, path: Path) -> None:
+    """Write `plan.json`, whole or not at all."""
+    write_text(path, json.dumps(plan.to_dict(), indent=2) + "\n")
+
+
+def read_plan(path: Path) -> Plan:
+    """Read a plan, written by `write_plan` or edited by hand.
+
+    Raises:
+        UserError: There is none, or it cannot be understood.
+    """
+    try:
+        return Plan.from_dict(json.loads(path.read_text(encoding="utf-8")))
+    except FileNotFoundError as error:
+        raise UserError(f"there is no plan at {path}: `vimoe analyze` writes one") from error
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    except (OSError, ValueError) as error:
+        raise UserError(f"cannot read {path}: {error}") from error
+
+
+def _paths(images: Images, places: set[int]) -> dict[int, str]:
+    """Where images from files lie."""
+    samples = getattr(images, "samples", getattr(images, "pairs", ()))
+    found = {place: samples[place][0] for place in sorted(places) if place < len(samples)}
+    return {place: str(source) for place, source in found.items() if isinstance(source, str | Path)}

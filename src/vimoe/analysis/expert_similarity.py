@@ -1,0 +1,63 @@
+"""What the experts of a layer have become: which classes each one gets, and which two are the same."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from vimoe.analysis.analysis_result import ClassShare
+from vimoe.analysis.observations import Counts
+from vimoe.moe.experts import Experts
+from vimoe.moe.rows import RowsOfOne
+
+
+def classes_of_expert(counts: Counts, expert: int, most: int = 10) -> tuple[ClassShare, ...]:
+    """The most frequent classes of an expert, with their lift, the most frequent first; none for an unused one.
+
+    Args:
+        counts: `[class, expert]`.
+        expert: Which column.
+        most: How many classes at the most.
+    """
+    column, overall = counts[:, expert], counts.sum(1) / max(1, counts.sum())
+    shares: NDArray[np.float64] = column / max(1, column.sum())
+    order = np.argsort(-column, kind="stable")[:most]
+    return tuple(ClassShare(int(c), float(shares[c]), float(shares[c] / overall[c])) for c in order if column[c])
+
+
+@torch.no_grad()
+def weight_similarity(experts: Experts) -> Tensor:
+    """`[E, E]` cosine between all weights of two experts, each less the mean of the experts.
+
+    What training made of the common start is in these differences; experts that point nowhere in particular have
+    -1 / (E - 1). Two that are both the mean itself are the same: 1.
+    """
+    gram = torch.zeros(experts.num_experts, experts.num_experts, dtype=torch.float64)
+    for parameter in experts.parameters():
+        differences = (parameter - parameter.mean(0)).flatten(1).float()
+        gram += (differences @ differences.T).double().cpu()
+    norms = gram.diagonal().sqrt()
+    scale = torch.outer(norms, norms)
+    still = norms == 0
+    cosine = torch.where(scale > 0, gram / scale.clamp(min=1e-300), (still[:, None] & still).double())
+    return cosine.clamp(-1, 1).fill_diagonal_(1)
+
+
+@torch.no_grad()
+def output_gram(experts: Experts, rows: Tensor) -> Tensor:
+    """`[E, E]` dot products of what the experts answer to the same `rows` `[R, D]`, summed over them; fp64."""
+    answers = torch.stack([experts.feed_forward(rows, RowsOfOne(e)).flatten() for e in range(experts.num_experts)])
+    return (answers.float() @ answers.float().T).double().cpu()
+
+
+def output_similarity(gram: Tensor) -> Tensor:
+    """`[E, E]` likeness 2 ⟨a, b⟩ / (⟨a, a⟩ + ⟨b, b⟩): 1 for the same answers, 0 for unrelated ones or one of size 0.
+
+    Args:
+        gram: Sum of what `output_gram` gave.
+    """
+    sizes = gram.diagonal()
+    total = sizes[:, None] + sizes
+    return torch.where(total > 0, 2 * gram / total.clamp(min=1e-300), 1.0).clamp(-1, 1).fill_diagonal_(1)

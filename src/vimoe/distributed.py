@@ -1,0 +1,82 @@
+"""One process or many: who this one is, and what all know together. With one process nothing here does anything."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from vimoe.errors import UserError
+
+
+@contextmanager
+def process_group(device: str) -> Iterator[None]:
+    """Work together with the processes that `torchrun` started, for as long as the block lasts.
+
+    Args:
+        device: A torch device; with CUDA each process takes its own.
+
+    Raises:
+        UserError: They do not find each other, or another one has died.
+    """
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
+        yield
+        return
+    on_cuda = device.startswith("cuda")
+    if on_cuda:
+        torch.cuda.set_device(device)
+    try:
+        dist.init_process_group("cpu:gloo,cuda:nccl" if on_cuda else "gloo")
+        yield
+    except RuntimeError as error:
+        if not _is_of_the_network(error):
+            raise
+        raise UserError("another process of this run has died; the same command goes on from the last state") from error
+    finally:
+        if dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def _is_of_the_network(error: RuntimeError) -> bool:
+    """gloo raises a plain RuntimeError for what NCCL and the store raise a DistError."""
+    return isinstance(error, dist.DistError) or "gloo" in str(error).lower()
+
+
+def is_distributed() -> bool:
+    """Whether several processes work together (under `torchrun`)."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+def rank() -> int:
+    """The number of this process, from 0."""
+    return dist.get_rank() if is_distributed() else 0
+
+
+def world_size() -> int:
+    """How many processes there are."""
+    return dist.get_world_size() if is_distributed() else 1
+
+
+def all_reduce_sum(*tensors: Tensor) -> None:
+    """Replace each tensor by its sum over all processes, in place; every process must call it alike."""
+    if is_distributed():
+        for tensor in tensors:
+            dist.all_reduce(tensor)
+
+
+def sum_across_ranks(*values: float) -> list[float]:
+    """The sum of each number over all processes: what every process then knows alike."""
+    if not is_distributed():
+        return list(values)
+    together = torch.tensor(values, dtype=torch.float64)
+    dist.all_reduce(together)
+    return together.tolist()
+
+
+def barrier() -> None:
+    """Go on when every process has come here."""
+    sum_across_ranks(0.0)

@@ -1,0 +1,104 @@
+"""Metrics of a segmentation, from one table of label and prediction gathered pixel by pixel."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from vimoe.data.masks import IGNORE
+from vimoe.distributed import all_reduce_sum
+from vimoe.errors import UserError
+
+
+class ClassMetrics(NamedTuple):
+    """One class's metrics in percent; nan where there is nothing to divide by.
+
+    Attributes:
+        iou: Intersection over union; nan for a class neither labelled nor predicted, 0 for one predicted in vain.
+        acc: Share of its labelled pixels that were found; nan for a class that is not labelled.
+        pixels: Its labelled pixels.
+    """
+
+    iou: float
+    acc: float
+    pixels: int
+
+
+def bootstrap_error(matrices: Tensor, resamples: int = 200) -> float:
+    """Standard error of the mean IoU over images, in percentage points (the bootstrap, Efron 1979).
+
+    Args:
+        matrices: `[N, label, prediction]` int64, the counts of each image.
+        resamples: How often N images are drawn with replacement.
+    """
+    drawn = torch.Generator().manual_seed(0)
+    values = []
+    for _ in range(resamples):
+        times = torch.bincount(torch.randint(len(matrices), (len(matrices),), generator=drawn), minlength=len(matrices))
+        confusion = ConfusionMatrix(matrices.shape[1])
+        confusion.counts = (matrices * times[:, None, None]).sum(0)
+        values.append(confusion.metrics()["miou"])
+    return float(torch.tensor(values, dtype=torch.float64).std())
+
+
+class ConfusionMatrix:
+    """Pixels by label and prediction, those labelled `IGNORE` left out.
+
+    Attributes:
+        counts: `[label, prediction]` int64, on the CPU.
+    """
+
+    def __init__(self, num_classes: int) -> None:
+        self.counts = torch.zeros(num_classes, num_classes, dtype=torch.int64)
+
+    def add(self, prediction: Tensor, target: Tensor) -> None:
+        """Count the pixels of some images.
+
+        Args:
+            prediction: Classes, int64 of any shape, on any device.
+            target: Labels of the same shape, or `IGNORE`.
+
+        Raises:
+            UserError: The shapes differ, or a labelled pixel's value is no class.
+        """
+        classes = len(self.counts)
+        if prediction.shape != target.shape:
+            raise UserError(f"predictions are {tuple(prediction.shape)} where labels are {tuple(target.shape)}")
+        labelled = target != IGNORE
+        prediction, target = prediction[labelled], target[labelled]
+        for name, values in (("prediction", prediction), ("label", target)):
+            if values.numel() and not 0 <= int(values.min()) <= int(values.max()) < classes:
+                worst = int(values.min()) if int(values.min()) < 0 else int(values.max())
+                raise UserError(f"the {name} {worst} is none of the {classes} classes")
+        cells = torch.bincount(target * classes + prediction, minlength=classes**2)
+        self.counts += cells.view(classes, classes).cpu()
+
+    def all_reduce_sum(self) -> None:
+        """Make the counts those of all processes together."""
+        all_reduce_sum(self.counts)
+
+    def metrics(self) -> dict[str, float]:
+        """The field's three metrics in percent, 0 where no pixel was counted.
+
+        `miou` and `macc` are means of the classes' own metrics, `aacc` is the share of right pixels. Absent classes
+        count as in MMSegmentation's `IoUMetric`: each mean leaves out the classes whose metric is nan, so that a
+        class which was predicted but never labelled lowers `miou` and does not touch `macc`.
+        """
+        iou, acc = self._iou_and_acc()
+        right = self.counts.diag().sum() / self.counts.sum()
+        values = {"miou": iou.nanmean(), "aacc": right.double(), "macc": acc.nanmean()}
+        return {name: 100 * value.nan_to_num(0).item() for name, value in values.items()}
+
+    def per_class(self) -> list[ClassMetrics]:
+        """Each class's own metrics, by its index."""
+        iou, acc = self._iou_and_acc()
+        rows = zip((100 * iou).tolist(), (100 * acc).tolist(), self.counts.sum(1).tolist(), strict=True)
+        return [ClassMetrics(*row) for row in rows]
+
+    def _iou_and_acc(self) -> tuple[Tensor, Tensor]:
+        """`[classes]` fp64 each, between 0 and 1 or nan."""
+        counts = self.counts.double()
+        right, labelled, predicted = counts.diag(), counts.sum(1), counts.sum(0)
+        return right / (labelled + predicted - right), right / labelled

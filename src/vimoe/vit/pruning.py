@@ -1,0 +1,142 @@
+"""MoE to dense, and fewer experts: the removed weights are really gone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from vimoe.errors import UserError
+from vimoe.moe.config import MoEConfig
+from vimoe.moe.layer import MoELayer
+from vimoe.vit.blocks import find_backbone, moe_layers
+from vimoe.vit.plan import LayerPlan, Plan
+from vimoe.vit.upcycle import get_config, set_config
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def shared_ffn(layer: MoELayer, share: float = 1.0) -> nn.Module:
+    """The shared expert as the block's FFN, scaled up to what it carries alone.
+
+    Args:
+        layer: An MoE layer with a shared expert, which is taken out of it.
+        share: Share of the FFN's output that it carried after upcycling (`MoEConfig.shared_share`);
+            its last linear map is divided by it.
+
+    Raises:
+        UserError: The layer has no shared expert.
+    """
+    ffn = layer.shared_expert
+    if ffn is None:
+        raise UserError("this MoE layer has no shared expert to become its FFN")
+    with torch.no_grad():
+        for parameter in ffn.get_submodule("fc2").parameters():
+            parameter.div_(share)
+    return ffn
+
+
+def mean_ffn(layer: MoELayer, load: Tensor | None = None) -> nn.Module:
+    """The load-weighted mean of the experts' parameters as the block's FFN (a uniform mean without a load).
+
+    Args:
+        layer: An MoE layer.
+        load: `[E]` share of the assignments that each expert got, any positive scale.
+    """
+    if load is None:
+        load = torch.ones(layer.experts.num_experts)
+    return layer.experts.to_ffn(load.double() / load.double().sum())
+
+
+def merged_ffn(layer: MoELayer, load: Tensor | None = None) -> nn.Module:
+    """Shared expert and routed experts as one FFN of the usual size, the block's own.
+
+    All started as copies of one FFN and stayed near it, so their parameters may be averaged (model soups, Wortsman
+    et al. 2022): the maps into the hidden layer are the mean of the shared expert's and the experts' mean, the maps
+    out of it are added, as the outputs are.
+
+    Args:
+        layer: An MoE layer with a shared expert, which is taken out of it, and gates that sum to 1.
+        load: `[E]` weights of the experts' mean, any positive scale; uniform by default.
+    """
+    mean, ffn = mean_ffn(layer, load), shared_ffn(layer)
+    with torch.no_grad():
+        for name, parameter in ffn.named_parameters():
+            other = mean.get_parameter(name)
+            if name.startswith("fc2."):
+                parameter.add_(other)
+            else:
+                parameter.lerp_(other, 0.5)
+    return ffn
+
+
+def plain_ffn(layer: MoELayer, config: MoEConfig, load: Tensor | None = None) -> nn.Module:
+    """What becomes of a layer that keeps no expert; the layer is used up.
+
+    Without a shared expert, the experts' mean. With one, both merged; but where the gates are raw probabilities, how
+    much the experts add differs from image to image, and the shared expert stands alone.
+
+    Args:
+        layer: An MoE layer.
+        config: Of the model that it belongs to.
+        load: `[E]` share of the assignments that each expert got, any positive scale.
+    """
+    if not config.shared_expert:
+        return mean_ffn(layer, load)
+    return merged_ffn(layer, load) if config.gate == "straight_through" else shared_ffn(layer, config.shared_share)
+
+
+def keep_experts(layer: MoELayer, experts: Sequence[int]) -> None:
+    """Remove all routed experts of a layer but these, in place; the router forgets the others."""
+    layer.experts.keep(experts)
+    weight = layer.router.weight
+    layer.router.weight = nn.Parameter(weight.detach()[list(experts)], requires_grad=weight.requires_grad)
+    layer.last_selection = None
+
+
+def prune(model: Model, plan: Plan | Mapping[int, Sequence[int]]) -> Model:
+    """Carry out a plan on an upcycled model, in place.
+
+    A layer that keeps no expert becomes a plain FFN (see `plain_ffn`). Its parameters then have timm's names again
+    and no MoE code runs in it.
+
+    Args:
+        model: An upcycled model.
+        plan: A `Plan`, or block number to the experts to keep (`{10: [], 11: [0, 3]}`). Other layers stay.
+
+    Returns:
+        `model` itself, with its `moe_config` brought up to date (and removed when no MoE layer is left).
+
+    Raises:
+        UserError: The model is dense, or the plan does not fit it. The model is then unchanged.
+    """
+    config = get_config(model)
+    if config is None:
+        raise UserError("this model has no MoE layer to prune")
+    if not isinstance(plan, Plan):
+        plan = _plan_from_mapping(plan)
+    plan.check(config)
+    blocks, layers = find_backbone(model).blocks, moe_layers(model)
+    sizes = dict(zip(config.layers, config.num_experts, strict=True))
+    for part in plan.layers:
+        layer = layers[part.layer]
+        if part.pruned:
+            load = None if part.load is None else torch.tensor(part.load)
+            blocks[part.layer].mlp = plain_ffn(layer, config, load)
+            del sizes[part.layer]
+        else:
+            keep_experts(layer, part.experts)
+            sizes[part.layer] = len(part.experts)
+    set_config(model, replace(config, layers=tuple(sizes), num_experts=tuple(sizes.values())) if sizes else None)
+    return model
+
+
+def _plan_from_mapping(experts_of: Mapping[int, Sequence[int]]) -> Plan:
+    try:
+        return Plan(tuple(LayerPlan(layer, tuple(experts)) for layer, experts in experts_of.items()))
+    except (AttributeError, TypeError) as error:
+        what = "a vimoe.Plan or a dictionary of blocks and the experts to keep in each"
+        raise UserError(f"a plan is {what}, got {experts_of!r}") from error

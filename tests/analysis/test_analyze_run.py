@@ -1,0 +1,108 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.training.tiny import recipe
+from vimoe.analysis import analyze_run
+from vimoe.analysis.analysis_result import Analysis
+from vimoe.analysis.analyze_run import analyse_run, read_plan, write_plan
+from vimoe.analysis.counts import RoutingCounts
+from vimoe.data.digits import digits
+from vimoe.errors import UserError
+from vimoe.training.run_folder import RunFolder
+from vimoe.training.train import train
+from vimoe.vit.checkpoint import load, save
+from vimoe.vit.plan import LayerPlan, Plan
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    return train(recipe(tmp_path_factory.mktemp("runs") / "moe", last=2, num_experts=3)).path
+
+
+def written(run: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(run)): p.read_bytes() for p in sorted(run.rglob("*")) if p.is_file()}
+
+
+def test_a_run_is_analysed_on_its_own_images_and_only_adds_to_its_folder(trained: Path) -> None:
+    before = written(trained)
+    analysis, plan = analyse_run(trained, shuffles=99)
+    after = written(trained)
+    assert set(after) - set(before) == {"analysis.json", "plan.json", "routing/val.npz"}
+    assert all(after[name] == data for name, data in before.items())
+    assert Analysis.load(trained / "analysis.json") == analysis
+    assert read_plan(trained / "plan.json") == plan
+    counts = RoutingCounts.load(trained / "routing" / "val.npz")
+    assert (counts.layers, counts.num_experts) == ((1, 2), (3, 3))
+    assert analysis.images == counts.counts[0].sum() == 360
+    model, val = load(trained / "model"), digits().val
+    with torch.no_grad():
+        right = (model(torch.stack([x for x, _ in val])).argmax(-1) == torch.tensor([y for _, y in val])).sum()
+    assert analysis.score.value == pytest.approx(100 * right.item() / 360)
+
+
+def test_what_cannot_be_analysed_gets_one_line_and_changes_nothing(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = written(trained)
+    with pytest.raises(UserError, match=r"is not a run folder: it holds no recipe\.yaml"):
+        analyse_run(tmp_path)
+    unfinished = RunFolder(tmp_path / "half")
+    unfinished.write_recipe(recipe(tmp_path / "half"))
+    with pytest.raises(UserError, match="half is not finished: the `vimoe train` command that began it goes on"):
+        analyse_run(unfinished.path)
+    dense = train(recipe(tmp_path / "dense", epochs=1))
+    with pytest.raises(UserError, match="no MoE layer to analyse"):
+        analyse_run(dense.path)
+    with pytest.raises(UserError, match="device 'nonsense' cannot be used here"):
+        analyse_run(trained, device="nonsense")
+    others = digits()
+    object.__setattr__(others, "class_names", (*others.class_names[:-1], "ten"))
+    monkeypatch.setattr(analyze_run, "open_recipe_data", lambda _: others)
+    with pytest.raises(UserError, match=r"other classes than the run: 10 against 10, the first that differs is '9'"):
+        analyse_run(trained)
+    assert written(trained) == before
+
+
+def test_routers_that_hold_nan_are_refused(trained: Path, tmp_path: Path) -> None:
+    copy = RunFolder(tmp_path / "nan")
+    copy.write_recipe(recipe(tmp_path / "nan", last=2, num_experts=3))
+    model = load(trained / "model")
+    model.get_parameter("blocks.1.mlp.router.weight").data[0, 0] = torch.nan
+    save(model, copy.model)
+    with pytest.raises(UserError, match="the router of block 1 holds weights that are not finite"):
+        analyse_run(copy.path)
+    assert not (copy.path / "analysis.json").exists()
+
+
+def test_a_class_with_no_image_is_told(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    splits = digits()
+    keep = splits.val.labels != 7  # type: ignore[attr-defined]
+    splits.val.images, splits.val.labels = splits.val.images[keep], splits.val.labels[keep]  # type: ignore[attr-defined]
+    monkeypatch.setattr(analyze_run, "open_recipe_data", lambda _: splits)
+    copy = RunFolder(tmp_path / "copy")
+    copy.write_recipe(recipe(tmp_path / "copy", last=2, num_experts=3))
+    save(load(trained / "model"), copy.model)
+    notes: list[str] = []
+    analyse_run(copy.path, shuffles=99, note=notes.append)
+    assert notes == ["class '7' has no image in val: nothing is said about it"]
+
+
+def test_a_plan_reads_back_and_what_is_no_plan_gets_one_line(tmp_path: Path) -> None:
+    plan = Plan((LayerPlan(1, (0, 2), (0.5, 0.0, 0.5), "because", {"lost": 0.5}), LayerPlan(2, ())))
+    write_plan(plan, tmp_path / "plan.json")
+    assert read_plan(tmp_path / "plan.json") == plan
+    with pytest.raises(UserError, match=r"there is no plan at .*none\.json: `vimoe analyze` writes one"):
+        read_plan(tmp_path / "none.json")
+    (tmp_path / "text.json").write_text("keep all")
+    with pytest.raises(UserError, match=r"cannot read .*text\.json: Expecting value"):
+        read_plan(tmp_path / "text.json")
+    edited = plan.to_dict()
+    edited["layers"][0]["action"] = "keeep"
+    (tmp_path / "edited.json").write_text(json.dumps(edited))
+    with pytest.raises(UserError, match=r"edited\.json: plan for block 1: action must be keep or prune, got 'keeep'"):
+        read_plan(tmp_path / "edited.json")

@@ -1,0 +1,70 @@
+"""The demo's own story at a size that takes seconds; `make demo` runs it at full size."""
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from vimoe.cli import main
+from vimoe.moe.layer import MoELayer
+from vimoe.study import demonstration
+from vimoe.tasks.model import load_model
+from vimoe.training.recipe import Recipe, load_recipe
+from vimoe.vit.upcycle import get_config
+
+TINY = {"patch_size": 4, "embed_dim": 16, "depth": 3, "num_heads": 2, "weight_init": "jax"}
+
+
+@pytest.fixture(params=["classification", "segmentation"])
+def task(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """The same stages on a narrow model for an epoch or two."""
+
+    def small(path: Path) -> Recipe:
+        if not path.name.startswith("demo_"):
+            return load_recipe(path)
+        changes = {"model_args": TINY, "epochs": 2, "batch_size": 128, "warmup_epochs": 0.5}
+        return Recipe(**{**yaml.safe_load(path.read_text()), **changes})
+
+    monkeypatch.setattr(demonstration, "load_recipe", small)
+    short = {name: course._replace(last=3, tuning=1, recovery=1) for name, course in demonstration.COURSES.items()}
+    monkeypatch.setattr(demonstration, "COURSES", short)
+    return str(request.param)
+
+
+def test_the_whole_story_is_told_and_told_the_same_again(
+    task: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["demo", "--task", task, "--device", "cpu", "--output"]
+    assert main([*command, str(tmp_path / "a")]) == 0
+    first = capsys.readouterr().out
+    for words in ("dense", "ViMoE, all layers", "ViMoE, pruned and recovered", "The report lies in"):
+        assert words in first
+    plan = json.loads((tmp_path / "a" / "vimoe" / "plan.json").read_text())
+    assert [part["layer"] for part in plan["layers"]] == [0, 1, 2]
+    kept = [part["layer"] for part in plan["layers"] if part["action"] == "keep"]
+    pruned = load_model(tmp_path / "a" / "pruned" / "model")
+    config = get_config(pruned)
+    assert (list(config.layers) if config else []) == kept
+    assert sum(isinstance(module, MoELayer) for module in pruned.modules()) == len(kept)
+    assert (tmp_path / "a" / "vimoe" / "routing" / "val.npz").exists()
+    assert (tmp_path / "a" / "report.html").exists()
+
+    # With nothing left to train the same table comes at once; anew it comes out the same.
+    assert main([*command, str(tmp_path / ("a" if task == "segmentation" else "b"))]) == 0
+    second = capsys.readouterr().out
+
+    def figures(text: str) -> list[list[str]]:
+        return [line.split("  ")[:-1] for line in text.splitlines() if "±" in line]  # all but the seconds
+
+    assert figures(first) == figures(second)
+
+
+@pytest.mark.parametrize(("name", "last"), [("classification", 12), ("segmentation", 6)])
+def test_the_control_takes_as_many_steps_as_the_vimoe(tmp_path: Path, name: str, last: int) -> None:
+    stages = demonstration.demo_recipes(tmp_path, seed=3, device="cpu", task=name)
+    for dense, moe in ((stages.control, stages.vimoe), (stages.control_recovered, stages.pruned)):
+        for key in ("epochs", "batch_size", "lr", "sched", "warmup_epochs", "augment", "seed"):
+            assert getattr(dense, key) == getattr(moe, key)
+    assert stages.vimoe.last == last
+    assert stages.dense.seed == 3

@@ -1,0 +1,153 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.training.tiny import recipe
+from vimoe.analysis.analyze_run import analyse_run, write_plan
+from vimoe.data.digits import digits
+from vimoe.errors import UserError
+from vimoe.study.prune_run import prune_run
+from vimoe.tasks.segmenter_folder import load_segmenter
+from vimoe.training.recipe import load_recipe
+from vimoe.training.train import train
+from vimoe.vit.checkpoint import load
+from vimoe.vit.cost import cost
+from vimoe.vit.plan import LayerPlan, Plan
+from vimoe.vit.upcycle import get_config
+
+PLAN = Plan((LayerPlan(1, ()), LayerPlan(2, (0, 2))))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    run = train(recipe(tmp_path_factory.mktemp("runs") / "moe", last=2, num_experts=3, epochs=4, lr=5e-3))
+    write_plan(PLAN, run.path / "plan.json")
+    return run.path
+
+
+def written(run: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(run)): p.read_bytes() for p in sorted(run.rglob("*")) if p.is_file()}
+
+
+def accuracy(folder: Path) -> float:
+    test = digits().test
+    with torch.no_grad():
+        answers = load(folder)(test.images).argmax(-1)  # type: ignore[attr-defined]
+    return 100 * (answers == test.labels).float().mean().item()  # type: ignore[attr-defined]
+
+
+def test_a_run_is_pruned_recovers_and_is_not_touched_itself(trained: Path, tmp_path: Path) -> None:
+    before = written(trained)
+    evidence = prune_run(trained, recover=0.5, output=tmp_path / "pruned")
+    assert written(trained) == before
+    assert [state.name for state in evidence.states] == ["before", "right after", "recovered"]
+    for state, folder in zip(
+        evidence.states, (trained / "model", tmp_path / "pruned/start", tmp_path / "pruned/model")
+    ):
+        assert state.score.value == pytest.approx(accuracy(folder))
+        assert state.cost == cost(load(folder))
+        assert state.lost.value == pytest.approx(evidence.states[0].score.value - state.score.value)
+        assert state.speed.peak_bytes > 4 * state.cost.stored_params
+    config = get_config(load(tmp_path / "pruned" / "model"))
+    assert config is not None
+    assert (config.layers, config.num_experts) == ((2,), (2,))
+    assert evidence.states[2].cost.stored_params < evidence.states[0].cost.stored_params
+    recovery = load_recipe(tmp_path / "pruned" / "recipe.yaml")
+    assert (recovery.epochs, recovery.last, recovery.lr) == (2, 0, 2.5e-3)
+    names = json.loads((tmp_path / "pruned" / "start" / "config.json").read_text())["label_names"]
+    assert names == list(digits().class_names)
+    numbers = json.loads((tmp_path / "pruned" / "pruning.json").read_text())
+    assert numbers["states"][2]["score"]["value"] == evidence.states[2].score.value
+    again = prune_run(trained, recover=0.5, output=tmp_path / "pruned")  # goes on where nothing is left to do
+    assert [s.score for s in again.states] == [s.score for s in evidence.states]
+
+
+def test_without_recovery_the_surgery_is_all_and_lies_beside_the_run(trained: Path) -> None:
+    evidence = prune_run(trained, recover=0)
+    assert [state.name for state in evidence.states] == ["before", "right after"]
+    assert evidence.output == trained.with_name("moe-pruned")
+    assert accuracy(evidence.output / "model") == pytest.approx(evidence.states[1].score.value)
+
+
+def test_the_loss_right_after_is_the_one_that_the_analysis_foretold(trained: Path, tmp_path: Path) -> None:
+    """On the same images: the ablation `pruned` is the surgery."""
+    analysis, _ = analyse_run(trained, split="test", shuffles=99)
+    number = analysis.layers[0].layer
+    load_of = analysis.layers[0].specialisation.load
+    write_plan(Plan((LayerPlan(number, (), load_of),)), tmp_path / "one.json")
+    write_plan(PLAN, trained / "plan.json")
+    evidence = prune_run(trained, tmp_path / "one.json", recover=0, output=tmp_path / "out")
+    foretold = next(k.lost for k in analysis.layers[0].ablations if k.name == "pruned")
+    assert evidence.states[1].lost == foretold
+
+
+def test_a_plan_edited_by_hand_is_carried_out_as_edited(trained: Path, tmp_path: Path) -> None:
+    edited = PLAN.to_dict()
+    edited["layers"] = [{"layer": 2, "action": "keep", "experts": [1]}]
+    (tmp_path / "plan.json").write_text(json.dumps(edited))
+    evidence = prune_run(trained, tmp_path / "plan.json", recover=0, output=tmp_path / "out")
+    config = get_config(load(evidence.output / "model"))
+    assert config is not None
+    assert (config.layers, config.num_experts) == ((1, 2), (3, 1))
+
+
+@pytest.mark.parametrize(
+    ("layers", "line"),
+    [
+        ([{"layer": 0, "action": "prune"}], "plan for block 0: the model's MoE layers are blocks 1, 2"),
+        ([{"layer": 2, "action": "keep", "experts": [0, 3]}], "plan for block 2: experts must be distinct numbers"),
+        ([{"layer": 2, "action": "prune", "experts": [0]}], "action prune goes with no experts"),
+        ([{"layer": 2, "action": "keep", "experts": [0], "why": 1}], "unknown key 'why'"),
+        ([{"layer": 2, "action": "keep", "experts": [0], "evidence": 1}], "not a plan: AttributeError"),
+    ],
+)
+def test_an_invalid_edit_or_a_plan_for_another_model_gets_one_line_and_no_folder(
+    trained: Path, tmp_path: Path, layers: list[dict[str, object]], line: str
+) -> None:
+    (tmp_path / "plan.json").write_text(json.dumps({"layers": layers}))
+    with pytest.raises(UserError, match=line) as caught:
+        prune_run(trained, tmp_path / "plan.json", output=tmp_path / "out")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "out").exists()
+
+
+def test_nothing_is_overwritten(trained: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="is the run itself: choose another --output"):
+        prune_run(trained, output=trained)
+    prune_run(trained, recover=0, output=tmp_path / "out")
+    other = Plan((LayerPlan(1, ()),))
+    write_plan(other, tmp_path / "other.json")
+    before = written(tmp_path / "out")
+    with pytest.raises(UserError, match="holds the result of another plan: choose another --output"):
+        prune_run(trained, tmp_path / "other.json", recover=0, output=tmp_path / "out")
+    assert written(tmp_path / "out") == before
+
+
+def test_a_segmentation_run_is_analysed_pruned_and_recovers(tmp_path: Path) -> None:
+    run = train(
+        recipe(
+            tmp_path / "run",
+            task="segmentation",
+            dataset="digit_scenes",
+            model_args={"patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2, "weight_init": "jax"},
+            last=1,
+            num_experts=3,
+            routing="token",
+            epochs=1,
+            color_jitter=0.2,
+        )
+    )
+    analysis, _ = analyse_run(run.path, shuffles=99)
+    assert (analysis.metric, analysis.unit, analysis.images) == ("pixels", "patch", 200)
+    assert len(analysis.class_names) == 11
+    write_plan(Plan((LayerPlan(1, ()),)), run.path / "plan.json")
+    evidence = prune_run(run.path, recover=1, output=tmp_path / "pruned")
+    assert [state.name for state in evidence.states] == ["before", "right after", "recovered"]
+    assert evidence.metric == "pixels"
+    model = load_segmenter(evidence.output / "model")
+    assert get_config(model) is None
+    assert model(torch.randn(1, 3, 32, 32)).shape == (1, 11, 32, 32)

@@ -1,0 +1,60 @@
+from tests.study.support import row
+from vimoe.study.comparisons import comparisons
+from vimoe.study.study_tables import Table, comparisons_table, planned_table, power_line, settings_table
+
+TABLE = Table(("what", "gain_%"), [["a & b", "1.0 ± 0.5"]], ("A note.",))
+
+
+def test_a_table_is_markdown_csv_and_latex() -> None:
+    assert TABLE.markdown() == "| what | gain_% |\n| --- | ---: |\n| a & b | 1.0 ± 0.5 |\n\nA note.\n"
+    assert TABLE.csv() == "what,gain_%\na & b,1.0 ± 0.5\n"
+    assert TABLE.latex() == (
+        "% A note.\n\\begin{tabular}{lr}\n\\hline\nwhat & gain\\_\\% \\\\\n\\hline\n"
+        "a \\& b & 1.0 $\\pm$ 0.5 \\\\\n\\hline\n\\end{tabular}\n"
+    )
+
+
+def test_settings_are_told_with_their_spread_between_seeds() -> None:
+    rows = [row("dense", 0, 80.0), row("dense", 1, 82.0), row("N8-L2", 0, 81.0)]
+    table = settings_table(rows)
+    cells = {line[0]: dict(zip(table.header, line, strict=True)) for line in table.rows}
+    assert cells["dense"]["test top1"] == "81.00 ± 1.41"
+    assert cells["dense"]["seeds"] == "2"
+    assert cells["N8-L2"]["test top1"] == "81.00"
+    assert cells["N8-L2"]["routing degree"] == "64"
+    assert "test ece" not in table.header  # no run has it
+
+
+def test_a_planned_run_stands_beside_its_sweep_and_what_both_cost() -> None:
+    rows = [row("dense", 0, 80.0), row("N8-L1-shared", 0, 81.0), row("N8-L4-shared", 0, 80.5), row("N8-L1", 0, 99.0)]
+    rows += [row("N8-L4-shared-planned", 0, 82.0, kept=2, epochs=10)]
+    table = planned_table(rows)
+    (cells,) = [dict(zip(table.header, line, strict=True)) for line in table.rows]
+    assert cells["MoE layers kept"] == "10, 11"
+    assert (cells["test top1"], cells["before"], cells["best L on val"]) == ("82.00", "80.50", "81.00 (N8-L1-shared)")
+    assert (cells["seconds"], cells["seconds of the sweep"]) == ("20", "20")  # 10 a run
+
+
+def test_comparisons_say_how_sure_they_are_and_what_they_could_find() -> None:
+    rows = [row("dense", seed, 80.0) for seed in range(3)]
+    rows += [row("N8-L2", seed, test) for seed, test in enumerate((81.0, 82.0, 83.0))]
+    table = comparisons_table(comparisons(rows), "top1")
+    cells = dict(zip(table.header, table.rows[0], strict=True))
+    assert (cells["one"], cells["against"], cells["seeds"]) == ("N8-L2", "dense", "3")
+    assert cells["difference in top1"] == "+2.00"
+    assert cells["95 % interval"] == "-0.48 to +4.48"  # 2 ± 4.303 / √3
+    assert cells["p"] == "0.074"
+    assert cells["findable"] == "3.26"
+    assert "with 3 seeds 3.26" in table.notes[-1]
+
+
+def test_one_seed_is_told_to_say_nothing() -> None:
+    rows = [row("dense", 0, 80.0), row("N8-L2", 0, 81.0)]
+    table = comparisons_table(comparisons(rows), "top1")
+    cells = dict(zip(table.header, table.rows[0], strict=True))
+    assert (cells["95 % interval"], cells["p"], cells["findable"]) == ("-", "-", "-")
+    assert (
+        table.notes[-1]
+        == power_line(float("nan"))
+        == "One seed, or seeds that all agree, tell nothing about the spread between seeds."
+    )
