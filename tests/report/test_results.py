@@ -91,8 +91,8 @@ def test_what_pruning_did_in_a_table_and_a_sentence() -> None:
     told = pruning_conclusion(STATES, "top1", 400)
     assert told == (
         "Pruned and recovered, the model has 90.5 % of 400 test images right against 90.0 % before: +0.5 points "
-        "(95 %: -1.0 to +2.0), within noise. Multiply-adds change by -25 %, stored parameters by -75 %, the time for an "
-        "image by -25 %."
+        "(95 %: -1.0 to +2.0), within noise. Multiply-adds change by -25 %, stored parameters by -75 %, the time for "
+        "an image by -25 %."
     )
     told = pruning_conclusion(STATES[:2], "pixels", 400)
     assert told.startswith("Pruned, without recovery training, the model has 85.0 % of the pixels of 400 test images")
