@@ -15,7 +15,7 @@ from vimoe.moe.layer import MoELayer
 D, H, E = 16, 32, 4  # widths that fill whole 16-byte units in bf16, as grouped_mm wants them
 
 KINDS = ("mlp", "swiglu_packed", "swiglu", "glu_gate_last")
-BACKENDS = ("reference", "loop", "grouped", "dense")
+BACKENDS = ("reference", "loop", "grouped", "dense", "gathered")
 
 property_test = settings(deadline=None, max_examples=25, database=None, derandomize=True)
 

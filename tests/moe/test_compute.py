@@ -43,7 +43,7 @@ def test_all_backends_agree_in_output_and_in_every_gradient(kind, bias, norm, ca
     experts = make_experts(kind, backend="reference", bias=bias, norm=norm).double()
     exact = inputs(case, torch.float64)
     wanted = results(experts, *exact)
-    for backend in ("loop", "dense"):
+    for backend in ("loop", "dense", "gathered"):
         experts.backend = backend
         assert_same(results(experts, *exact), wanted, tolerance=1e-12)
     rounded = inputs(case, torch.float32)
@@ -60,7 +60,7 @@ def test_a_plain_sum_whose_gradient_has_stride_0_goes_backward_everywhere(kind, 
     experts = make_experts(kind, backend="reference")
     x, ids, gates, _ = inputs(case, torch.float32)
     wanted = results(experts, x, ids, gates, None)
-    for backend in ("loop", "grouped", "dense"):
+    for backend in ("loop", "grouped", "dense", "gathered"):
         experts.backend = backend
         assert_same(results(experts, x, ids, gates, None), wanted, tolerance=1e-5)
 
@@ -76,7 +76,7 @@ def test_inputs_that_are_views_are_taken(backend):
     assert_same(results(experts, strided, ids, gates, upstream), wanted, tolerance=1e-6)
 
 
-@pytest.mark.parametrize("backend", ["loop", "grouped", "dense"])
+@pytest.mark.parametrize("backend", ["loop", "grouped", "dense", "gathered"])
 def test_an_expert_without_inputs_gets_a_zero_gradient_not_none(backend):
     experts = make_experts(backend=backend, norm=True)
     experts(*inputs("experts without inputs", torch.float32)[:3]).sum().backward()
@@ -108,7 +108,7 @@ def test_the_same_input_gives_the_same_bits(backend):
     assert_same(results(experts, *case), results(experts, *case))
 
 
-@pytest.mark.parametrize("backend", ["loop", "grouped", "dense"])
+@pytest.mark.parametrize("backend", ["loop", "grouped", "dense", "gathered"])
 def test_frozen_experts_still_pass_the_gradient_on(backend):
     x, ids, gates, upstream = inputs("two choices, three rows", torch.float32)
     experts = make_experts(backend=backend, norm=True)
@@ -199,7 +199,7 @@ def test_on_a_gpu_all_backends_agree_with_the_cpu(kind, case):
     exact = inputs(case, torch.float64)
     wanted = results(experts, *exact)
     cuda = [value.cuda() for value in exact]
-    for backend in ("loop", "dense"):
+    for backend in ("loop", "dense", "gathered"):
         experts.cuda().backend = backend
         found = {name: value.cpu() for name, value in results(experts, *cuda).items()}
         assert_same(found, wanted, tolerance=1e-10)

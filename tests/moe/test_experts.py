@@ -155,7 +155,7 @@ def test_an_ffn_of_another_form_is_refused_by_name(ffn):
 
 
 def test_an_unknown_backend_is_answered_with_the_known_ones():
-    known = "auto, reference, loop, grouped, dense"
+    known = "auto, reference, loop, grouped, dense, gathered"
     with pytest.raises(UserError, match=f"backend must be one of {known}, got 'megablocks'"):
         Experts(make_ffn(), E, backend="megablocks")
 

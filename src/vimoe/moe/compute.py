@@ -1,9 +1,11 @@
-"""Four ways to compute Σ_i gate_i · E_i(x), equal in value and in every gradient.
+"""Five ways to compute Σ_i gate_i · E_i(x), equal in value and in every gradient.
 
 - `reference`: one token and one expert at a time; slow and obvious, the oracle for the others.
 - `loop`: sort by expert, one expert after the other, un-sort; any device and dtype.
 - `grouped`: the same with one grouped product for all experts; the host never waits for the device.
-- `dense`: every expert for every input, no shape that depends on data; for export and for counting.
+- `dense`: every expert for every input, no shape that depends on data; for counting, and export under token routing.
+- `gathered`: each selection multiplies with a copy of its own expert's weights; no shape that depends on data and no
+  needless multiply-adds; for few selections of many rows: export and small batches under image routing.
 """
 
 from __future__ import annotations
@@ -15,11 +17,11 @@ import torch
 from torch import Tensor
 
 from vimoe.moe.dispatch import combine, dispatch, sort_by_expert
-from vimoe.moe.rows import GroupedRows, LoopRows, Rows, RowsOfOne, Slices, autocast_dtype
+from vimoe.moe.rows import GatheredRows, GroupedRows, LoopRows, Rows, RowsOfOne, Slices, autocast_dtype
 
 # S selections, k experts chosen for each, n rows a selection, E experts, D width, R rows in all.
 
-Backend = Literal["auto", "reference", "loop", "grouped", "dense"]
+Backend = Literal["auto", "reference", "loop", "grouped", "dense", "gathered"]
 FeedForward = Callable[[Tensor, Rows], Tensor]
 
 
@@ -31,8 +33,8 @@ def compute_experts(
     Args:
         feed_forward: `[R, D]` rows and their experts to `[R, D]`.
         num_experts: Number of experts E.
-        backend: One of the four above; `auto` takes `grouped` on CUDA in bf16 and fp16, else `loop`,
-            and `dense` while exporting and on the meta device.
+        backend: One of the five above; `auto` takes `grouped` on CUDA in bf16 and fp16, else `loop`; while exporting
+            `gathered` where a selection has several rows, else `dense`; `dense` on the meta device.
         x: `[S, n, D]`: S selections of n rows each.
         expert_ids: `[S, k]` int64.
         gates: `[S, k]`.
@@ -46,12 +48,16 @@ def compute_experts(
         return _reference(feed_forward, x, expert_ids, gates)
     if backend == "dense":
         return _dense(feed_forward, num_experts, x, expert_ids, gates)
+    if backend == "gathered":
+        return _gathered(feed_forward, x, expert_ids, gates)
     if backend == "loop":
         return _loop(feed_forward, num_experts, x, expert_ids, gates)
     return _grouped(feed_forward, num_experts, x, expert_ids, gates)
 
 
 def _pick_backend(x: Tensor) -> Backend:
+    if torch.compiler.is_exporting() and x.shape[1] > 1:
+        return "gathered"
     if torch.compiler.is_exporting() or x.is_meta:
         return "dense"
     dtype = autocast_dtype(x) or x.dtype
@@ -95,3 +101,11 @@ def _dense(feed_forward: FeedForward, num_experts: int, x: Tensor, expert_ids: T
         y = feed_forward(x.flatten(0, 1), RowsOfOne(e)).unflatten(0, (x.shape[0], x.shape[1]))
         outputs.append(y * weights[:, e, None, None].to(y.dtype))
     return torch.stack(outputs).sum(0)
+
+
+def _gathered(feed_forward: FeedForward, x: Tensor, expert_ids: Tensor, gates: Tensor) -> Tensor:
+    top_k = expert_ids.shape[1]
+    rows = x if top_k == 1 else x.repeat_interleave(top_k, 0)
+    y = feed_forward(rows.flatten(0, 1), GatheredRows(expert_ids.flatten(), x.shape[1]))
+    y = y.unflatten(0, (-1, top_k, x.shape[1])) if y.shape[0] else y.reshape(0, top_k, *x.shape[1:])
+    return (y * gates[..., None, None].to(y.dtype)).sum(1)

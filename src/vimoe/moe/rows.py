@@ -1,4 +1,4 @@
-"""Stacked parameters meet the rows of their experts: three ways, one interface.
+"""Stacked parameters meet the rows of their experts: four ways, one interface.
 
 The backward passes are written out because autograd's own would fill or copy a full weight gradient for every
 expert, and would add up indexed gradients, which is slow and not deterministic on CUDA; here each expert's
@@ -112,6 +112,27 @@ class GroupedRows:
 
     def expand(self, parameter: Tensor) -> Tensor:
         return _GroupedExpand.apply(parameter, self.ends, self.num_rows)
+
+
+class GatheredRows:
+    """Each selection multiplies its rows with a copy of its own expert's weights: plain torch operations.
+
+    Args:
+        expert_ids: `[S]` int64, the expert of each selection.
+        rows_each: n, the rows of a selection; R = S·n.
+    """
+
+    def __init__(self, expert_ids: Tensor, rows_each: int) -> None:
+        self.expert_ids = expert_ids
+        self.rows_each = rows_each
+
+    def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        rows = x.reshape(self.expert_ids.shape[0], self.rows_each, x.shape[-1])
+        out = torch.bmm(rows, weight[self.expert_ids].transpose(1, 2)).flatten(0, 1)
+        return out if bias is None else out + self.expand(bias).to(out.dtype)
+
+    def expand(self, parameter: Tensor) -> Tensor:
+        return parameter[self.expert_ids].repeat_interleave(self.rows_each, 0)
 
 
 def autocast_dtype(x: Tensor) -> torch.dtype | None:
