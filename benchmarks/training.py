@@ -30,10 +30,10 @@ from torch import nn
 from torch.nn import functional as F
 
 import vimoe
+from vimoe.training.fit import train
 from vimoe.training.parallel import pick_device
 from vimoe.training.progress import peak_memory_mb
 from vimoe.training.recipe import Recipe
-from vimoe.training.train import train
 from vimoe.vit.cost import cost
 from vimoe.vit.widen import widen
 

@@ -68,8 +68,8 @@ def all_reduce_sum(*tensors: Tensor) -> None:
             dist.all_reduce(tensor)
 
 
-def sum_across_ranks(*values: float) -> list[float]:
-    """The sum of each number over all processes: what every process then knows alike."""
+def all_reduce_numbers(*values: float) -> list[float]:
+    """The sum of each number over all processes, known alike to every one; every process must call it alike."""
     if not is_distributed():
         return list(values)
     together = torch.tensor(values, dtype=torch.float64)
@@ -79,4 +79,4 @@ def sum_across_ranks(*values: float) -> list[float]:
 
 def barrier() -> None:
     """Go on when every process has come here."""
-    sum_across_ranks(0.0)
+    all_reduce_numbers(0.0)

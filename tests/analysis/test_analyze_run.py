@@ -11,8 +11,8 @@ from vimoe.analysis.analyze_run import analyse_run, read_plan, write_plan
 from vimoe.analysis.counts import RoutingCounts
 from vimoe.data.digits import digits
 from vimoe.errors import UserError
+from vimoe.training.fit import train
 from vimoe.training.run_folder import RunFolder
-from vimoe.training.train import train
 from vimoe.vit.checkpoint import load, save
 from vimoe.vit.plan import LayerPlan, Plan
 

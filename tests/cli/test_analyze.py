@@ -6,7 +6,7 @@ from tests.training.tiny import recipe
 from vimoe.analysis.analyze_run import read_plan
 from vimoe.cli import analyze, prune
 from vimoe.errors import UserError
-from vimoe.training.train import train
+from vimoe.training.fit import train
 
 
 def test_a_run_is_analysed_and_pruned_in_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

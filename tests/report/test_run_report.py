@@ -11,7 +11,7 @@ from vimoe.data.scenes import digit_scenes
 from vimoe.errors import UserError
 from vimoe.report.page import page
 from vimoe.report.run_report import MAPS, analysis_report, pruning_report
-from vimoe.training.train import train
+from vimoe.training.fit import train
 from vimoe.vit.plan import LayerPlan, Plan
 
 

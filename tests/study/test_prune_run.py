@@ -10,8 +10,8 @@ from vimoe.data.digits import digits
 from vimoe.errors import UserError
 from vimoe.study.prune_run import prune_run
 from vimoe.tasks.segmenter_folder import load_segmenter
+from vimoe.training.fit import train
 from vimoe.training.recipe import load_recipe
-from vimoe.training.train import train
 from vimoe.vit.checkpoint import load
 from vimoe.vit.cost import cost
 from vimoe.vit.plan import LayerPlan, Plan

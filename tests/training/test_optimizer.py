@@ -6,8 +6,8 @@ import torch
 from tests.training.tiny import recipe
 from vimoe.data.digits import digits
 from vimoe.training.build import build_model
+from vimoe.training.fit import train
 from vimoe.training.optimizer import build_optimisation, freeze_all_but_experts
-from vimoe.training.train import train
 from vimoe.vit.checkpoint import load
 
 

@@ -11,9 +11,9 @@ from torch import Tensor
 from tests.training.tiny import recipe
 from tests.training.together import run_together
 from vimoe.errors import UserError
+from vimoe.training.fit import train
 from vimoe.training.parallel import pick_device, wrap_ddp
 from vimoe.training.run_folder import RunFolder
-from vimoe.training.train import train
 from vimoe.vit.checkpoint import load
 
 # Nothing random that differs between processes: they see the very images that one process would.

@@ -45,7 +45,7 @@ def _run(
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
-    from vimoe.training import train as home
+    from vimoe.training import fit as home
 
     losses = list[float]()
     train_batch = Trainer.train_batch

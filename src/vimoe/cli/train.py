@@ -11,7 +11,7 @@ from vimoe.training.recipe import parse_recipe
 def run(arguments: Sequence[str]) -> None:
     """Train as the flags and the recipe file say."""
     recipe = parse_recipe(arguments)
-    from vimoe.training.train import train  # torch is needed from here on, not for a wrong flag
+    from vimoe.training.fit import train  # torch is needed from here on, not for a wrong flag
 
     model = train(recipe).model
     if os.environ.get("RANK", "0") == "0":

@@ -22,11 +22,11 @@ from vimoe.report.tables import variant_table
 from vimoe.tasks.classification import Classification, evaluating
 from vimoe.tasks.confusion_matrix import ConfusionMatrix, bootstrap_error
 from vimoe.tasks.model import load_model
+from vimoe.training.fit import recipe_task, train
 from vimoe.training.parallel import pick_device
 from vimoe.training.recipe import Recipe, load_recipe
 from vimoe.training.run_folder import RunFolder
 from vimoe.training.source import open_recipe_data
-from vimoe.training.train import recipe_task, train
 from vimoe.vit.cost import cost
 from vimoe.vit.plan import Plan
 from vimoe.vit.pruning import prune

@@ -19,8 +19,8 @@ from vimoe.files import write_text
 from vimoe.study.recovery import RECOVERY, recovery, recovery_epochs
 from vimoe.study.speed import Speed, compare_speed
 from vimoe.tasks.model import load_model
+from vimoe.training.fit import recipe_task, train
 from vimoe.training.parallel import pick_device
-from vimoe.training.train import recipe_task, train
 from vimoe.vit.cost import Cost, cost
 from vimoe.vit.plan import Plan
 from vimoe.vit.pruning import prune

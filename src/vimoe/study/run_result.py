@@ -22,11 +22,11 @@ from vimoe.tasks.classification import evaluating
 from vimoe.tasks.model import load_model
 from vimoe.tasks.segmenter import Segmenter
 from vimoe.tasks.windows import resized, view_size
+from vimoe.training.fit import recipe_task, train
 from vimoe.training.parallel import pick_device
 from vimoe.training.recipe import Recipe
 from vimoe.training.run_folder import RunFolder
 from vimoe.training.source import open_recipe_data
-from vimoe.training.train import recipe_task, train
 from vimoe.vit.blocks import moe_layers
 from vimoe.vit.cost import cost
 from vimoe.vit.recording import record_routing

@@ -4,7 +4,6 @@
     metrics.jsonl          one line an epoch
     summary.csv            the same as a table
     checkpoints/state.pt   resume state (tensors and numbers alone, never unpickled as code), and the one before it
-    checkpoints/best/      the model that did best on the validation split
     skipped.csv            broken images, where there were any
     model/                 the finished model: model.safetensors, config.json
     routing/*.npz          routing counts
@@ -51,11 +50,6 @@ class RunFolder:
     def model(self) -> Path:
         """The finished model's folder."""
         return self.path / "model"
-
-    @property
-    def best(self) -> Path:
-        """The folder of the model that did best on the validation split so far."""
-        return self.checkpoints / "best"
 
     @property
     def checkpoints(self) -> Path:

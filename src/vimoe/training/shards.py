@@ -24,7 +24,7 @@ from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_di
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
-from vimoe.distributed import barrier, rank, sum_across_ranks
+from vimoe.distributed import all_reduce_numbers, barrier, rank
 from vimoe.errors import UserError
 
 SUMS = "sums.json"
@@ -75,7 +75,7 @@ def read_shards(
     """
     found = [path for path in (folder / "shards", folder / "shards.before") if path.exists()]
     for path in found:
-        if sum_across_ranks(rank() == 0 and _is_whole(path))[0]:
+        if all_reduce_numbers(rank() == 0 and _is_whole(path))[0]:
             tensors = _tensors(model, optimizer, average)
             with _alone_or_not():
                 load(tensors, checkpoint_id=path)

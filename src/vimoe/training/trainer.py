@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from vimoe.data.loaders import training_batches
 from vimoe.data.splits import Splits, generator
-from vimoe.distributed import barrier, is_distributed, rank, sum_across_ranks, world_size
+from vimoe.distributed import all_reduce_numbers, barrier, is_distributed, rank, world_size
 from vimoe.errors import UserError
 from vimoe.moe.losses import balance_loss
 from vimoe.tasks.task import Task
@@ -182,7 +182,7 @@ class Trainer:
             if position.batch % recipe.accumulate == 0:
                 position.seconds = before + time.perf_counter() - started
                 due = time.perf_counter() - saved > 60 * recipe.checkpoint_minutes
-                asked, wanted = sum_across_ranks(stop.asked, due and rank() == 0)
+                asked, wanted = all_reduce_numbers(stop.asked, due and rank() == 0)
                 if asked or wanted:
                     self.write_state()
                     saved = time.perf_counter()
@@ -231,7 +231,7 @@ class Trainer:
         self.load.add(self.model)
         if completes:
             self._step(step)
-        value = sum_across_ranks(loss.item())[0] / world_size()
+        value = all_reduce_numbers(loss.item())[0] / world_size()
         if not math.isfinite(value):
             raise UserError(
                 f"the loss is {value} at step {step} (epoch {self.position.epoch + 1}): "

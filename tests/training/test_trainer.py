@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from tests.training.tiny import recipe
+from vimoe.training.fit import train
 from vimoe.training.interrupt import InterruptedRun
 from vimoe.training.run_folder import RunFolder
-from vimoe.training.train import train
 from vimoe.training.trainer import Trainer
 from vimoe.vit.checkpoint import load
 

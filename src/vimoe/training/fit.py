@@ -1,21 +1,60 @@
-"""The training loop: one recipe, one run folder, resumed where it stopped, by one process or many."""
+"""From a recipe to a trained model: data, model, the loop over epochs, and the run folder it resumes from."""
 
 from __future__ import annotations
 
 import sys
 from contextlib import ExitStack
+from pathlib import Path
 
 from torch import nn
 from tqdm import tqdm
 
 from vimoe.data.splits import Splits
-from vimoe.distributed import barrier, rank
+from vimoe.distributed import barrier, process_group, rank
+from vimoe.errors import UserError
+from vimoe.tasks.classification import Classification
+from vimoe.tasks.segmentation import Segmentation
 from vimoe.tasks.task import Task
+from vimoe.tasks.windows import View
+from vimoe.training.build import build_model
 from vimoe.training.interrupt import listening
 from vimoe.training.logs import Logs
+from vimoe.training.parallel import pick_device
 from vimoe.training.recipe import Recipe
 from vimoe.training.run_folder import Row, RunFolder
+from vimoe.training.source import open_recipe_data
 from vimoe.training.trainer import Trainer
+
+
+def train(recipe: Recipe) -> RunFolder:
+    """Run a recipe to its end, or from where its folder stands; every process of a `torchrun` calls it.
+
+    Raises:
+        UserError: Something in the recipe cannot be done.
+        InterruptedRun: The process was asked to stop; the state is written.
+    """
+    run = RunFolder(Path(recipe.output))
+    with process_group(pick_device(recipe.device)):
+        run.check(recipe)
+        if not run.finished:
+            splits = open_recipe_data(recipe)
+            task = recipe_task(recipe, splits)
+            fit(build_model(recipe, splits), splits, task, recipe, run)
+    return run
+
+
+def recipe_task(recipe: Recipe, splits: Splits) -> Task:
+    """What the recipe trains for.
+
+    Raises:
+        UserError: The task and another setting of the recipe exclude each other.
+    """
+    classes = len(splits.class_names)
+    if recipe.task == "classification":
+        return Classification(classes, recipe.smoothing)
+    if recipe.mixup or recipe.cutmix:
+        raise UserError("mixup and cutmix mix the labels of whole images: leave them 0 for segmentation")
+    return Segmentation(classes, recipe.smoothing, View(recipe.short_side), recipe.reduce_zero_label)
 
 
 def fit(model: nn.Module, splits: Splits, task: Task, recipe: Recipe, run: RunFolder) -> None:
@@ -50,8 +89,6 @@ def fit(model: nn.Module, splits: Splits, task: Task, recipe: Recipe, run: RunFo
                 run.write_rows(rows)
                 logs.add(row)
                 _report(row, task, recipe)
-            if row[f"val_{task.metric}"] >= max(earlier[f"val_{task.metric}"] for earlier in rows):
-                trainer.save_model(run.best)
             trainer.write_state()
         trainer.save_model(run.model)
         barrier()

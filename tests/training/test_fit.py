@@ -11,10 +11,10 @@ from vimoe.data.digits import digits
 from vimoe.errors import UserError
 from vimoe.moe.layer import MoELayer
 from vimoe.tasks.segmenter_folder import load_segmenter
-from vimoe.training import loop
+from vimoe.training import fit
 from vimoe.training.build import build_model
+from vimoe.training.fit import train
 from vimoe.training.run_folder import RunFolder
-from vimoe.training.train import train
 from vimoe.vit.checkpoint import load
 from vimoe.vit.cost import cost
 from vimoe.vit.upcycle import get_config
@@ -59,18 +59,18 @@ def test_an_interrupted_run_gives_the_bits_of_an_uninterrupted_one(
     settings = {"last": 1, "num_experts": 3, "router_noise": True, "epochs": 3}
     whole = train(recipe(tmp_path / "whole", **settings))
     broken = recipe(tmp_path / "broken", **settings)
-    report = loop._report
+    report = fit._report
 
     def killed(row: dict[str, object], *rest: object) -> None:
         report(row, *rest)  # type: ignore[arg-type]
         if row["epoch"] == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(loop, "_report", killed)
+    monkeypatch.setattr(fit, "_report", killed)
     with pytest.raises(KeyboardInterrupt):
         train(broken)
     assert not RunFolder(Path(broken.output)).finished
-    monkeypatch.setattr(loop, "_report", report)
+    monkeypatch.setattr(fit, "_report", report)
     resumed = train(broken)
     assert same(whole, resumed)
     assert [row["loss"] for row in resumed.read_rows()] == [row["loss"] for row in whole.read_rows()]
