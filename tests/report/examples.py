@@ -8,7 +8,7 @@ from tests.analysis.examples import analysis
 from vimoe.analysis.counts import RoutingCounts
 from vimoe.report.gallery import thumbnail
 from vimoe.report.page import Report
-from vimoe.report.results import Table
+from vimoe.report.tables import Table
 from vimoe.vit.plan import LayerPlan, Plan
 
 EVIL = "<script>alert(1)</script>"
@@ -35,7 +35,7 @@ def report(**changes: Any) -> Report:
         "rows": {f"training {EVIL}": rows()},
         "recipes": {f"training {EVIL}": f"output: {EVIL}\nseed: 3"},
         "command": f"vimoe analyze '{EVIL}'",
-        "tables": [Table(("model", "score"), [[f"as it is {EVIL}", "90.0"]], f"a note {EVIL}")],
+        "tables": [Table(("model", "score"), [[f"as it is {EVIL}", "90.0"]], [f"a note {EVIL}"])],
         "analysis": analysis(),
         "images": images,
     }

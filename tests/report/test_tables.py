@@ -1,16 +1,43 @@
+import csv
+import io
+
 from vimoe.report.comparison import Variant
-from vimoe.report.tables import cost_table, giga_macs, millions, plain_table, variant_table
+from vimoe.report.results import variants_table
+from vimoe.report.tables import Table, cost_table, giga_macs, millions
 from vimoe.vit.cost import Cost
 from vimoe.vit.inspection import compare_costs
 
+TABLE = Table(("what", "gain_%"), [["a & b", "1.0 ± 0.5"], ["c|d", "-22.5"]], ["A note."])
 
-def test_columns_are_aligned_first_left_others_right() -> None:
-    assert plain_table(["a", "bb"], [["xyz", "1"], ["x", "22.5"]]).splitlines() == [
-        "a      bb",
-        "---  ----",
-        "xyz     1",
-        "x    22.5",
+
+def test_a_table_in_a_terminal_has_its_first_column_left_and_the_others_right() -> None:
+    assert TABLE.text().splitlines() == [
+        "what      gain_%",
+        "-----  ---------",
+        "a & b  1.0 ± 0.5",
+        "c|d        -22.5",
+        "",
+        "A note.",
     ]
+
+
+def test_a_table_is_markdown_csv_and_latex() -> None:
+    assert TABLE.markdown() == (
+        "| what | gain_% |\n| --- | ---: |\n| a & b | 1.0 ± 0.5 |\n| c\\|d | -22.5 |\n\nA note.\n"
+    )
+    assert TABLE.csv() == "what,gain_%\na & b,1.0 ± 0.5\nc|d,-22.5\n"
+    assert TABLE.latex() == (
+        "% A note.\n\\begin{tabular}{lr}\n\\hline\nwhat & gain\\_\\% \\\\\n\\hline\n"
+        "a \\& b & 1.0 $\\pm$ 0.5 \\\\\nc|d & -22.5 \\\\\n\\hline\n\\end{tabular}\n"
+    )
+    assert r"a\textbackslash{}b\^" not in Table((r"a\b^c",), []).latex()
+    assert r"a\textbackslash{}b\textasciicircum{}c" in Table((r"a\b^c",), []).latex()
+
+
+def test_no_cell_of_a_csv_is_a_formula_and_numbers_stay_numbers() -> None:
+    cells = ["=1+1", "@sum", "+cmd|' /C calc'!A0", "-x", "+0.5 (-1.0 to +2.0)", "-3", "-", "- x"]
+    rows = list(csv.reader(io.StringIO(Table(("a",), [[cell] for cell in cells]).csv())))[1:]
+    assert [row[0] for row in rows] == ["'=1+1", "'@sum", "'+cmd|' /C calc'!A0", "'-x", *cells[4:]]
 
 
 def test_numbers_keep_three_figures() -> None:
@@ -24,8 +51,8 @@ def test_numbers_keep_three_figures() -> None:
 
 
 def test_an_variant_is_one_line_with_its_error() -> None:
-    table = variant_table([Variant("dense", 96.66, 1.04, 360, Cost(600_000, 600_000, 10_500_000), 57.4)])
-    assert table.splitlines()[-1].split("  ")[0] == "dense"
+    table = variants_table([Variant("dense", 96.66, 1.04, 360, Cost(600_000, 600_000, 10_500_000), 57.4)]).text()
+    assert table.splitlines()[2].split("  ")[0] == "dense"
     assert "96.7 ± 1.0" in table
 
 

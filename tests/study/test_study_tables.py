@@ -1,17 +1,6 @@
 from tests.study.support import row
 from vimoe.study.comparisons import comparisons
-from vimoe.study.study_tables import Table, comparisons_table, planned_table, power_line, settings_table
-
-TABLE = Table(("what", "gain_%"), [["a & b", "1.0 ± 0.5"]], ("A note.",))
-
-
-def test_a_table_is_markdown_csv_and_latex() -> None:
-    assert TABLE.markdown() == "| what | gain_% |\n| --- | ---: |\n| a & b | 1.0 ± 0.5 |\n\nA note.\n"
-    assert TABLE.csv() == "what,gain_%\na & b,1.0 ± 0.5\n"
-    assert TABLE.latex() == (
-        "% A note.\n\\begin{tabular}{lr}\n\\hline\nwhat & gain\\_\\% \\\\\n\\hline\n"
-        "a \\& b & 1.0 $\\pm$ 0.5 \\\\\n\\hline\n\\end{tabular}\n"
-    )
+from vimoe.study.study_tables import comparisons_table, planned_table, power_line, settings_table
 
 
 def test_settings_are_told_with_their_spread_between_seeds() -> None:

@@ -54,7 +54,7 @@ def run(arguments: Sequence[str]) -> None:
 
 def analysis_table(analysis: Analysis, plan: Plan) -> str:
     """A line a layer, the last block first, and the decisions in words."""
-    from vimoe.report.tables import plain_table
+    from vimoe.report.tables import Table
 
     rows = []
     for layer in reversed(analysis.layers):
@@ -82,7 +82,7 @@ def analysis_table(analysis: Analysis, plan: Plan) -> str:
             "answers, routing is random, every choice is the second one, the shared expert is alone, "
             "a plain FFN takes over.",
             "",
-            plain_table((*header, "pruned"), rows),
+            Table((*header, "pruned"), rows).text(),
             "",
             *decisions,
             "",

@@ -27,7 +27,7 @@ def run(arguments: Sequence[str]) -> None:
     add_view(parser)
     args = parser.parse_args(list(arguments))
     from vimoe.files import write_text
-    from vimoe.report.tables import csv_table, metrics_table, plain_table
+    from vimoe.report.tables import Table, metrics_table
     from vimoe.tasks.inference import model_folder
     from vimoe.tasks.segmenter_folder import holds_segmenter
 
@@ -38,13 +38,14 @@ def run(arguments: Sequence[str]) -> None:
     if not metrics["images"]:
         raise UserError("none of the images can be read")
     cells = [[name, str(count), *(f"{value:.1f}" for value in values)] for name, count, *values in rows]
-    print(f"{metrics_table(metrics)}\n\n{plain_table(header, cells)}")
+    table = Table(header, cells)
+    print(f"{metrics_table(metrics)}\n\n{table.text()}")
     if args.json:
         by_class = [dict(zip(("class", *header[1:]), row, strict=True)) for row in rows]
         told = {**metrics, "broken": len(broken), "classes": by_class}
         write_text(args.json, json.dumps(told, indent=2, ensure_ascii=False) + "\n")
     if args.csv:
-        write_text(args.csv, csv_table(header, cells))
+        write_text(args.csv, table.csv())
 
 
 Told = tuple[dict[str, float], tuple[str, ...], list[tuple[Any, ...]], list[str]]

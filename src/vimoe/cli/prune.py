@@ -49,10 +49,8 @@ def run(arguments: Sequence[str]) -> None:
 def evidence_table(evidence: Evidence) -> str:
     """Accuracy, cost and speed, a line a state."""
     from vimoe.report.results import pruning_table
-    from vimoe.report.tables import plain_table
 
-    table = pruning_table(evidence.states, evidence.metric, evidence.images)
-    return f"{plain_table(table.header, table.rows)}\n\n{table.note}"
+    return pruning_table(evidence.states, evidence.metric, evidence.images).text()
 
 
 def _epochs(text: str) -> float:

@@ -33,8 +33,9 @@ from vimoe.report.plots import (
     specialisation_by_depth,
     training_curves,
 )
-from vimoe.report.results import Table, variants_table
+from vimoe.report.results import variants_table
 from vimoe.report.saving import save_figure
+from vimoe.report.tables import Table
 from vimoe.tasks.palette import class_colours
 from vimoe.vit.plan import Plan
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 from vimoe.analysis.analysis_result import Analysis, Estimate, Step
 from vimoe.report.comparison import Variant
-from vimoe.report.tables import METRICS, giga_macs, millions, variant_header, variant_rows
+from vimoe.report.tables import METRICS, Table, giga_macs, millions, variant_header, variant_rows
 from vimoe.vit.cost import Cost
 from vimoe.vit.plan import Plan
 
@@ -15,20 +15,6 @@ from vimoe.vit.plan import Plan
 RIGHT = {"top1": "{} images", "pixels": "the pixels of {} images"}
 
 _COST = ("activated", "stored", "multiply-adds")
-
-
-class Table(NamedTuple):
-    """A table of results.
-
-    Attributes:
-        header: Over its columns.
-        rows: Its cells.
-        note: Below it: how to read it.
-    """
-
-    header: Sequence[str]
-    rows: Sequence[Sequence[str]]
-    note: str
 
 
 class Timing(Protocol):
@@ -79,7 +65,7 @@ def variants_table(variants: Sequence[Variant]) -> Table:
         "parameters include the experts that were not chosen. Seconds are of training since the dense model (for the "
         "dense model, its own)."
     )
-    return Table(variant_header(variants), variant_rows(variants), note)
+    return Table(variant_header(variants), variant_rows(variants), [note])
 
 
 def plan_table(analysis: Analysis, plan: Plan, before: Cost, after: Cost) -> Table:
@@ -96,7 +82,7 @@ def plan_table(analysis: Analysis, plan: Plan, before: Cost, after: Cost) -> Tab
         "“vimoe prune” measures the planned model on test images, which decided nothing. Activated parameters are "
         "those that take part for one image; stored parameters include the experts that were not chosen."
     )
-    return Table(header, rows, note)
+    return Table(header, rows, [note])
 
 
 def plan_conclusion(analysis: Analysis, plan: Plan, before: Cost, after: Cost) -> str:
@@ -137,7 +123,7 @@ def pruning_table(states: Sequence[State], metric: str, images: int) -> Table:
         f"{images} test images, the same ones for every model. ms: measured for one image in a batch of "
         f"{states[0].speed.batch_size}; peak: weights and activations of such a batch."
     )
-    return Table(header, rows, note)
+    return Table(header, rows, [note])
 
 
 def pruning_conclusion(states: Sequence[State], metric: str, images: int) -> str:

@@ -1,10 +1,12 @@
-"""Tables in plain text, for the terminal and for notes."""
+"""Tables for the terminal, for notes, for papers and for the page."""
 
 from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from vimoe.report.comparison import Variant
 from vimoe.vit.inspection import CostComparison
@@ -12,17 +14,61 @@ from vimoe.vit.inspection import CostComparison
 # The figures that models are judged by, in the order in which they are looked for, as readers know them.
 METRICS = {"top1": "top-1 %", "miou": "mean IoU %", "pixels": "pixels right %"}
 
+# A sign before anything but a number starts a formula.
+_FORMULA = re.compile(r"[=@\t\r]|[+-](?=[^\d.\s])")
+_LATEX = str.maketrans(
+    {c: f"\\{c}" for c in "&%$#_{}"}
+    | {"±": r"$\pm$", "−": "$-$", "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+)
 
-def plain_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Columns aligned: the first to the left, the others to the right."""
-    lines = [list(header), *(list(row) for row in rows)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(header))]
 
-    def join(cells: Sequence[str]) -> str:
-        aligned = [c.ljust(w) if i == 0 else c.rjust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True))]
-        return "  ".join(aligned).rstrip()
+class Table(NamedTuple):
+    """A table of finished cells, written in every form that the toolbox needs.
 
-    return "\n".join([join(lines[0]), "  ".join("-" * w for w in widths), *(join(line) for line in lines[1:])])
+    The first column stands to the left, the others to the right.
+
+    Attributes:
+        header: Over the columns.
+        rows: Cells, as many a row as the header has.
+        notes: How to read it, a paragraph each.
+    """
+
+    header: Sequence[str]
+    rows: Sequence[Sequence[str]]
+    notes: Sequence[str] = ()
+
+    def text(self) -> str:
+        """Aligned columns for a terminal, the notes below."""
+        lines = [self.header, *self.rows]
+        widths = [max(len(line[i]) for line in lines) for i in range(len(self.header))]
+
+        def joined(cells: Sequence[str]) -> str:
+            aligned = [c.rjust(w) if i else c.ljust(w) for i, (c, w) in enumerate(zip(cells, widths, strict=True))]
+            return "  ".join(aligned).rstrip()
+
+        rule = "  ".join("-" * width for width in widths)
+        table = "\n".join([joined(self.header), rule, *(joined(row) for row in self.rows)])
+        return "\n\n".join([table, *self.notes])
+
+    def markdown(self) -> str:
+        """A GitHub table, the notes as paragraphs below."""
+        rule = ["---", *("---:" for _ in self.header[1:])]
+        lines = [self.header, rule, *([cell.replace("|", r"\|") for cell in row] for row in self.rows)]
+        return "\n\n".join(["\n".join("| " + " | ".join(cells) + " |" for cells in lines), *self.notes]) + "\n"
+
+    def csv(self) -> str:
+        """Header and rows, without the notes; a cell that a spreadsheet would run as a formula is quoted with `'`."""
+        text = io.StringIO()
+        lines = [[f"'{cell}" if _FORMULA.match(cell) else cell for cell in row] for row in (self.header, *self.rows)]
+        csv.writer(text, lineterminator="\n").writerows(lines)
+        return text.getvalue()
+
+    def latex(self) -> str:
+        """A `tabular` that needs no package, the notes as comments above it."""
+        head, *rows = (" & ".join(cell.translate(_LATEX) for cell in row) + r" \\" for row in (self.header, *self.rows))
+        columns = "l" + "r" * (len(self.header) - 1)
+        body = [f"\\begin{{tabular}}{{{columns}}}", r"\hline", head, r"\hline", *rows, r"\hline", r"\end{tabular}"]
+        return "\n".join([*(f"% {note}" for note in self.notes), *body]) + "\n"
 
 
 def millions(count: int) -> str:
@@ -49,7 +95,7 @@ def cost_table(comparison: CostComparison) -> str:
         [
             comparison.name,
             "",
-            plain_table(["model", "stored", "activated", "multiply-adds"], rows),
+            Table(("model", "stored", "activated", "multiply-adds"), rows).text(),
             "",
             f"MoE layers      blocks {', '.join(map(str, config.layers))} (from 0), {shared}",
             f"routing         one choice of {config.top_k} among {experts} experts for each {config.routing}",
@@ -80,11 +126,6 @@ def variant_rows(variants: Sequence[Variant]) -> list[list[str]]:
     ]
 
 
-def variant_table(variants: Sequence[Variant]) -> str:
-    """A comparison in plain text."""
-    return plain_table(variant_header(variants), variant_rows(variants))
-
-
 def metrics_table(figures: Mapping[str, float]) -> str:
     """The figures of an evaluation, one a line."""
     words = {
@@ -103,10 +144,3 @@ def metrics_table(figures: Mapping[str, float]) -> str:
         for key, value in figures.items()
     ]
     return "\n".join(f"{name:20} {value:>8} {unit}".rstrip() for name, value, unit in rows)
-
-
-def csv_table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table as CSV."""
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([header, *rows])
-    return text.getvalue()

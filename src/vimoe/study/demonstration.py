@@ -17,8 +17,8 @@ from vimoe.data.loaders import batches
 from vimoe.data.splits import Splits
 from vimoe.report.comparison import Variant, conclusion, standard_error
 from vimoe.report.page import write_page
+from vimoe.report.results import variants_table
 from vimoe.report.run_report import analysis_report
-from vimoe.report.tables import variant_table
 from vimoe.tasks.classification import Classification, evaluating
 from vimoe.tasks.confusion_matrix import ConfusionMatrix, bootstrap_error
 from vimoe.tasks.model import load_model
@@ -145,7 +145,7 @@ def run_demo(folder: Path, seed: int, device: str, task: str = "classification")
         recipes={name: (run.path / "recipe.yaml").read_text() for name, run in runs.items()},
     )
     path = write_page(report, folder / "report.html")
-    print(f"\n{variant_table(variants)}\n\n{sentence}\nThe report lies in {path}")
+    print(f"\n{variants_table(variants).text()}\n\n{sentence}\nThe report lies in {path}")
     return path
 
 

@@ -10,7 +10,7 @@ import torch
 
 from vimoe.data.splits import Splits
 from vimoe.errors import UserError
-from vimoe.report.tables import giga_macs, millions, plain_table
+from vimoe.report.tables import Table, giga_macs, millions
 from vimoe.study.grid import DATA_AND_MODEL, StudyRun
 from vimoe.training.build import build_model
 from vimoe.training.progress import duration
@@ -129,7 +129,7 @@ def effort_table(
     left = [run for run in runs if run.name not in done]
     total = sum(effort[run.setting].macs for run in runs)
     lines = [
-        plain_table(header, rows),
+        Table(header, rows).text(),
         "",
         f"{len(runs)} runs, {len(runs) - len(left)} done; {total / 1e12:,.1f} TMAC in all, "
         f"{sum(effort[run.setting].macs for run in left) / 1e12:,.1f} to go",

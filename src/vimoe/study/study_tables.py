@@ -4,45 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 
 from vimoe.report.panels import mean_and_std
-from vimoe.report.tables import csv_table, giga_macs, millions
+from vimoe.report.tables import Table, giga_macs, millions
 from vimoe.study.comparisons import Comparison, adjusted, spread, sweeps
 from vimoe.study.statistics import smallest_difference
 from vimoe.study.study_rows import StudyRow, by_setting
 
-_SPECIAL = str.maketrans({c: f"\\{c}" for c in "&%$#_{}"} | {"±": r"$\pm$", "−": "$-$"})
 # Told of each setting where the task has them.
 _MORE = ("test_nll", "test_ece")
-
-
-class Table(NamedTuple):
-    """A header and rows of finished cells, and the lines that belong below it."""
-
-    header: tuple[str, ...]
-    rows: list[list[str]]
-    notes: tuple[str, ...] = ()
-
-    def markdown(self) -> str:
-        """As GitHub reads it: the first column to the left, the others to the right."""
-        rule = ["---", *("---:" for _ in self.header[1:])]
-        lines = ["| " + " | ".join(cells) + " |" for cells in (self.header, rule, *self.rows)]
-        return "\n".join([*lines, "", *(f"{note}\n" for note in self.notes)]).rstrip() + "\n"
-
-    def csv(self) -> str:
-        """Header and rows, without the notes."""
-        return csv_table(self.header, self.rows)
-
-    def latex(self) -> str:
-        """A `tabular` that needs no package; the notes as comments above it."""
-        lines = [f"% {note}" for note in self.notes]
-        lines += [f"\\begin{{tabular}}{{l{'r' * (len(self.header) - 1)}}}", "\\hline"]
-        for i, cells in enumerate((self.header, *self.rows)):
-            lines += [" & ".join(cell.translate(_SPECIAL) for cell in cells) + r" \\", *(["\\hline"] if i == 0 else [])]
-        return "\n".join([*lines, "\\hline", "\\end{tabular}"]) + "\n"
 
 
 def settings_table(rows: Sequence[StudyRow]) -> Table:
