@@ -5,7 +5,7 @@ from torch import nn
 import vimoe
 from tests.analysis.toy import MARK, NAMES, blank, codes, layer_of, route_by, say, show
 from tests.vit.families import assert_unchanged, make, make_images, refused, snapshot
-from vimoe.analysis.analysis import analyse
+from vimoe.analysis.analysis import analyze
 from vimoe.analysis.analysis_result import Analysis
 from vimoe.analysis.counts import count_routing
 
@@ -27,7 +27,7 @@ def labelled(size: int = 32) -> list[tuple[torch.Tensor, torch.Tensor]]:
 def test_everything_is_measured_and_survives_the_way_to_disk() -> None:
     model = specialised()
     before = snapshot(model)
-    counts, analysis, plan = analyse(model, labelled, NAMES, shuffles=99, paths={0: "zero.png", 99: "none.png"})
+    counts, analysis, plan = analyze(model, labelled, NAMES, shuffles=99, paths={0: "zero.png", 99: "none.png"})
     assert_unchanged(model, before)
     assert (counts.counts == count_routing(model, labelled(), NAMES).counts).all()
     assert Analysis.from_dict(analysis.to_dict()) == analysis
@@ -42,7 +42,7 @@ def test_everything_is_measured_and_survives_the_way_to_disk() -> None:
 
 
 def test_the_cost_is_that_of_the_prefix_reused() -> None:
-    _, analysis, _ = analyse(specialised(), labelled, NAMES, shuffles=99)
+    _, analysis, _ = analyze(specialised(), labelled, NAMES, shuffles=99)
     steps = len(analysis.steps)
     assert analysis.block_evaluations == (3 + 5 * 3 + 5 * 1) + steps * 3
     assert analysis.without_reuse == 3 * (1 + 10 + steps)
@@ -50,8 +50,8 @@ def test_the_cost_is_that_of_the_prefix_reused() -> None:
 
 def test_the_same_model_and_images_give_the_same_analysis() -> None:
     assert (
-        analyse(specialised(), labelled, NAMES, shuffles=99)[1:]
-        == analyse(specialised(), labelled, NAMES, shuffles=99)[1:]
+        analyze(specialised(), labelled, NAMES, shuffles=99)[1:]
+        == analyze(specialised(), labelled, NAMES, shuffles=99)[1:]
     )
 
 
@@ -63,27 +63,27 @@ def test_patches_with_classes_are_counted_and_those_without_are_told() -> None:
     def classes(_: torch.Tensor) -> torch.Tensor:
         return patches.clamp(min=-1)
 
-    counts, analysis, _ = analyse(
+    counts, analysis, _ = analyze(
         model, lambda: [(images, torch.zeros(6, dtype=torch.long))], NAMES[:3], shuffles=9, classes=classes
     )
     assert (analysis.unit, analysis.left_out) == ("patch", 1)
     assert counts.counts.sum() == 23
 
 
-def test_what_cannot_be_analysed_gets_one_line() -> None:
-    with refused("this model has no MoE layer to analyse: it is dense, or was pruned"):
-        analyse(make(), labelled, NAMES)
+def test_what_cannot_be_analyzed_gets_one_line() -> None:
+    with refused("this model has no MoE layer to analyze: it is dense, or was pruned"):
+        analyze(make(), labelled, NAMES)
     with refused("the images have a single class, and routing cannot follow what does not differ"):
-        analyse(specialised(), labelled, NAMES[:1])
-    with refused("there is no image to analyse the model on"):
-        analyse(specialised(), list, NAMES)
+        analyze(specialised(), labelled, NAMES[:1])
+    with refused("there is no image to analyze the model on"):
+        analyze(specialised(), list, NAMES)
     broken = specialised()
     layer_of(broken, 2).router.weight.data[0, 0] = torch.nan
     with refused("the router of block 2 holds weights that are not finite: was the training sound?"):
-        analyse(broken, labelled, NAMES)
+        analyze(broken, labelled, NAMES)
 
 
 def test_a_class_with_no_image_is_nobodys_class() -> None:
-    _, analysis, _ = analyse(specialised(), labelled, (*NAMES, "nobody"), shuffles=99)
+    _, analysis, _ = analyze(specialised(), labelled, (*NAMES, "nobody"), shuffles=99)
     assert analysis.layer(2).specialisation.normalised == pytest.approx(1)
     assert all(c.label != 4 for e in analysis.layer(2).experts for c in e.classes)

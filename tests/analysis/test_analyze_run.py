@@ -5,9 +5,8 @@ import pytest
 import torch
 
 from tests.training.tiny import recipe
-from vimoe.analysis import analyze_run
 from vimoe.analysis.analysis_result import Analysis
-from vimoe.analysis.analyze_run import analyse_run, read_plan, write_plan
+from vimoe.analysis.analyze_run import analyze_run, read_plan, write_plan
 from vimoe.analysis.counts import RoutingCounts
 from vimoe.data.digits import digits
 from vimoe.errors import UserError
@@ -28,9 +27,9 @@ def written(run: Path) -> dict[str, bytes]:
     return {str(p.relative_to(run)): p.read_bytes() for p in sorted(run.rglob("*")) if p.is_file()}
 
 
-def test_a_run_is_analysed_on_its_own_images_and_only_adds_to_its_folder(trained: Path) -> None:
+def test_a_run_is_analyzed_on_its_own_images_and_only_adds_to_its_folder(trained: Path) -> None:
     before = written(trained)
-    analysis, plan = analyse_run(trained, shuffles=99)
+    analysis, plan = analyze_run(trained, shuffles=99)
     after = written(trained)
     assert set(after) - set(before) == {"analysis.json", "plan.json", "routing/val.npz"}
     assert all(after[name] == data for name, data in before.items())
@@ -45,26 +44,26 @@ def test_a_run_is_analysed_on_its_own_images_and_only_adds_to_its_folder(trained
     assert analysis.score.value == pytest.approx(100 * right.item() / 360)
 
 
-def test_what_cannot_be_analysed_gets_one_line_and_changes_nothing(
+def test_what_cannot_be_analyzed_gets_one_line_and_changes_nothing(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before = written(trained)
     with pytest.raises(UserError, match=r"is not a run folder: it holds no recipe\.yaml"):
-        analyse_run(tmp_path)
+        analyze_run(tmp_path)
     unfinished = RunFolder(tmp_path / "half")
     unfinished.write_recipe(recipe(tmp_path / "half"))
     with pytest.raises(UserError, match="half is not finished: the `vimoe train` command that began it goes on"):
-        analyse_run(unfinished.path)
+        analyze_run(unfinished.path)
     dense = train(recipe(tmp_path / "dense", epochs=1))
-    with pytest.raises(UserError, match="no MoE layer to analyse"):
-        analyse_run(dense.path)
+    with pytest.raises(UserError, match="no MoE layer to analyze"):
+        analyze_run(dense.path)
     with pytest.raises(UserError, match="device 'nonsense' cannot be used here"):
-        analyse_run(trained, device="nonsense")
+        analyze_run(trained, device="nonsense")
     others = digits()
     object.__setattr__(others, "class_names", (*others.class_names[:-1], "ten"))
-    monkeypatch.setattr(analyze_run, "open_recipe_data", lambda _: others)
+    monkeypatch.setattr("vimoe.analysis.analyze_run.open_recipe_data", lambda _: others)
     with pytest.raises(UserError, match=r"other classes than the run: 10 against 10, the first that differs is '9'"):
-        analyse_run(trained)
+        analyze_run(trained)
     assert written(trained) == before
 
 
@@ -75,7 +74,7 @@ def test_routers_that_hold_nan_are_refused(trained: Path, tmp_path: Path) -> Non
     model.get_parameter("blocks.1.mlp.router.weight").data[0, 0] = torch.nan
     save(model, copy.model)
     with pytest.raises(UserError, match="the router of block 1 holds weights that are not finite"):
-        analyse_run(copy.path)
+        analyze_run(copy.path)
     assert not (copy.path / "analysis.json").exists()
 
 
@@ -83,12 +82,12 @@ def test_a_class_with_no_image_is_told(trained: Path, tmp_path: Path, monkeypatc
     splits = digits()
     keep = splits.val.labels != 7  # type: ignore[attr-defined]
     splits.val.images, splits.val.labels = splits.val.images[keep], splits.val.labels[keep]  # type: ignore[attr-defined]
-    monkeypatch.setattr(analyze_run, "open_recipe_data", lambda _: splits)
+    monkeypatch.setattr("vimoe.analysis.analyze_run.open_recipe_data", lambda _: splits)
     copy = RunFolder(tmp_path / "copy")
     copy.write_recipe(recipe(tmp_path / "copy", last=2, num_experts=3))
     save(load(trained / "model"), copy.model)
     notes: list[str] = []
-    analyse_run(copy.path, shuffles=99, note=notes.append)
+    analyze_run(copy.path, shuffles=99, note=notes.append)
     assert notes == ["class '7' has no image in val: nothing is said about it"]
 
 

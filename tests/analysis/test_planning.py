@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from tests.analysis import examples
 from tests.analysis.toy import COIN, MARK, NAMES, STYLE, blank, codes, copy_code, layer_of, route_by, say, show
-from vimoe.analysis.analysis import analyse
+from vimoe.analysis.analysis import analyze
 from vimoe.analysis.analysis_result import Analysis, ExpertAnalysis
 from vimoe.analysis.planning import plan_layers, superfluous
 from vimoe.vit.plan import Plan
@@ -18,7 +18,7 @@ from vimoe.vit.plan import Plan
 def judged(model: nn.Module, labels: Tensor, size: int = 64) -> tuple[Analysis, Plan]:
     images = show(*codes(size))
     assert (model(images).argmax(-1) == labels).all()
-    _, analysis, plan = analyse(model, lambda: [(images, labels)], NAMES, shuffles=99)
+    _, analysis, plan = analyze(model, lambda: [(images, labels)], NAMES, shuffles=99)
     return analysis, plan
 
 

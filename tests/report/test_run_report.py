@@ -5,7 +5,7 @@ import torch
 
 from tests.report.test_results import STATES
 from tests.training.tiny import recipe
-from vimoe.analysis.analyze_run import analyse_run, write_plan
+from vimoe.analysis.analyze_run import analyze_run, write_plan
 from vimoe.data.digits import digits
 from vimoe.data.scenes import digit_scenes
 from vimoe.errors import UserError
@@ -16,16 +16,16 @@ from vimoe.vit.plan import LayerPlan, Plan
 
 
 @pytest.fixture(scope="module")
-def analysed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def analyzed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     run = train(recipe(tmp_path_factory.mktemp("runs") / "moe", last=2, num_experts=3))
-    analyse_run(run.path, shuffles=99)
+    analyze_run(run.path, shuffles=99)
     return run.path
 
 
-def test_an_analysed_run_is_reported_from_its_folder(analysed: Path) -> None:
-    report = analysis_report(analysed, "vimoe analyze moe")
+def test_an_analyzed_run_is_reported_from_its_folder(analyzed: Path) -> None:
+    report = analysis_report(analyzed, "vimoe analyze moe")
     assert report.title == "Which MoE layers of moe earn their keep"
     assert report.counts.layers == (1, 2)
     assert len(report.rows["training"]) == 3
@@ -41,22 +41,22 @@ def test_an_analysed_run_is_reported_from_its_folder(analysed: Path) -> None:
     assert "What each expert sees" in html
 
 
-def test_a_run_that_was_not_analysed_gets_one_line(tmp_path: Path) -> None:
+def test_a_run_that_was_not_analyzed_gets_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"there is no analysis at .*: `vimoe analyze` writes it"):
         analysis_report(tmp_path, "vimoe analyze")
 
 
 def test_what_pruning_did_comes_with_the_analysis_and_the_plan_that_was_carried_out(
-    analysed: Path, tmp_path: Path
+    analyzed: Path, tmp_path: Path
 ) -> None:
     write_plan(Plan((LayerPlan(1, ()), LayerPlan(2, (0,)))), tmp_path / "plan.json")
-    report = pruning_report(analysed, tmp_path, STATES[:2], "top1", 360, "vimoe prune moe")
+    report = pruning_report(analyzed, tmp_path, STATES[:2], "top1", 360, "vimoe prune moe")
     assert report.title == "What pruning moe did"
     assert report.conclusion.startswith("Pruned, without recovery training, the model has 85.0 %")
     assert [part.experts for part in report.plan.layers] == [(), (0,)]
     assert list(report.rows) == ["training"]
     recovered = train(recipe(tmp_path, epochs=1))
-    report = pruning_report(analysed, recovered.path, STATES, "top1", 360, "vimoe prune moe")
+    report = pruning_report(analyzed, recovered.path, STATES, "top1", 360, "vimoe prune moe")
     assert list(report.rows) == list(report.recipes) == ["training", "recovery"]
     assert "recovery" in page(report)
 
@@ -65,7 +65,7 @@ def test_a_segmentation_run_is_reported_with_its_expert_maps(tmp_path: Path) -> 
     args = {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2}
     settings = {"task": "segmentation", "dataset": "digit_scenes", "model_args": args, "epochs": 1, "last": 1}
     run = train(recipe(tmp_path / "scenes", num_experts=2, routing="token", **settings))
-    analyse_run(run.path, shuffles=99)
+    analyze_run(run.path, shuffles=99)
     report = analysis_report(run.path, "vimoe analyze scenes")
     assert len(report.maps) == MAPS
     assert report.maps[0].experts[1].shape == (4, 4)

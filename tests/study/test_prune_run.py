@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from tests.training.tiny import recipe
-from vimoe.analysis.analyze_run import analyse_run, write_plan
+from vimoe.analysis.analyze_run import analyze_run, write_plan
 from vimoe.data.digits import digits
 from vimoe.errors import UserError
 from vimoe.study.prune_run import prune_run
@@ -75,7 +75,7 @@ def test_without_recovery_the_surgery_is_all_and_lies_beside_the_run(trained: Pa
 
 def test_the_loss_right_after_is_the_one_that_the_analysis_foretold(trained: Path, tmp_path: Path) -> None:
     """On the same images: the ablation `pruned` is the surgery."""
-    analysis, _ = analyse_run(trained, split="test", shuffles=99)
+    analysis, _ = analyze_run(trained, split="test", shuffles=99)
     number = analysis.layers[0].layer
     load_of = analysis.layers[0].specialisation.load
     write_plan(Plan((LayerPlan(number, (), load_of),)), tmp_path / "one.json")
@@ -127,7 +127,7 @@ def test_nothing_is_overwritten(trained: Path, tmp_path: Path) -> None:
     assert written(tmp_path / "out") == before
 
 
-def test_a_segmentation_run_is_analysed_pruned_and_recovers(tmp_path: Path) -> None:
+def test_a_segmentation_run_is_analyzed_pruned_and_recovers(tmp_path: Path) -> None:
     run = train(
         recipe(
             tmp_path / "run",
@@ -141,7 +141,7 @@ def test_a_segmentation_run_is_analysed_pruned_and_recovers(tmp_path: Path) -> N
             color_jitter=0.2,
         )
     )
-    analysis, _ = analyse_run(run.path, shuffles=99)
+    analysis, _ = analyze_run(run.path, shuffles=99)
     assert (analysis.metric, analysis.unit, analysis.images) == ("pixels", "patch", 200)
     assert len(analysis.class_names) == 11
     write_plan(Plan((LayerPlan(1, ()),)), run.path / "plan.json")

@@ -32,7 +32,7 @@ from vimoe.vit.upcycle import get_config
 Batches = Callable[[], Iterable[tuple[Tensor, Tensor]]]
 
 
-def analyse(
+def analyze(
     model: nn.Module,
     batches: Batches,
     class_names: Sequence[str],
@@ -69,7 +69,7 @@ def analyse(
     """
     config = get_config(model)
     if config is None:
-        raise UserError("this model has no MoE layer to analyse: it is dense, or was pruned")
+        raise UserError("this model has no MoE layer to analyze: it is dense, or was pruned")
     if len(class_names) < 2:
         raise UserError("the images have a single class, and routing cannot follow what does not differ")
     for number, layer in moe_layers(model).items():
@@ -154,7 +154,7 @@ def _observe(
         for images, targets in batches():
             scores.append(score(behaviour.watch(images.to(device), classes(targets)), targets))
     if not behaviour.images:
-        raise UserError("there is no image to analyse the model on")
+        raise UserError("there is no image to analyze the model on")
     return behaviour, torch.cat(scores)
 
 

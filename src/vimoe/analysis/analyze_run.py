@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from vimoe.analysis.analysis import analyse
+from vimoe.analysis.analysis import analyze
 from vimoe.analysis.analysis_result import Analysis
 from vimoe.analysis.held_out import held_out
 from vimoe.data.splits import Images, Splits, check_classes
@@ -23,7 +23,7 @@ from vimoe.vit.checkpoint import read_config
 from vimoe.vit.plan import Plan
 
 
-def analyse_run(
+def analyze_run(
     path: Path,
     *,
     dataset: str | None = None,
@@ -63,7 +63,7 @@ def analyse_run(
     model = load_model(run.model, device)
     classes, note_broken = len(splits.class_names), broken.setdefault
     seen = held_out(model, images, classes, batch_size, workers, recipe.short_side, note_broken)
-    counts, analysis, plan = analyse(
+    counts, analysis, plan = analyze(
         model,
         seen.batches,
         splits.class_names,

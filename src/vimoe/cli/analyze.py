@@ -29,11 +29,11 @@ def run(arguments: Sequence[str]) -> None:
     parser.add_argument("--shuffles", type=at_least(99), default=199, help="shuffled tables behind chance levels (199)")
     parser.add_argument("--max-drop", type=_points, default=0.0, help="points that may be lost beyond noise (0)")
     args = parser.parse_args(list(arguments))
-    from vimoe.analysis.analyze_run import analyse_run
+    from vimoe.analysis.analyze_run import analyze_run
     from vimoe.report.page import write_page
     from vimoe.report.run_report import analysis_report
 
-    analysis, plan = analyse_run(
+    analysis, plan = analyze_run(
         args.run,
         dataset=args.dataset,
         data_dir=args.data_dir,

@@ -61,7 +61,7 @@ class LayerView(NamedTuple):
     """One layer.
 
     Attributes:
-        analysed: What was measured.
+        analyzed: What was measured.
         heatmap: Classes × experts.
         specialised: How much of the class its choices tell, of the most they could.
         part: What becomes of it, None where the plan leaves it as it is.
@@ -74,7 +74,7 @@ class LayerView(NamedTuple):
         colours: By expert.
     """
 
-    analysed: LayerAnalysis
+    analyzed: LayerAnalysis
     heatmap: Heatmap
     specialised: Bar
     part: LayerPlan | None
@@ -89,7 +89,7 @@ class LayerView(NamedTuple):
     @property
     def number(self) -> int:
         """Its block."""
-        return self.analysed.layer
+        return self.analyzed.layer
 
     @property
     def pruned(self) -> bool:
@@ -149,7 +149,7 @@ def _layer_view(
     percents = (100 * measure.normalised, 100 * measure.low, 100 * measure.high)
     told = "{:.0f} % ({:.0f} to {:.0f})".format(*percents)
     return LayerView(
-        analysed=layer,
+        analyzed=layer,
         heatmap=drawn,
         specialised=Bar("", interval_bar(measure.normalised, measure.low, measure.high, (0.0, 1.0)), told),
         part=part,

@@ -1,4 +1,4 @@
-"""The report of a run that was analysed: its folder is read, and its images are looked at once more."""
+"""The report of a run that was analyzed: its folder is read, and its images are looked at once more."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def analysis_report(path: Path, command: str, dataset: str | None = None, data_d
         data_dir: Instead of the recipe's.
 
     Raises:
-        UserError: The run was not analysed, or its images cannot be used.
+        UserError: The run was not analyzed, or its images cannot be used.
     """
     run, analysis, plan = RunFolder(path), Analysis.load(path / "analysis.json"), read_plan(path / "plan.json")
     recipe = load_recipe(path / "recipe.yaml")
@@ -77,7 +77,7 @@ def pruning_report(
     command: str,
     data_dir: str | None = None,
 ) -> Report:
-    """What pruning an analysed run did, with the analysis that led to it.
+    """What pruning an analyzed run did, with the analysis that led to it.
 
     Args:
         path: The run folder.
@@ -89,7 +89,7 @@ def pruning_report(
         data_dir: Where the images lie now, if they were moved.
 
     Raises:
-        UserError: The run was not analysed, or its images cannot be used.
+        UserError: The run was not analyzed, or its images cannot be used.
     """
     report = replace(
         analysis_report(path, command, data_dir=data_dir),

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from vimoe.analysis.analyze_run import analyse_run
+from vimoe.analysis.analyze_run import analyze_run
 from vimoe.data.loaders import batches
 from vimoe.data.splits import Splits
 from vimoe.report.comparison import Variant, conclusion, standard_error
@@ -116,7 +116,7 @@ def run_demo(folder: Path, seed: int, device: str, task: str = "classification")
     _say("3/5  the control: the dense model goes on for the same number of steps")
     control = train(stages.control)
     _say("4/5  what is each layer worth? Layers that matter stay, the others become plain FFNs")
-    _, plan = analyse_run(vimoe.path, device=device)
+    _, plan = analyze_run(vimoe.path, device=device)
     for part in plan.layers:
         _say(f"     block {part.layer:2}  {'prune' if part.pruned else 'keep '}  {part.reason}")
     _prune(vimoe, plan, stages.vimoe, splits)

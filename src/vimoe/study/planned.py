@@ -1,11 +1,11 @@
-"""A finished run of a study, analysed, pruned as its plan says, and recovered: one run instead of a sweep over L."""
+"""A finished run of a study, analyzed, pruned as its plan says, and recovered: one run instead of a sweep over L."""
 
 from __future__ import annotations
 
 import time
 from pathlib import Path
 
-from vimoe.analysis.analyze_run import analyse_run
+from vimoe.analysis.analyze_run import analyze_run
 from vimoe.study.grid import StudyRun
 from vimoe.study.prune_run import prune_run
 from vimoe.study.run_result import Result, keep_result, measure, read_result
@@ -19,7 +19,7 @@ def plan_to_result(run: StudyRun) -> Result:
     The plan is made on the validation split. `seconds` of the result are those of analysis and recovery.
 
     Raises:
-        UserError: The run that it needs is not finished or cannot be analysed.
+        UserError: The run that it needs is not finished or cannot be analyzed.
         InterruptedRun: The process was asked to stop; the state is written.
     """
     assert run.needs is not None
@@ -28,7 +28,7 @@ def plan_to_result(run: StudyRun) -> Result:
         return found
     origin = folder.parents[1] / run.needs
     begun = time.perf_counter()
-    analyse_run(origin, workers=workers, device=device)
+    analyze_run(origin, workers=workers, device=device)
     analysis = time.perf_counter() - begun
     prune_run(origin, output=folder, device=device)
     pruned = RunFolder(folder)

@@ -8,7 +8,7 @@
     planned: [N8-L4-shared]
 
 A variant is a grid: every recipe key in it is a factor, with one value or a list of them. Under `planned` stand
-settings of the variants, as `--dry-run` calls them: each of their runs is analysed, pruned as its plan says, and
+settings of the variants, as `--dry-run` calls them: each of their runs is analyzed, pruned as its plan says, and
 recovered.
 """
 
@@ -42,7 +42,7 @@ class Study:
         seeds: One repetition of everything a seed.
         variants: By name, the factors of a grid with their values.
         output: The study's folder.
-        planned: The settings whose runs are analysed, pruned and recovered.
+        planned: The settings whose runs are analyzed, pruned and recovered.
     """
 
     base: Settings

@@ -50,7 +50,7 @@ def settings_table(rows: Sequence[StudyRow]) -> Table:
 
 
 def planned_table(rows: Sequence[StudyRow]) -> Table:
-    """Every run that was analysed, pruned and recovered, beside the sweep over L that it stands for."""
+    """Every run that was analyzed, pruned and recovered, beside the sweep over L that it stands for."""
     settings = by_setting(rows)
     cells = []
     for setting, by_last, best in sweeps(settings):
