@@ -1,4 +1,7 @@
-"""The one exception for everything a user can get wrong."""
+"""The one exception for everything a user can get wrong, and the words that its messages share."""
+
+import difflib
+from collections.abc import Iterable
 
 
 class UserError(ValueError):
@@ -12,3 +15,10 @@ class UserError(ValueError):
 def first_line(error: Exception) -> str:
     """What another library's exception says, cut to one line; its type where it says nothing."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
+
+
+def suggest(wrong: str, known: Iterable[str]) -> str:
+    """The end of a message about an unknown name: the nearest known one, or all of them where none is near."""
+    known = list(known)
+    near = difflib.get_close_matches(wrong, known, n=1)
+    return f", did you mean {near[0]!r}?" if near else f"; there is {', '.join(known) or 'none'}"

@@ -39,20 +39,20 @@ def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
-        (["info"], "the following arguments are required: model (see vimoe info --help)"),
+        (["info"], "the following arguments are required: MODEL (see vimoe info --help)"),
         (["info", "resnet18"], "ResNet has no blocks with an FFN of their own to replace; supported are plain timm"),
         (["info", "vit_smal"], "timm has no model 'vit_smal', did you mean "),
         (["info", "vit_tiny_patch16_224", "--last", "13"], "last must be 1 to 12, the number of blocks of this model"),
         (["info", "vit_tiny_patch16_224", "--last", "1", "--layers", "3"], "give either last or layers, not both"),
         (["info", "vit_tiny_patch16_224", "--top-k", "9"], "top_k must be between 1 and the 8 experts of block 10"),
-        (["info", "vit_tiny_patch16_224", "--image-size", "0"], "argument --image-size: must be at least 1, got 0"),
-        (["info", "vit_tiny_patch16_224", "--num-classes", "-1"], "argument --num-classes: must be at least 0, got -1"),
-        (["train", "--epochs", "none"], "epochs: expected int, got value: none"),
+        (["info", "vit_tiny_patch16_224", "--image-size", "0"], "--image-size: must be at least 1, got 0"),
+        (["info", "vit_tiny_patch16_224", "--num-classes", "-1"], "--num-classes: must be at least 0, got -1"),
+        (["train", "--epochs", "none"], "epochs must be a whole number, got 'none'"),
         (
             ["train", "--dataset", "nonsense", "--output", "unused"],
             "unknown dataset 'nonsense'; there is digits, folder",
         ),
-        (["demo", "--seed", "x"], "argument --seed: invalid int value: 'x' (see vimoe demo --help)"),
+        (["demo", "--seed", "x"], "--seed: invalid int value: 'x' (see vimoe demo --help)"),
         (["demo", "--seed", "-1", "--output", "unused"], "seed must be at least 0, got -1"),
     ],
 )

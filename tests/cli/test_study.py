@@ -52,7 +52,7 @@ def test_a_study_with_a_failed_run_ends_with_code_1_and_its_tables(
         (["-c", "a.yaml", "--figures-only", "runs"], "give either the study file with -c, or --figures-only"),
         (["-c", "missing.yaml"], "cannot read missing.yaml: No such file or directory"),
         (["--figures-only", "missing"], "cannot read missing/study.csv: No such file or directory"),
-        (["-c", "missing.yaml", "--jobs", "0"], "argument --jobs: must be at least 1, got 0"),
+        (["-c", "missing.yaml", "--jobs", "0"], "--jobs: must be at least 1, got 0"),
     ],
 )
 def test_a_mistake_is_one_line(arguments: list[str], line: str, capsys: pytest.CaptureFixture[str]) -> None:

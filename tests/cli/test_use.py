@@ -97,7 +97,7 @@ def test_a_glob_is_expanded_and_each_image_answered_once(trained: Path, capsys: 
         (["evaluate", "RUN"], "dataset 'folder' needs data_dir, the folder of images"),
         (["evaluate", "RUN", "--data-dir", "nowhere"], "data_dir nowhere is not a folder"),
         (["evaluate", "RUN", "--dataset", "digits"], "the images have other classes than the model: 10 against 3"),
-        (["evaluate", "RUN", "--batch-size", "0"], "argument --batch-size: must be at least 1, got 0"),
+        (["evaluate", "RUN", "--batch-size", "0"], "--batch-size: must be at least 1, got 0"),
         (["predict", "RUN", "nowhere.jpg"], "there is no image at nowhere.jpg"),
         (["predict", "RUN", "RUN/recipe.yaml"], "none of the images can be read"),
         (["predict", "nowhere", "RUN/recipe.yaml"], "nowhere is not a model folder"),

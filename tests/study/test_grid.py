@@ -115,7 +115,7 @@ def test_what_is_planned_comes_after_its_run_with_the_epochs_of_both(tmp_path: P
     ],
 )
 def test_only_a_run_with_moe_layers_can_be_planned(tmp_path: Path, setting: str, line: str) -> None:
-    with pytest.raises(UserError, match=f"planned: {setting!r} is no setting with MoE layers of this study; {line}"):
+    with pytest.raises(UserError, match=f"planned: {setting!r} is no setting with MoE layers of this study[,;] {line}"):
         plan_runs(study(tmp_path, TINY + f"planned: [{setting}]\n"))
 
 
@@ -152,8 +152,8 @@ def test_differing_fields_are_those_of_the_fine_tunings(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("variants", "line"),
     [
-        ("{name: a, last: [two]}", "variant 'a': last: expected int, got value: two"),
-        ("{name: a, preset: [papr]}", "variant 'a': preset: expected"),
+        ("{name: a, last: [two]}", "variant 'a': last must be a whole number, got 'two'"),
+        ("{name: a, preset: [papr]}", "variant 'a': preset must be one of 'preserve', 'paper', got 'papr'"),
         ("{name: a, epochs: [null]}", "variant 'a': "),
         ("{name: a, epochs: 0}", "variant 'a': epochs must be at least 1, got 0"),
     ],

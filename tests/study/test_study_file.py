@@ -38,7 +38,7 @@ ARMS = "variants: [{name: a, last: 2}]"
 @pytest.mark.parametrize(
     ("text", "line"),
     [
-        ("variants: [{name: a, last: 2}", "is no YAML"),
+        ("variants: [{name: a, last: 2}", "is not valid YAML"),
         ("[1, 2]", "must hold keys and values, got list"),
         ("variant: []", "unknown key 'variant' in .*, did you mean 'variants'?"),
         ("base: {epohcs: 3}\n" + ARMS, "unknown key 'epohcs' in base of .*, did you mean 'epochs'?"),

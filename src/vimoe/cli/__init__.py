@@ -12,14 +12,14 @@ from vimoe.errors import UserError
 from vimoe.training.interrupt import InterruptedRun
 
 VERBS = {
-    "demo": "the whole story on real images in a few minutes: train, upcycle, look, prune, compare",
-    "train": "train a model as a recipe says: dense, or upcycled to a Mixture-of-Experts",
-    "evaluate": "how good a finished model is on labelled images: accuracy, by class, calibration",
-    "predict": "what a finished model says about images, and which experts it chose",
-    "analyze": "which MoE layers of a run specialise, what each is worth, and which to keep",
-    "prune": "carry out a plan on a run, recover, and show the evidence",
-    "study": "a grid of runs over settings and seeds, its tables and figures",
-    "info": "what a model costs, dense and upcycled: parameters, multiply-adds, routing degree",
+    "demo": "train, upcycle, analyse, prune and compare on embedded images, in minutes",
+    "train": "train a model from a recipe, dense or as a Mixture-of-Experts",
+    "evaluate": "measure a trained model on labelled images: accuracy, calibration, mIoU",
+    "predict": "classify or segment images, and list the experts that were chosen",
+    "analyze": "measure which MoE layers of a run specialise and matter; plan what to keep",
+    "prune": "apply a plan to a run, train on to recover, and report the effect",
+    "study": "run a grid of settings and seeds; write its tables and figures",
+    "info": "count parameters and multiply-adds of a model, dense and upcycled",
 }
 
 USAGE = "usage: vimoe [-h] [--version] VERB ...\n\n{about}\n\nverbs:\n{verbs}\n\n`vimoe VERB --help` tells more."

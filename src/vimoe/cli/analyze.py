@@ -18,17 +18,18 @@ if TYPE_CHECKING:
 
 def run(arguments: Sequence[str]) -> None:
     """Write the analysis, the plan and the report into the run folder, and print what they say."""
-    parser = Parser("analyze", "Measure every MoE layer on held-out images, ablate it, and plan what to keep.")
-    parser.add_argument("run", type=Path, help="the folder of a finished run")
-    parser.add_argument("--dataset", help="other images than the run's own")
-    parser.add_argument("--data-dir", help="where the images lie now, if they were moved")
-    parser.add_argument("--split", choices=("train", "val", "test"), default="val", help="which images (val)")
-    parser.add_argument("--batch-size", type=at_least(1), default=64, help="images at once")
-    parser.add_argument("--workers", type=at_least(0), default=2, help="processes that decode")
-    parser.add_argument("--device", default="auto", help="auto, or a torch device")
-    parser.add_argument("--shuffles", type=at_least(99), default=199, help="shuffled tables behind chance levels (199)")
-    parser.add_argument("--max-drop", type=_points, default=0.0, help="points that may be lost beyond noise (0)")
-    args = parser.parse_args(list(arguments))
+    parser = Parser("analyze", "Writes routing tables, plan.json and report.html into the run folder.")
+    parser.value("run", "the folder of a finished run", type=Path)
+    parser.group("data")
+    parser.flag("--dataset", "other images than the run's own")
+    parser.shared("--data-dir")
+    parser.flag("--split", "the images to measure on", "val", choices=("train", "val", "test"))
+    parser.group("analysis")
+    parser.flag("--shuffles", "permutations behind p-values and chance levels", 199, type=at_least(99))
+    parser.flag("--max-drop", "points of accuracy that pruning may cost beyond noise", 0.0, type=_points)
+    parser.group("run")
+    parser.shared("--batch-size", "--workers", "--device")
+    args = parser.parse(arguments)
     from vimoe.analysis.analyze_run import analyze_run
     from vimoe.report.page import write_page
     from vimoe.report.run_report import analysis_report

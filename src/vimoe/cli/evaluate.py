@@ -8,24 +8,27 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vimoe.cli.arguments import Parser, add_view, at_least, chosen_view
+from vimoe.cli.arguments import Parser, add_view, chosen_view
 from vimoe.errors import UserError
 
 
 def run(arguments: Sequence[str]) -> None:
     """Print the metrics; with --json and --csv, write them."""
-    parser = Parser("evaluate", "How good a model is, and a table by class; of pixels for a segmentation model.")
-    parser.add_argument("model", type=Path, help="a run folder or a model folder")
-    parser.add_argument("--dataset", help="folder or ade20k (default), digits, digit_scenes, or a name of timm's")
-    parser.add_argument("--data-dir", help="the folder of images")
-    parser.add_argument("--split", default="test", help="train, val, test (default), or a split's own name")
-    parser.add_argument("--batch-size", type=at_least(1), default=64, help="images at once (classification)")
-    parser.add_argument("--workers", type=at_least(0), default=2, help="processes that decode")
-    parser.add_argument("--device", default="auto", help="auto, or a torch device")
-    parser.add_argument("--json", type=Path, help="write all metrics there")
-    parser.add_argument("--csv", type=Path, help="write the table by class there")
+    parser = Parser("evaluate", "Prints overall metrics and a table by class.")
+    parser.value("model", "a run folder or a model folder", type=Path)
+    parser.group("data")
+    parser.flag(
+        "--dataset", "folder or ade20k (default: as the model's task), digits, digit_scenes, or a name of timm's"
+    )
+    parser.shared("--data-dir")
+    parser.flag("--split", "train, val, test, or a split's own name", "test")
+    parser.group("output")
+    parser.flag("--json", "write all metrics to this file", type=Path)
+    parser.flag("--csv", "write the table by class to this file", type=Path)
+    parser.group("run")
+    parser.shared("--batch-size", "--workers", "--device")
     add_view(parser)
-    args = parser.parse_args(list(arguments))
+    args = parser.parse(arguments)
     from vimoe.files import write_text
     from vimoe.report.tables import Table, metrics_table
     from vimoe.tasks.inference import model_folder

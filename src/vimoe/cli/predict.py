@@ -15,16 +15,18 @@ from vimoe.errors import UserError
 
 def run(arguments: Sequence[str]) -> None:
     """Print one JSON or CSV line an image, write masks for a segmentation model; broken images are told."""
-    parser = Parser("predict", "Labels and chosen experts, or masks, for images, from the model folder alone.")
-    parser.add_argument("model", type=Path, help="a run folder or a model folder")
-    parser.add_argument("images", nargs="+", help="image files, folders, or globs in quotes")
-    parser.add_argument("--top-k", type=at_least(1), default=5, help="how many labels (5)")
-    parser.add_argument("--format", choices=("jsonl", "csv"), default="jsonl", help="JSON lines (default) or CSV")
-    parser.add_argument("--output", type=Path, default=Path("masks"), help="where masks and overlays go (masks)")
-    parser.add_argument("--batch-size", type=at_least(1), default=32, help="images at once (classification)")
-    parser.add_argument("--device", default="auto", help="auto, or a torch device")
+    parser = Parser("predict", "Needs the model folder alone. Broken images are named on stderr and left out.")
+    parser.value("model", "a run folder or a model folder", type=Path)
+    parser.value("images", "image files, folders, or globs in quotes", nargs="+")
+    parser.group("output")
+    parser.flag("--top-k", "labels for each image", 5, type=at_least(1))
+    parser.flag("--format", "JSON lines or CSV", "jsonl", choices=("jsonl", "csv"))
+    parser.flag("--output", "the folder for masks and overlays", Path("masks"), type=Path)
+    parser.group("run")
+    parser.flag("--batch-size", "images at once (classification)", 32, type=at_least(1))
+    parser.shared("--device")
     add_view(parser)
-    args = parser.parse_args(list(arguments))
+    args = parser.parse(arguments)
     from vimoe.tasks.inference import find_images, model_folder
     from vimoe.tasks.segmenter_folder import holds_segmenter
 

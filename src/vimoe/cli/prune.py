@@ -17,19 +17,18 @@ if TYPE_CHECKING:
 
 def run(arguments: Sequence[str]) -> None:
     """Write the pruned model into a folder of its own and print the evidence."""
-    parser = Parser("prune", "MoE layers become plain FFNs as a plan says; the original run is not touched.")
-    parser.add_argument("run", type=Path, help="the folder of a finished run")
-    parser.add_argument("--plan", type=Path, help="the plan; by default the run's plan.json")
-    parser.add_argument(
+    parser = Parser("prune", "The pruned model gets a folder of its own; the original run stays as it is.")
+    parser.value("run", "the folder of a finished run", type=Path)
+    parser.flag("--plan", "the plan (default: RUN/plan.json)", type=Path)
+    parser.flag(
         "--recover-epochs",
+        "epochs of recovery training; below 1 a share of the run's own epochs, 0 for none",
+        0.25,
         type=_epochs,
-        default=0.25,
-        help="epochs of recovery training; below 1 a share of the run's own (0.25), 0 for none",
     )
-    parser.add_argument("--output", type=Path, help="the new folder; by default RUN-pruned")
-    parser.add_argument("--data-dir", help="where the images lie now, if they were moved")
-    parser.add_argument("--device", default="auto", help="auto, or a torch device")
-    args = parser.parse_args(list(arguments))
+    parser.flag("--output", "the new folder (default: RUN-pruned)", type=Path)
+    parser.shared("--data-dir", "--device")
+    args = parser.parse(arguments)
     from vimoe.study.prune_run import prune_run
 
     evidence = prune_run(args.run, args.plan, args.recover_epochs, args.output, args.data_dir, args.device, parser.note)

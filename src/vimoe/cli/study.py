@@ -12,24 +12,15 @@ from vimoe.errors import UserError
 
 def run(arguments: Sequence[str]) -> None:
     """Do what is left of a study and write what came of it; the exit code is 1 where a run failed."""
-    parser = Parser(
-        "study",
-        "Runs what a study file asks for, each run once, and writes study.csv, tables and figures. "
-        "A run that fails is reported, and the others go on.",
-    )
-    parser.add_argument("-c", "--config", type=Path, help="the study file (YAML)")
-    parser.add_argument("--output", type=Path, help="the study's folder (default: runs/ and the file's name)")
-    parser.add_argument("--jobs", type=at_least(1), help="runs at once (default: one for each GPU, else one)")
-    parser.add_argument("--device", help="auto, or a torch device, instead of the study file's")
-    parser.add_argument("--data-dir", help="the folder of images, instead of the study file's")
-    parser.add_argument("--dry-run", action="store_true", help="list the runs and what they cost, and run nothing")
-    parser.add_argument(
-        "--figures-only",
-        type=Path,
-        metavar="DIR",
-        help="only make the tables and figures of DIR/study.csv anew",
-    )
-    args = parser.parse_args(list(arguments))
+    parser = Parser("study", "A run that fails is reported and the others go on; the same command continues a study.")
+    parser.flag("--config", "the study file (YAML)", short="-c", type=Path)
+    parser.flag("--output", "the study's folder (default: runs/ and the file's name)", type=Path)
+    parser.flag("--jobs", "runs at once (default: one for each GPU, else one)", type=at_least(1))
+    parser.flag("--device", "auto, or a torch device, instead of the study file's")
+    parser.flag("--data-dir", "the folder of images, instead of the study file's")
+    parser.flag("--dry-run", "list the runs and what they cost, and run nothing", False, action="store_true")
+    parser.flag("--figures-only", "only make the tables and figures of DIR/study.csv again", type=Path, metavar="DIR")
+    args = parser.parse(arguments)
     if (args.config is None) == (args.figures_only is None):
         raise UserError("give either the study file with -c, or --figures-only (see vimoe study --help)")
     if args.figures_only is not None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
 import re
@@ -12,10 +11,10 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
-from vimoe.errors import UserError, first_line
+from vimoe.errors import UserError, suggest
 from vimoe.study.recovery import recovery_epochs
 from vimoe.study.study_file import RESERVED, Settings, Study
-from vimoe.training.recipe import Recipe, recipe_parser
+from vimoe.training.recipe import Recipe, make_recipe
 
 START, PLANNED = "start", "planned"
 # What makes a model an MoE model.
@@ -154,9 +153,7 @@ def _note_by_plan(study: Study, seed: int, setting: str, runs: dict[str, StudyRu
     run = runs.get(f"seed{seed}/{setting}")
     if run is None or run.recipe.last == 0 or run.recipe.baseline:
         there = dict.fromkeys(each.setting for each in runs.values() if each.recipe.last and not each.recipe.baseline)
-        near = difflib.get_close_matches(setting, list(there), n=1)
-        hint = f"did you mean {near[0]!r}?" if near else f"there is {', '.join(there) or 'none'}"
-        raise UserError(f"planned: {setting!r} is no setting with MoE layers of this study; {hint}")
+        raise UserError(f"planned: {setting!r} is no setting with MoE layers of this study{suggest(setting, there)}")
     named = f"{setting}-{PLANNED}", "-".join(filter(None, (run.qualifier, PLANNED)))
     epochs = recovery_epochs(run.recipe)
     recipe = replace(run.recipe, epochs=run.recipe.epochs + epochs)
@@ -203,8 +200,6 @@ def _grid_point(
 
 def _recipe(settings: Settings, where: str) -> Recipe:
     try:
-        values = recipe_parser().parse_object(settings).as_dict()
-        values.pop("config", None)
-        return Recipe(**values)
-    except (UserError, TypeError) as error:  # TypeError: null for what is compared with a number
-        raise UserError(f"{where}: {first_line(error)}") from error
+        return make_recipe(settings)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error

@@ -14,15 +14,13 @@ recovered.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from vimoe.errors import UserError
+from vimoe.errors import UserError, suggest
+from vimoe.files import read_yaml
 from vimoe.training.recipe import Recipe
 
 Settings = dict[str, Any]
@@ -64,11 +62,11 @@ def read_study(path: Path, output: Path, **instead: Any) -> Study:
     Raises:
         UserError: The file cannot be read, or a key or value in it is wrong.
     """
-    content = _read_yaml(path)
+    content = read_yaml(path)
     _check_keys(content, _KEYS, f"in {path}")
     base = content.get("base") or {}
     if isinstance(base, str):
-        base = _read_yaml(path.parent / base)
+        base = read_yaml(path.parent / base)
     start = content.get("start")
     for name, settings in (("base", base), ("start", start or {})):
         _check_recipe_keys(settings, f"{name} of {path}", ("seed", "output"))
@@ -84,18 +82,6 @@ def read_study(path: Path, output: Path, **instead: Any) -> Study:
     if start is not None and any("initial_checkpoint" in settings for settings in (base, *variants.values())):
         raise UserError(f"{path} has both start and initial_checkpoint: the fine-tunings start from one of them")
     return Study({**base, **instead}, start, tuple(seeds), variants, output, tuple(dict.fromkeys(planned)))
-
-
-def _read_yaml(path: Path) -> dict[str, Any]:
-    try:
-        content = yaml.safe_load(path.read_text())
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
-    except yaml.YAMLError as error:
-        raise UserError(f"{path} is no YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} must hold keys and values, got {type(content).__name__}")
-    return content
 
 
 def _read_variants(variants: Any, path: Path) -> dict[str, dict[str, tuple[Any, ...]]]:
@@ -128,6 +114,4 @@ def _check_recipe_keys(settings: Any, where: str, reserved: tuple[str, ...]) -> 
 def _check_keys(content: Mapping[str, Any], known: tuple[str, ...], where: str) -> None:
     for key in content:
         if key not in known:
-            near = difflib.get_close_matches(str(key), known, n=1)
-            hint = f", did you mean {near[0]!r}?" if near else f"; there is {', '.join(known)}"
-            raise UserError(f"unknown key {key!r} {where}{hint}")
+            raise UserError(f"unknown key {key!r} {where}{suggest(str(key), known)}")

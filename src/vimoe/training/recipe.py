@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-import difflib
-import re
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
+import math
+import reprlib
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NoReturn
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import yaml
-from jsonargparse import ArgumentParser
 
-from vimoe.errors import UserError
+from vimoe.errors import UserError, suggest
+from vimoe.files import read_yaml
 
 
 @dataclass(frozen=True)
@@ -190,52 +191,43 @@ _LOWEST: dict[str, float] = {
 }
 
 
-class _RecipeParser(ArgumentParser):
-    """Flags in kebab-case, errors in one line."""
-
-    def add_argument(self, *names: Any, **settings: Any) -> Any:
-        return super().add_argument(*(n.replace("_", "-") if n.startswith("--") else n for n in names), **settings)
-
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        raise UserError(_one_line(message)) from ex
+# The first field of each group of flags in `vimoe train --help`; fields stand in the order of their groups.
+GROUPS = {
+    **{"task": "data", "model": "model", "last": "MoE", "freeze": "optimisation", "augment": "augmentation"},
+    "amp": "run",
+}
+_KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text", dict: "keys and values"}
 
 
-def recipe_parser(prog: str = "vimoe train") -> ArgumentParser:
-    """A parser of recipe flags and of `-c recipe.yaml`; it raises a `UserError` for what it does not accept."""
-    parser = _RecipeParser(
-        prog=prog, allow_abbrev=False, description=_one_line((Recipe.__doc__ or "").split("Args:")[0])
-    )
-    parser.add_argument("-c", "--config", action="config", help="A recipe file; flags after it win.")
-    parser.add_class_arguments(Recipe)
-    return parser
-
-
-def parse_recipe(arguments: Sequence[str], prog: str = "vimoe train") -> Recipe:
-    """A recipe from command-line flags, `-c recipe.yaml` among them.
+def make_recipe(values: Mapping[str, Any]) -> Recipe:
+    """A recipe from values by key, as YAML or the command line gives them; the rest are defaults.
 
     Raises:
-        UserError: A flag or key is unknown (the nearest right one is named), or a value has the wrong type.
+        UserError: A key is unknown (the nearest right one is named), or a value has the wrong type.
     """
-    try:
-        values = recipe_parser(prog).parse_args(_spelt_out(arguments)).as_dict()
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise UserError(f"cannot read the recipe: {_one_line(str(error))}") from error
-    values.pop("config", None)
-    return Recipe(**values)
+    kinds = get_type_hints(Recipe)
+    for key in values:
+        if key not in kinds:
+            raise UserError(f"unknown recipe key {key!r}{suggest(str(key), kinds)}")
+    return Recipe(**{key: _checked(key, value, kinds[key]) for key, value in values.items()})
 
 
-def _spelt_out(arguments: Sequence[str]) -> list[str]:
-    """`--amp` for `--amp=true` and `--no-amp` for `--amp=false`, as timm's users write them."""
-    switches = {f.name.replace("_", "-") for f in fields(Recipe) if f.type == "bool"}
-    spelt = []
-    for this, following in zip(arguments, [*arguments[1:], "--"], strict=True):
-        name = this.removeprefix("--")
-        if this.startswith("--") and name in switches and following.lower() not in ("true", "false", "yes", "no"):
-            this = f"--{name}=true"
-        elif this.startswith("--no-") and name[3:] in switches:
-            this = f"--{name[3:]}=false"
-        spelt.append(this)
-    return spelt
+def _checked(key: str, value: Any, hint: Any) -> Any:
+    """The value in the type of its key; numbers may come as text (YAML takes `1e-3` for text)."""
+    options = get_args(hint)
+    if get_origin(hint) is Literal:
+        if value in options:
+            return value
+        raise UserError(f"{key} must be one of {', '.join(map(repr, options))}, got {reprlib.repr(value)}")
+    if type(None) in options and value in (None, ""):
+        return None
+    kind: Any = options[0] if type(None) in options else get_origin(hint) or hint
+    if (kind is float and type(value) is int) or (kind in (int, float) and isinstance(value, str)):
+        with suppress(ValueError, OverflowError):
+            value = kind(value)
+    if type(value) is not kind or (kind is float and not math.isfinite(value)):
+        raise UserError(f"{key} must be {_KINDS[kind]}, got {reprlib.repr(value)}")
+    return value
 
 
 def load_recipe(path: str | Path) -> Recipe:
@@ -244,22 +236,7 @@ def load_recipe(path: str | Path) -> Recipe:
     Raises:
         UserError: The file cannot be read, is no YAML, or holds a wrong key or value.
     """
-    return parse_recipe(["-c", str(path)])
-
-
-def _one_line(message: str) -> str:
-    """The parser's words as one short line, with the nearest right key where one was unknown."""
-    line = re.sub(
-        r"Expected a (?:typing\.|<class ')?([^.>]*?)'?>?\. Got", r"expected \1, got", " ".join(message.split())
-    )
-    line = re.sub(r"Parser key \"(\w+)\":", r"\1:", line)
-    if found := re.search(r"Option '(\w+)' is not accepted|unrecognized arguments: -*([\w-]+)", line):
-        wrong = found[1] or found[2]
-        known = [f.name if found[1] else f.name.replace("_", "-") for f in fields(Recipe)]
-        near = difflib.get_close_matches(wrong, known, n=1)
-        hint = f", did you mean {near[0]!r}?" if near else f"; there is {', '.join(known)}"
-        return f"unknown {'recipe key' if found[1] else 'flag'} {wrong!r}{hint}"
-    return line
+    return make_recipe(read_yaml(Path(path)))
 
 
 def dump_recipe(recipe: Recipe) -> str:
