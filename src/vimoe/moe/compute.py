@@ -15,6 +15,7 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from vimoe.moe.dispatch import combine, dispatch, sort_by_expert
 from vimoe.moe.rows import GatheredRows, GroupedRows, LoopRows, Rows, RowsOfOne, Slices, autocast_dtype
@@ -33,8 +34,10 @@ def compute_experts(
     Args:
         feed_forward: `[R, D]` rows and their experts to `[R, D]`.
         num_experts: Number of experts E.
-        backend: One of the five above; `auto` takes `grouped` on CUDA in bf16 and fp16, else `loop`; while exporting
-            `gathered` where a selection has several rows, else `dense`; `dense` on the meta device.
+        backend: One of the five above; `auto` takes `grouped` on CUDA in bf16 and fp16, else `loop`.
+            In exported and traced graphs `gathered` replaces all others where a selection has several rows, and
+            `dense` where it has one; on the meta device `dense` does. torch.compile runs `loop` for `grouped` in a
+            dtype in which it cannot trace `grouped_mm`.
         x: `[S, n, D]`: S selections of n rows each.
         expert_ids: `[S, k]` int64.
         gates: `[S, k]`.
@@ -42,8 +45,7 @@ def compute_experts(
     Returns:
         `[S, n, D]`.
     """
-    if backend == "auto":
-        backend = _pick_backend(x)
+    backend = _pick_backend(backend, x)
     if backend == "reference":
         return _reference(feed_forward, x, expert_ids, gates)
     if backend == "dense":
@@ -55,14 +57,35 @@ def compute_experts(
     return _grouped(feed_forward, num_experts, x, expert_ids, gates)
 
 
-def _pick_backend(x: Tensor) -> Backend:
-    if torch.compiler.is_exporting() and x.shape[1] > 1:
-        return "gathered"
-    if torch.compiler.is_exporting() or x.is_meta:
+def _pick_backend(backend: Backend, x: Tensor) -> Backend:
+    # The others sort by choices: weightless there are none, and in a traced graph one input's would hold for all.
+    if x.device.type == "meta":
         return "dense"
+    if is_exporting() and backend not in ("dense", "gathered"):
+        return "gathered" if x.shape[1] > 1 else "dense"
     dtype = autocast_dtype(x) or x.dtype
-    grouped = x.is_cuda and dtype in (torch.bfloat16, torch.float16) and x.shape[-1] % 8 == 0
-    return "grouped" if grouped else "loop"
+    half = dtype in (torch.bfloat16, torch.float16)
+    if backend == "auto":
+        return "grouped" if x.is_cuda and half and x.shape[-1] % 8 == 0 else "loop"
+    if backend == "grouped" and not half and torch.compiler.is_compiling() and not _grouped_mm_traces_fp32():
+        return "loop"
+    return backend
+
+
+def is_exporting() -> bool:
+    """Whether this forward is only looked at, by `torch.export` or `torch.jit.trace`."""
+    return torch.compiler.is_exporting() or torch.jit.is_tracing()  # type: ignore[attr-defined]
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _grouped_mm_traces_fp32() -> bool:
+    """Whether this torch knows the shapes of `grouped_mm` in fp32 without computing it (2.14 does not)."""
+    x, weight = torch.empty(4, 4, device="meta"), torch.empty(1, 4, 4, device="meta")
+    try:
+        F.grouped_mm(x, weight, offs=torch.empty(1, dtype=torch.int32, device="meta"))
+    except RuntimeError:
+        return False
+    return True
 
 
 def _reference(feed_forward: FeedForward, x: Tensor, expert_ids: Tensor, gates: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from vimoe.errors import UserError
-from vimoe.moe.compute import Backend
+from vimoe.moe.compute import Backend, is_exporting
 from vimoe.moe.config import Gate, GateInput, Init, Routing
 from vimoe.moe.experts import Experts
 from vimoe.moe.router import Router, Selection
@@ -81,7 +81,7 @@ class MoELayer(nn.Module):
             raise UserError(f"an MoE layer takes [batch, tokens, width], got a shape of {tuple(x.shape)}")
         per_token = self.routing == "token"
         selection = self.router(x.flatten(0, 1) if per_token else self._image_features(x))
-        if not torch.compiler.is_exporting() and (torch.compiler.is_compiling() or not is_recomputing()):
+        if not is_exporting() and (torch.compiler.is_compiling() or not is_recomputing()):
             self.last_selection = selection
         rows = x.flatten(0, 1)[:, None] if per_token else x
         y = self.experts(rows, selection.expert_ids, selection.gates).view_as(x)

@@ -53,8 +53,6 @@ def _count_macs(model: nn.Module, image_size: int | tuple[int, int] | None) -> i
     vit: Any = find_backbone(clone).vit
     channels, *made_for = input_shape(vit)
     size = made_for if image_size is None else _height_and_width(image_size)
-    for layer in moe_layers(clone).values():
-        layer.experts.backend = "dense"  # the others sort by a choice that weightless experts do not make
     try:
         if size != made_for and not getattr(vit, "dynamic_img_size", False):
             vit.set_input_size(img_size=tuple(size))
