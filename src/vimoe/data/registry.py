@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -18,14 +19,15 @@ from vimoe.data.folder import (
     find_folder,
     training_transform,
 )
+from vimoe.data.glyphs import open_glyphs
 from vimoe.data.mask_augmentation import JointAugmentation
 from vimoe.data.scenes import digit_scenes
 from vimoe.data.splits import Found, Samples, Splits, generator
 from vimoe.data.streams import find_hugging_face, find_torchvision, find_webdataset
 from vimoe.errors import UserError
 
-EMBEDDED = ("digits", "digit_scenes")
-NAMES = ("digits", "folder", "tar", "torch/NAME", "wds/NAME", "hfds/NAME", "hfids/NAME")
+EMBEDDED = ("digits", "glyphs", "digit_scenes")
+NAMES = ("digits", "glyphs", "folder", "tar", "torch/NAME", "wds/NAME", "hfds/NAME", "hfids/NAME")
 
 
 def open_dataset(
@@ -37,6 +39,7 @@ def open_dataset(
     seed: int = 0,
     splits: tuple[str, str, str] = ("", "", ""),
     per_class: int | None = None,
+    dataset_args: Mapping[str, Any] | None = None,
 ) -> Splits:
     """The images behind a recipe's `dataset`.
 
@@ -44,7 +47,7 @@ def open_dataset(
     aside from the training images, drawn with `seed`; without `test`, `val` is reported.
 
     Args:
-        name: `digits` (embedded; takes nothing else), `folder` and `tar` (one folder a class), or, as timm has them,
+        name: `digits` or `glyphs` (embedded; take nothing else but `dataset_args`), `folder` and `tar` (one folder a class), or, as timm has them,
             `torch/NAME` (torchvision), `wds/NAME` (webdataset), `hfds/NAME` and `hfids/NAME` (Hugging Face).
         data_dir: The folder or archive; for `hfds/NAME` where downloads are kept, the library's own place if None.
         form: How the model wants its images.
@@ -53,10 +56,15 @@ def open_dataset(
         seed: The run's seed.
         splits: Names of the splits for `train`, `val` and `test`; empty ones are found by the usual names.
         per_class: So many training images of each class, drawn with `seed`; all of them if None.
+        dataset_args: Arguments of `vimoe.data.glyphs.glyphs`; other data sets take none.
 
     Raises:
         UserError: The name is not known, or the data set cannot be used.
     """
+    if name == "glyphs":
+        return open_glyphs(dataset_args or {})
+    if dataset_args:
+        raise UserError(f"dataset {name!r} takes no dataset_args, got {', '.join(dataset_args)}")
     if name == "digits":
         return digits()
     found = _find(name, data_dir, splits)

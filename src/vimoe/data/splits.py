@@ -48,6 +48,7 @@ class Splits:
         interpolation: timm's name of the filter they were resized with.
         crop_pct: Share of the shorter side that evaluation looks at.
         augment: Augments a batch `[B, C, H, W]` of training images, None for no augmentation.
+        super_classes: By label, the larger class that it belongs to (the script of a letter); empty without such.
     """
 
     train: Images
@@ -60,6 +61,7 @@ class Splits:
     interpolation: str = "bicubic"
     crop_pct: float = 1.0
     augment: Augment | None = None
+    super_classes: tuple[str, ...] = ()
 
 
 class Found(NamedTuple):
