@@ -105,3 +105,14 @@ def test_a_plan_reads_back_and_what_is_no_plan_gets_one_line(tmp_path: Path) -> 
     (tmp_path / "edited.json").write_text(json.dumps(edited))
     with pytest.raises(UserError, match=r"edited\.json: plan for block 1: action must be keep or prune, got 'keeep'"):
         read_plan(tmp_path / "edited.json")
+
+
+def test_routing_counts_of_letters_come_with_their_scripts(tmp_path: Path) -> None:
+    few = {"side": 8, "classes": 40, "train_images": 128, "val_images": 80, "test_images": 80}
+    run = train(recipe(tmp_path / "letters", dataset="glyphs", dataset_args=few, epochs=1, last=1, num_experts=2)).path
+    analyze_run(run, shuffles=19)
+    counts = RoutingCounts.load(run / "routing" / "val.npz")
+    by_script = counts.by_super_class()
+    assert "Latin" in by_script.class_names
+    assert by_script.counts.sum() == counts.counts.sum() == 80
+    assert (counts.counts[:, [of == "Latin" for of in counts.super_classes]].sum(1) == by_script.counts[:, 0]).all()

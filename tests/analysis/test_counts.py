@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -91,3 +92,18 @@ def test_counts_of_another_layer_set_get_one_line() -> None:
             vimoe.UserError, match="of another model: of blocks 1 \\(2 experts\\), 3 \\(2 experts\\), and"
         ):
             table.check(vimoe.MoEConfig(layers=layers, num_experts=experts))
+
+
+def test_super_classes_add_up_their_classes_and_survive_a_file(tmp_path: Path) -> None:
+    table = np.array([[1, 2], [3, 4], [5, 6]])
+    counts = replace(RoutingCounts.of({4: table}, ("a", "b", "c")), super_classes=("x", "y", "x"))
+    counts.save(tmp_path / "counts.npz")
+    grouped = RoutingCounts.load(tmp_path / "counts.npz").by_super_class()
+    assert grouped.class_names == ("x", "y")
+    assert (grouped.layer(4) == [[6, 8], [3, 4]]).all()
+    assert grouped.num_experts == (2,)
+
+
+def test_counts_written_before_there_were_super_classes_are_read(tmp_path: Path) -> None:
+    np.savez(tmp_path / "old.npz", layers=[4], num_experts=[2], class_names=["a"], counts=[[[1, 2]]])
+    assert RoutingCounts.load(tmp_path / "old.npz").super_classes == ()

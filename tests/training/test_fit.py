@@ -195,6 +195,7 @@ def test_a_segmentation_run_is_trained_and_read_back_from_its_folder(tmp_path: P
         ({"routing": "image"}, "use routing 'token' for segmentation"),
         ({"routing": "token", "mixup": 0.2}, "mixup and cutmix mix the labels of whole images"),
         ({"routing": "token", "in_memory": True}, "in_memory is for classification"),
+        ({"dataset_args": {"classes": 5}}, "dataset_args is for dataset 'glyphs'"),
         ({"routing": "token", "dataset": "digits"}, "dataset 'digits' has no masks"),
         ({"routing": "token", "last": 9}, "last must be 1 to 3"),
         ({"routing": "token", "last": 9, "baseline": "wide"}, "last must be at most 3"),

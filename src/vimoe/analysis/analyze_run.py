@@ -83,6 +83,7 @@ def analyze_run(
     if not broken:  # else an image's place is not its place in the list of files
         named = {place for layer in analysis.layers for e in layer.experts for place in (*e.confident, *e.unsure)}
         analysis = replace(analysis, paths=_paths(images, named))
+    counts = replace(counts, super_classes=splits.super_classes)
     counts.save(run.path / "routing" / f"{split}.npz")
     analysis.save(run.path / "analysis.json")
     write_plan(plan, run.path / "plan.json")
@@ -110,7 +111,9 @@ def run_images(run: RunFolder, recipe: Recipe, dataset: str | None = None, data_
         UserError: They cannot be used, or have other classes than the model.
     """
     config = read_config(run.model)
-    source = replace(recipe, dataset=dataset or recipe.dataset, data_dir=data_dir or recipe.data_dir, augment=False)
+    source = replace(recipe, data_dir=data_dir or recipe.data_dir, augment=False)
+    if dataset and dataset != recipe.dataset:
+        source = replace(source, dataset=dataset, dataset_args={})
     # The finished model says how it wants its images: what it started from may have gone since.
     splits = open_recipe_data(replace(source, initial_checkpoint=str(run.model)))
     names = tuple(config.get("label_names") or config.get(KEY, {}).get("class_names") or splits.class_names)

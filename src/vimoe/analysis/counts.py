@@ -30,12 +30,14 @@ class RoutingCounts:
         num_experts: Experts of each layer; columns beyond it are zero.
         class_names: By class.
         counts: `[layers, classes, max(num_experts)]` int64: assignments of the class to the expert.
+        super_classes: By class, the larger class that it belongs to; empty where the data set has none.
     """
 
     layers: tuple[int, ...]
     num_experts: tuple[int, ...]
     class_names: tuple[str, ...]
     counts: NDArray[np.int64]
+    super_classes: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, tables: Mapping[int, NDArray[np.int64]], class_names: tuple[str, ...]) -> RoutingCounts:
@@ -50,6 +52,12 @@ class RoutingCounts:
         """`[classes, experts]` of one block."""
         i = self.layers.index(number)
         return self.counts[i, :, : self.num_experts[i]]
+
+    def by_super_class(self) -> RoutingCounts:
+        """The same assignments by super-class, in the order of their first classes; needs `super_classes`."""
+        names = tuple(dict.fromkeys(self.super_classes))
+        belongs = np.array([[of == name for of in self.super_classes] for name in names], dtype=np.int64)
+        return RoutingCounts(self.layers, self.num_experts, names, belongs @ self.counts)
 
     def check(self, config: MoEConfig) -> None:
         """Raise a `UserError` where the counts are not those of a model of this configuration."""
@@ -67,6 +75,7 @@ class RoutingCounts:
             num_experts=np.array(self.num_experts),
             class_names=np.array(self.class_names),
             counts=self.counts,
+            super_classes=np.array(self.super_classes, dtype=np.str_),
         )
         write_bytes(path, buffer.getvalue())
 
@@ -84,6 +93,7 @@ class RoutingCounts:
                     tuple(int(n) for n in table["num_experts"]),
                     tuple(str(name) for name in table["class_names"]),
                     table["counts"],
+                    tuple(str(name) for name in table["super_classes"]) if "super_classes" in table else (),
                 )
         except FileNotFoundError as error:
             raise UserError(f"there are no routing counts at {path}") from error

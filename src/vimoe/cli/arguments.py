@@ -126,6 +126,19 @@ SHARED: dict[str, dict[str, Any]] = {
 }
 
 
+def mapping(text: str) -> dict[str, Any]:
+    """A type for a YAML mapping, such as `{test_family: serif}`."""
+    import yaml
+
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        value = None
+    if not isinstance(value, dict):
+        raise argparse.ArgumentTypeError(f"must be a mapping such as '{{name: value}}', got {text!r}")
+    return value
+
+
 def add_view(parser: Parser) -> None:
     """How a segmentation model looks at images, see `vimoe.tasks.windows.View`."""
     parser.group("inference of a segmentation model")

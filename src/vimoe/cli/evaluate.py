@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from vimoe.cli.arguments import Parser, add_view, chosen_view
+from vimoe.cli.arguments import Parser, add_view, chosen_view, mapping
 from vimoe.errors import UserError
 
 
@@ -18,8 +18,10 @@ def run(arguments: Sequence[str]) -> None:
     parser.value("model", "a run folder or a model folder", type=Path)
     parser.group("data")
     parser.flag(
-        "--dataset", "folder or ade20k (default: as the model's task), digits, digit_scenes, or a name of timm's"
+        "--dataset",
+        "folder or ade20k (default: as the model's task), digits, glyphs, digit_scenes, or a name of timm's",
     )
+    parser.flag("--dataset-args", "arguments of glyphs, such as '{test_family: serif}'", type=mapping)
     parser.shared("--data-dir")
     parser.flag("--split", "train, val, test, or a split's own name", "test")
     parser.group("output")
@@ -61,7 +63,17 @@ def _images(args: argparse.Namespace) -> Told:
 
     device, dataset = pick_device(args.device), args.dataset or "folder"
     role, names = _role(args.split)
-    result = evaluate_folder(args.model, dataset, args.data_dir, role, args.batch_size, args.workers, device, names)
+    result = evaluate_folder(
+        args.model,
+        dataset,
+        args.data_dir,
+        role,
+        args.batch_size,
+        args.workers,
+        device,
+        names,
+        args.dataset_args,
+    )
     rows = zip(result.class_names, result.metrics.per_class(), strict=True)
     table = [(name, images, top1) for name, (images, top1) in rows]
     return result.metrics.summary(), ("class", "images", "top-1 %"), table, result.broken

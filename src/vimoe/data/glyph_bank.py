@@ -75,7 +75,8 @@ def draw(face: str, points: Sequence[int], side: int) -> NDArray[np.uint8]:
         scale = _EXTENT * side / max(glyph.size)
         width, height = (max(1, round(length * scale)) for length in glyph.size)
         left, top = (side - width) // 2, (side - height) // 2
-        image[top : top + height, left : left + width] = glyph.resize((width, height), Image.Resampling.BILINEAR)
+        resized = glyph.resize((width, height), Image.Resampling.BILINEAR)
+        image[top : top + height, left : left + width] = np.asarray(resized)
     return drawn
 
 

@@ -73,12 +73,9 @@ def glyphs(
     Raises:
         UserError: An argument has a value that cannot be used.
     """
-    for name, value, least in (
-        ("side", side, 8),
-        ("train_images", train_images, 1),
-        ("val_images", val_images, 1),
-        ("test_images", test_images, 1),
-    ):
+    sizes = {"train_images": train_images, "val_images": val_images, "test_images": test_images}
+    for name, value in {"side": side, **sizes}.items():
+        least = 8 if name == "side" else 1
         if type(value) is not int or value < least:
             raise UserError(f"{name} of dataset 'glyphs' must be a whole number from {least} on, got {value!r}")
     if type(strength) not in (int, float) or not 0 <= strength <= 2:
@@ -194,7 +191,7 @@ def _drawn_in(family: str, points: Sequence[int], side: int) -> tuple[Tensor, Te
 def _choose(points: Sequence[int], scripts: Sequence[str], classes: int | None) -> list[int]:
     """The places of the code points of some scripts, or of so many of them."""
     by_script = [script(point) for point in points]
-    if isinstance(scripts, str) or not set(scripts) <= set(by_script):
+    if not isinstance(scripts, list | tuple) or any(name not in by_script for name in scripts):
         there = ", ".join(sorted(set(by_script)))
         raise UserError(f"scripts of dataset 'glyphs' must be a list of {there}, got {scripts!r}")
     places = [i for i, of in enumerate(by_script) if not scripts or of in scripts]

@@ -47,8 +47,9 @@ def open_dataset(
     aside from the training images, drawn with `seed`; without `test`, `val` is reported.
 
     Args:
-        name: `digits` or `glyphs` (embedded; take nothing else but `dataset_args`), `folder` and `tar` (one folder a class), or, as timm has them,
-            `torch/NAME` (torchvision), `wds/NAME` (webdataset), `hfds/NAME` and `hfids/NAME` (Hugging Face).
+        name: `digits` or `glyphs` (embedded; take nothing else but `dataset_args`), `folder` and `tar` (one folder a
+            class), or, as timm has them, `torch/NAME` (torchvision), `wds/NAME` (webdataset), `hfds/NAME` and
+            `hfids/NAME` (Hugging Face).
         data_dir: The folder or archive; for `hfds/NAME` where downloads are kept, the library's own place if None.
         form: How the model wants its images.
         augmentation: How training images are augmented; None shows them as evaluation does.

@@ -24,8 +24,8 @@ MOE_FIELDS = (
 )
 # What the data is and what the dense model is: a pretraining follows its fine-tunings in these.
 DATA_AND_MODEL = (
-    *("task", "dataset", "data_dir", "train_split", "val_split", "test_split", "reduce_zero_label", "in_memory"),
-    *("short_side", "per_class", "val_share", "img_size", "model", "model_args", "pretrained", "decoder"),
+    *("task", "dataset", "dataset_args", "data_dir", "train_split", "val_split", "test_split", "reduce_zero_label"),
+    *("in_memory", "short_side", "per_class", "val_share", "img_size", "model", "model_args", "pretrained", "decoder"),
     "pos_embed_std",
 )
 _DEFAULTS: dict[str, Any] = {field.name: field.default for field in fields(Recipe)}

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -59,17 +59,20 @@ def evaluate_folder(
     workers: int,
     device: str,
     names: tuple[str, str, str] = ("", "", ""),
+    dataset_args: Mapping[str, Any] | None = None,
 ) -> Evaluation:
     """Evaluate a model folder on the `train`, `val` or `test` split of labelled images.
 
-    `names` are what these splits are called where they do not have one of the usual names.
+    `names` are what these splits are called where they do not have one of the usual names; `dataset_args` are those
+    of a recipe.
 
     Raises:
         UserError: The model or the data cannot be used, or their classes differ.
     """
     folder = model_folder(path)
     config = read_config(folder)
-    splits = open_dataset(dataset, data_dir, image_form(config["pretrained_cfg"]), splits=names)
+    form = image_form(config["pretrained_cfg"])
+    splits = open_dataset(dataset, data_dir, form, splits=names, dataset_args=dataset_args)
     labels = config.get("label_names")
     if labels is not None:
         check_classes(splits.class_names, labels, "the images have other classes than the model")

@@ -22,9 +22,10 @@ class Recipe:
 
     Args:
         task: `classification` (one label an image) or `segmentation` (one label a pixel).
-        dataset: Which data: `digits` or `digit_scenes` (embedded), `folder` (one folder a class, in `train`, `val`,
-            `test` or unsplit), `ade20k` (images and masks in ADE20K's layout), or one of timm's names: `tar`,
-            `torch/NAME`, `wds/NAME`, `hfds/NAME`, `hfids/NAME`.
+        dataset: Which data: `digits`, `glyphs` or `digit_scenes` (embedded), `folder` (one folder a class,
+            in `train`, `val`, `test` or unsplit), `ade20k` (images and masks in ADE20K's layout), or one of timm's
+            names: `tar`, `torch/NAME`, `wds/NAME`, `hfds/NAME`, `hfids/NAME`.
+        dataset_args: Arguments of `glyphs`, such as `classes` and `scripts` (see `vimoe.data.glyphs.glyphs`).
         data_dir: The folder of images.
         train_split: Name of the training split; found by the usual names when empty.
         val_split: Name of the split that decides; found by the usual names when empty.
@@ -100,6 +101,7 @@ class Recipe:
 
     task: Literal["classification", "segmentation"] = "classification"
     dataset: str = "digits"
+    dataset_args: dict[str, Any] = field(default_factory=dict)
     data_dir: str | None = None
     train_split: str = ""
     val_split: str = ""

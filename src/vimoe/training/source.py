@@ -37,6 +37,8 @@ def open_recipe_data(recipe: Recipe) -> Splits:
     Raises:
         UserError: The data cannot be used, or timm does not know the model.
     """
+    if recipe.dataset_args and (recipe.in_memory or recipe.task == "segmentation"):
+        raise UserError("dataset_args is for dataset 'glyphs': leave in_memory false and task classification")
     form = None if recipe.dataset in EMBEDDED else _recipe_form(recipe)
     splits = (recipe.train_split, recipe.val_split, recipe.test_split)
     if recipe.task == "segmentation":
@@ -57,7 +59,7 @@ def open_recipe_data(recipe: Recipe) -> Splits:
         splits,
         recipe.per_class,
     )
-    return _open_in_memory(source) if recipe.in_memory else open_dataset(*source)
+    return _open_in_memory(source) if recipe.in_memory else open_dataset(*source, recipe.dataset_args)
 
 
 @lru_cache(maxsize=1)
