@@ -85,6 +85,8 @@ def _pixels(args: argparse.Namespace) -> Told:
     from vimoe.tasks.mask_inference import default_view, evaluate_masks
     from vimoe.training.parallel import pick_device
 
+    if args.dataset_args:
+        raise UserError("--dataset-args is for dataset glyphs, which has no masks")
     view, (role, names) = chosen_view(args, default_view(args.model)), _role(args.split)
     result = evaluate_masks(
         args.model,
