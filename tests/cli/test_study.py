@@ -4,7 +4,7 @@ import pytest
 
 from tests.study.support import TINY
 from vimoe.cli import main
-from vimoe.study import execute as execution
+from vimoe.study import execution
 from vimoe.study.gather import gather
 from vimoe.study.grid import plan_runs
 from vimoe.study.study_rows import read_study_rows

@@ -34,7 +34,7 @@ def run(arguments: Sequence[str]) -> None:
     instead = {key: value for key, value in (("device", args.device), ("data_dir", args.data_dir)) if value}
     study = read_study(args.config, args.output or Path("runs") / args.config.stem, **instead)
     plan_runs(study)  # a mistake in the file is told before torch is imported
-    from vimoe.study.execute import dry_run, execute, failure_line
+    from vimoe.study.execution import dry_run, execute
 
     if args.dry_run:
         print(dry_run(study, args.jobs or 1))
@@ -46,5 +46,5 @@ def run(arguments: Sequence[str]) -> None:
         print(publish(study.output))
         print(f"tables and figures lie in {study.output}")
     if progress.failures:
-        parser.note(failure_line(progress))
+        parser.note(progress.failure_line())
         sys.exit(1)

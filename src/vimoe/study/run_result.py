@@ -22,7 +22,7 @@ from vimoe.tasks.classification import evaluating
 from vimoe.tasks.model import load_model
 from vimoe.tasks.segmenter import Segmenter
 from vimoe.tasks.windows import resized, view_size
-from vimoe.training.fit import recipe_task, train
+from vimoe.training.fit import recipe_task
 from vimoe.training.parallel import pick_device
 from vimoe.training.recipe import Recipe
 from vimoe.training.run_folder import RunFolder
@@ -39,17 +39,6 @@ FILE = "result.json"
 SHUFFLES = 199
 
 
-def run_to_result(recipe: Recipe) -> Result:
-    """Train a run to its end, look at its test split once, and note down what came of it.
-
-    Raises:
-        UserError: Something in the recipe cannot be done.
-        InterruptedRun: The process was asked to stop; the state is written.
-    """
-    run = train(recipe)
-    return read_result(run.path) or keep_result(run, measure(run, recipe))
-
-
 def keep_result(run: RunFolder, result: Result) -> Result:
     """Remove what is of no use to a finished run, then write its result, so that no run with one is left uncleared."""
     shutil.rmtree(run.checkpoints, ignore_errors=True)  # several times the size of its model
@@ -58,9 +47,11 @@ def keep_result(run: RunFolder, result: Result) -> Result:
 
 
 def read_result(folder: Path) -> Result | None:
-    """The result of a run folder, None where there is none yet."""
-    path = folder / FILE
-    return json.loads(path.read_text()) if path.exists() else None
+    """The result of a run folder, None where there is none yet or none that can be read."""
+    try:
+        return json.loads((folder / FILE).read_text())
+    except (OSError, ValueError):
+        return None
 
 
 def measure(run: RunFolder, recipe: Recipe) -> Result:

@@ -7,17 +7,19 @@ from pathlib import Path
 import pytest
 
 from tests.study.support import TINY, study
+from tests.training.tiny import recipe
 from vimoe.analysis.counts import RoutingCounts
 from vimoe.errors import UserError
 from vimoe.files import write_bytes
 from vimoe.report import saving
-from vimoe.study import execute as execution
-from vimoe.study.execute import dry_run, execute, failure_line, offered_devices
+from vimoe.study import execution
+from vimoe.study.execution import do_run, dry_run, execute, offered_devices
 from vimoe.study.grid import StudyRun
+from vimoe.study.processes import Outcome, Work
 from vimoe.study.publish import publish
-from vimoe.study.queue import Outcome, Queue
+from vimoe.study.run_result import read_result
 from vimoe.study.study_rows import read_study_rows
-from vimoe.study.workers import Work
+from vimoe.training.run_folder import RunFolder
 
 
 @pytest.fixture
@@ -28,16 +30,13 @@ def begun(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     def one_by_one(
         runs: Sequence[StudyRun], work: Work, jobs: int, devices: Sequence[str], on_end: Callable[[Outcome], None]
     ) -> None:
-        queue = Queue.of(runs)
-        while (run := queue.take()) is not None:
+        for run in runs:
             names.append(run.name)
             try:
                 work(run)
-                failure = ""
+                on_end(Outcome(run, ""))
             except UserError as error:
-                failure = str(error)
-            for outcome in queue.note(Outcome(run, failure)):
-                on_end(outcome)
+                on_end(Outcome(run, str(error)))
 
     monkeypatch.setattr(execution, "run_all", one_by_one)
     return names
@@ -113,6 +112,16 @@ def test_a_study_is_run_once_and_ends_in_tables_and_figures(
     assert {path.name: path.read_bytes() for path in (elsewhere / "figures").iterdir()} == figures
 
 
+def test_a_run_that_was_cleared_but_has_no_result_yet_gets_the_same(tmp_path: Path) -> None:
+    run = StudyRun("dense", "", recipe(tmp_path / "run", epochs=1), ("main",))
+    do_run(run)
+    assert not (tmp_path / "run" / "checkpoints").exists()
+    first = read_result(tmp_path / "run")
+    (tmp_path / "run" / "result.json").unlink()
+    do_run(run)
+    assert read_result(tmp_path / "run") == first
+
+
 def test_a_failed_run_is_told_and_the_others_are_kept(
     begun: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -121,7 +130,7 @@ def test_a_failed_run_is_told_and_the_others_are_kept(
     assert list(progress.failures) == ["seed0/N2-L2-shared-lr=1e+30-clip_grad=0.0"]
     assert list(progress.results) == RUNS
     assert "failed: the loss is " in capsys.readouterr().err
-    assert failure_line(progress).startswith("1 of 5 runs failed: seed0/N2-L2-shared-lr=1e+30")
+    assert progress.failure_line().startswith("1 of 5 runs failed: seed0/N2-L2-shared-lr=1e+30")
     begun.clear()
     execute(study(tmp_path, TINY + bad))
     assert begun == ["seed0/N2-L2-shared-lr=1e+30-clip_grad=0.0"]  # it is tried again, and nothing else
@@ -132,6 +141,13 @@ def test_a_folder_of_another_study_is_refused_before_anything_runs(begun: list[s
     (tiny.output / "seed0/start").mkdir(parents=True)
     (tiny.output / "seed0/start/recipe.yaml").write_text("epochs: 9\n")
     with pytest.raises(UserError, match="holds a run of another recipe"):
+        execute(tiny)
+    assert begun == []
+
+
+def test_two_studies_do_not_work_in_one_folder(begun: list[str], tmp_path: Path) -> None:
+    tiny = study(tmp_path, TINY)
+    with RunFolder(tiny.output).locked(), pytest.raises(UserError, match="in use by another process"):
         execute(tiny)
     assert begun == []
 
