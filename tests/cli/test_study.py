@@ -6,7 +6,7 @@ from tests.study.support import TINY
 from vimoe.cli import main
 from vimoe.study import execution
 from vimoe.study.gather import gather
-from vimoe.study.grid import plan_runs
+from vimoe.study.grid import list_runs
 from vimoe.study.study_rows import read_study_rows
 
 
@@ -26,7 +26,7 @@ def test_a_study_with_a_failed_run_ends_with_code_1_and_its_tables(
     def some(study: object, jobs: int | None) -> execution.Progress:
         figures = {"metric": "top1", "val_top1": 80.0, "test_top1": 81.0, "seconds": 3.0}
         result = {**figures, "stored_params": 100, "activated_params": 90, "macs": 1000}
-        runs = plan_runs(study)  # type: ignore[arg-type]
+        runs = list_runs(study)  # type: ignore[arg-type]
         gather(runs, {"seed0/dense": result}, tmp_path / "runs")
         return execution.Progress(runs, {"seed0/dense": result}, {"seed0/N2-L2": "broken"})
 

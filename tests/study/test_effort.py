@@ -5,7 +5,7 @@ import pytest
 from tests.study.support import TINY, study
 from vimoe.errors import UserError
 from vimoe.study.effort import Effort, effort_table, efforts, expected_seconds, shown_images
-from vimoe.study.grid import StudyRun, plan_runs
+from vimoe.study.grid import StudyRun, list_runs
 from vimoe.training.build import build_model
 from vimoe.training.recipe import Recipe
 from vimoe.training.source import open_recipe_data
@@ -17,7 +17,7 @@ def planned(setting: str, seed: int = 0) -> StudyRun:
 
 
 def test_efforts_are_those_of_the_real_models_though_none_was_pretrained_yet(tmp_path: Path) -> None:
-    runs = [run for run in plan_runs(study(tmp_path, TINY)) if run.setting in ("start", "N2-L2-shared")]
+    runs = [run for run in list_runs(study(tmp_path, TINY)) if run.setting in ("start", "N2-L2-shared")]
     found = efforts(runs)
     upcycled = build_model(Recipe(**{**vars(runs[1].recipe), "initial_checkpoint": None}), open_recipe_data(Recipe()))
     assert found["N2-L2-shared"].cost == cost(upcycled)
@@ -27,7 +27,7 @@ def test_efforts_are_those_of_the_real_models_though_none_was_pretrained_yet(tmp
 
 
 def test_what_cannot_be_made_is_told_with_the_runs_name(tmp_path: Path) -> None:
-    runs = plan_runs(study(tmp_path, TINY.replace("last: [0, 2]", "last: 3")))
+    runs = list_runs(study(tmp_path, TINY.replace("last: [0, 2]", "last: 3")))
     with pytest.raises(UserError, match="run seed0/N2-L3-shared: last must be"):
         efforts(runs)
 

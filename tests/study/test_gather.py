@@ -4,13 +4,13 @@ from pathlib import Path
 from tests.study.support import TINY, study
 from tests.study.test_study_rows import MOE, RESULT
 from vimoe.study.gather import gather
-from vimoe.study.grid import plan_runs
+from vimoe.study.grid import list_runs
 from vimoe.study.study_rows import read_study_rows
 
 
 def test_rows_curves_and_the_deepest_runs_counts_are_gathered(tmp_path: Path) -> None:
     text = TINY.replace("seeds: [0]", "seeds: [0, 1]").replace("last: [0, 2]", "last: [0, 1, 2]")
-    runs = plan_runs(study(tmp_path, text))
+    runs = list_runs(study(tmp_path, text))
     folder = tmp_path / "runs"
     results = {run.name: MOE if "N2" in run.name else RESULT for run in runs}
     for name in results:

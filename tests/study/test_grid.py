@@ -7,14 +7,14 @@ import pytest
 
 from tests.study.support import TINY, study
 from vimoe.errors import UserError
-from vimoe.study.grid import differing_fields, is_start, plan_runs
+from vimoe.study.grid import MOE_FIELDS, differing_fields, list_runs
 from vimoe.study.study_file import read_study
 
 STUDIES = sorted((Path(__file__).parents[2] / "configs" / "studies").glob("*.yaml"))
 
 
 def names(folder: Path, text: str) -> list[str]:
-    return [run.name for run in plan_runs(study(folder, text))]
+    return [run.name for run in list_runs(study(folder, text))]
 
 
 def test_a_grid_is_laid_out_seed_by_seed_with_the_pretraining_first(tmp_path: Path) -> None:
@@ -31,7 +31,7 @@ def test_runs_that_describe_the_same_model_are_one_run_of_all_their_variants(tmp
   - {name: again, last: 2, num_experts: 4, shared_expert: false}
   - {name: dense, baseline: dense, last: [1, 2]}
 """
-    runs = {run.setting: run for run in plan_runs(study(tmp_path, variants))}
+    runs = {run.setting: run for run in list_runs(study(tmp_path, variants))}
     assert list(runs) == [
         "dense",
         "N2-L2-shared",
@@ -45,13 +45,20 @@ def test_runs_that_describe_the_same_model_are_one_run_of_all_their_variants(tmp
     assert runs["N2-L2-shared-paper-router_noise=True"].qualifier == "paper-router_noise=True"
 
 
+def test_the_experts_rate_makes_no_other_dense_model(tmp_path: Path) -> None:
+    if "expert_lr" in MOE_FIELDS:
+        assert names(tmp_path, "variants: [{name: a, last: [0, 1], expert_lr: [0.5, 1.0]}]") == [
+            *("seed0/dense", "seed0/N8-L1-shared-expert_lr=0.5", "seed0/N8-L1-shared")
+        ]
+
+
 def test_a_wide_control_is_shared_by_all_that_have_its_width(tmp_path: Path) -> None:
     variants = """variants:
   - {name: wide, baseline: wide, last: [0, 2], num_experts: [2, 8], routing: [image, token]}
   - {name: none, baseline: wide, last: 2, shared_expert: false}
   - {name: two, baseline: wide, last: 2, shared_expert: false, top_k: 2}
 """
-    runs = {run.setting: run for run in plan_runs(study(tmp_path, variants))}
+    runs = {run.setting: run for run in list_runs(study(tmp_path, variants))}
     assert list(runs) == ["dense", "wide2-L2"]
     assert runs["dense"].variants == ("wide", "none")  # as wide as one expert is dense
     assert runs["wide2-L2"].variants == ("wide", "two")
@@ -60,10 +67,10 @@ def test_a_wide_control_is_shared_by_all_that_have_its_width(tmp_path: Path) -> 
 
 
 def test_fine_tunings_start_from_their_own_seeds_pretraining(tmp_path: Path) -> None:
-    runs = plan_runs(study(tmp_path, TINY.replace("seeds: [0]", "seeds: [0, 1]")))
+    runs = list_runs(study(tmp_path, TINY.replace("seeds: [0]", "seeds: [0, 1]")))
     for run in runs:
         assert run.recipe.output == str(tmp_path / "runs" / run.name)
-        if is_start(run):
+        if run.kind == "start":
             assert run.needs is None
             assert run.recipe.augment is False
             assert run.recipe.initial_checkpoint is None
@@ -75,25 +82,25 @@ def test_fine_tunings_start_from_their_own_seeds_pretraining(tmp_path: Path) -> 
 
 def test_another_model_or_other_data_has_a_pretraining_of_its_own(tmp_path: Path) -> None:
     text = TINY + "  - {name: other, last: 2, model: vit_small_patch16_224, lr: [0.001, 0.002]}\n"
-    runs = {run.name: run for run in plan_runs(study(tmp_path, text))}
+    runs = {run.name: run for run in list_runs(study(tmp_path, text))}
     other = runs["seed0/start-model=vit_small_patch16_224"]
     assert other.recipe.model == "vit_small_patch16_224"
     assert other.variants == ("other",)
     assert {run.needs for run in runs.values() if "other" in run.variants} == {None, other.name}
-    assert sum(is_start(run) for run in runs.values()) == 2  # another lr needs none
+    assert sum(run.kind == "start" for run in runs.values()) == 2  # another lr needs none
 
 
 def test_fewer_images_have_a_pretraining_of_their_own(tmp_path: Path) -> None:
-    runs = {run.name: run for run in plan_runs(study(tmp_path, TINY + "  - {name: few, last: 2, per_class: 5}\n"))}
+    runs = {run.name: run for run in list_runs(study(tmp_path, TINY + "  - {name: few, last: 2, per_class: 5}\n"))}
     assert runs["seed0/start-per_class=5"].recipe.per_class == 5
-    assert [run.needs for run in runs.values() if run.recipe.per_class == 5 and not is_start(run)] == [
+    assert [run.needs for run in runs.values() if run.recipe.per_class == 5 and run.kind != "start"] == [
         "seed0/start-per_class=5"
     ]
 
 
 def test_what_is_planned_comes_after_its_run_with_the_epochs_of_both(tmp_path: Path) -> None:
     text = TINY.replace("epochs: 1", "epochs: 9") + "planned: [N2-L2-shared]\n"
-    runs = plan_runs(study(tmp_path, text))
+    runs = list_runs(study(tmp_path, text))
     run = runs[-1]
     assert (run.name, run.needs, run.qualifier, run.variants) == (
         *("seed0/N2-L2-shared-planned", "seed0/N2-L2-shared", "planned"),
@@ -116,7 +123,7 @@ def test_what_is_planned_comes_after_its_run_with_the_epochs_of_both(tmp_path: P
 )
 def test_only_a_run_with_moe_layers_can_be_planned(tmp_path: Path, setting: str, line: str) -> None:
     with pytest.raises(UserError, match=f"planned: {setting!r} is no setting with MoE layers of this study[,;] {line}"):
-        plan_runs(study(tmp_path, TINY + f"planned: [{setting}]\n"))
+        list_runs(study(tmp_path, TINY + f"planned: [{setting}]\n"))
 
 
 def test_a_name_tells_what_differs_from_the_base_and_nothing_else(tmp_path: Path) -> None:
@@ -138,13 +145,13 @@ variants:
 
 def test_where_the_study_lies_and_what_it_runs_on_changes_no_name(tmp_path: Path) -> None:
     (tmp_path / "tiny.yaml").write_text(TINY)
-    here = plan_runs(read_study(tmp_path / "tiny.yaml", tmp_path / "here"))
-    there = plan_runs(read_study(tmp_path / "tiny.yaml", tmp_path / "there", device="cuda"))
+    here = list_runs(read_study(tmp_path / "tiny.yaml", tmp_path / "here"))
+    there = list_runs(read_study(tmp_path / "tiny.yaml", tmp_path / "there", device="cuda"))
     assert [run.name for run in here] == [run.name for run in there]
 
 
 def test_differing_fields_are_those_of_the_fine_tunings(tmp_path: Path) -> None:
-    runs = plan_runs(study(tmp_path, TINY))
+    runs = list_runs(study(tmp_path, TINY))
     assert differing_fields(runs) == ("last", "num_experts", "shared_expert")
     assert differing_fields([replace(run, setting="start") for run in runs[:1]]) == ()
 
@@ -155,6 +162,7 @@ def test_differing_fields_are_those_of_the_fine_tunings(tmp_path: Path) -> None:
         ("{name: a, last: [two]}", "variant 'a': last must be a whole number, got 'two'"),
         ("{name: a, preset: [papr]}", "variant 'a': preset must be one of 'preserve', 'paper', got 'papr'"),
         ("{name: a, epochs: [null]}", "variant 'a': "),
+        ("{name: a, lst: 2}", "variant 'a': unknown recipe key 'lst', did you mean 'last'?"),
         ("{name: a, epochs: 0}", "variant 'a': epochs must be at least 1, got 0"),
     ],
 )
@@ -164,6 +172,11 @@ def test_a_wrong_value_is_one_line_that_names_the_variant(variants: str, line: s
     assert "\n" not in str(caught.value)
 
 
+def test_a_mistake_in_the_base_names_the_base(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="base: unknown recipe key 'epohcs', did you mean 'epochs'"):
+        names(tmp_path, "base: {epohcs: 3}\nvariants: [{name: a}]")
+
+
 def test_planning_imports_no_torch() -> None:
     code = "import sys, vimoe.study.grid; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
@@ -171,7 +184,7 @@ def test_planning_imports_no_torch() -> None:
 
 @pytest.mark.parametrize("path", STUDIES, ids=lambda path: path.stem)
 def test_a_study_file_is_valid_and_starts_with_its_command_cost_and_expected_result(path: Path) -> None:
-    runs = plan_runs(read_study(path, Path("runs")))
+    runs = list_runs(read_study(path, Path("runs")))
     assert len({run.name for run in runs}) == len(runs)
     assert len({run.recipe.seed for run in runs}) >= 3
     head = [line for line in path.read_text().splitlines() if line.startswith("#")]

@@ -14,7 +14,7 @@ def read(folder: Path, text: str) -> Study:
 
 def test_a_single_value_and_a_list_of_one_are_the_same_factor(tmp_path: Path) -> None:
     study = read(tmp_path, "variants: [{name: a, last: 2, num_experts: [2]}]")
-    assert study.variants == {"a": {"last": (2,), "num_experts": (2,)}}
+    assert study.points == (("a", {"last": 2, "num_experts": 2}),)
     assert study.seeds == (0,)
     assert study.start is None
 
@@ -32,7 +32,7 @@ def test_what_the_command_line_says_wins_over_the_base(tmp_path: Path) -> None:
     assert study.base["data_dir"] == "there"
 
 
-ARMS = "variants: [{name: a, last: 2}]"
+VARIANTS = "variants: [{name: a, last: 2}]"
 
 
 @pytest.mark.parametrize(
@@ -41,17 +41,20 @@ ARMS = "variants: [{name: a, last: 2}]"
         ("variants: [{name: a, last: 2}", "is not valid YAML"),
         ("[1, 2]", "must hold keys and values, got list"),
         ("variant: []", "unknown key 'variant' in .*, did you mean 'variants'?"),
-        ("base: {epohcs: 3}\n" + ARMS, "unknown key 'epohcs' in base of .*, did you mean 'epochs'?"),
-        ("base: {seed: 3}\n" + ARMS, "seed is the study's to decide, list it in seeds"),
-        ("base: missing.yaml\n" + ARMS, "cannot read .*missing.yaml: No such file"),
-        ("start: [1]\n" + ARMS, "start of .* must hold recipe keys and values"),
-        ("seeds: 3\n" + ARMS, "seeds of .* must be a list of whole numbers from 0, got 3"),
-        ("seeds: [0, -1]\n" + ARMS, "seeds of .* must be a list of whole numbers from 0"),
-        ("seeds: [1, 1]\n" + ARMS, "name one seed twice"),
+        ("base: {seed: 3}\n" + VARIANTS, "seed is the study's to decide, list it in seeds"),
+        ("base: missing.yaml\n" + VARIANTS, "cannot read .*missing.yaml: No such file"),
+        ("start: [1]\n" + VARIANTS, "start of .* must hold recipe keys and values"),
+        ("seeds: 3\n" + VARIANTS, "seeds of .* must be a list of whole numbers from 0, got 3"),
+        ("seeds: [0, -1]\n" + VARIANTS, "seeds of .* must be a list of whole numbers from 0"),
+        ("seeds: [1, 1]\n" + VARIANTS, "name one seed twice"),
         ("seeds: [0]", "variants of .* must be a list of grids"),
         ("variants: [{last: 2}]", "needs a name of its own"),
         ("variants: [{name: a, last: 2}, {name: a, last: 1}]", "needs a name of its own, without semicolons, got 'a'"),
-        ("variants: [{name: a, lst: 2}]", "unknown key 'lst' in variant 'a' of .*, did you mean 'last'?"),
+        ("variants: [{name: a, model_args: {a: 2020-02-02}}]", "model_args must be made of .* date is not JSON"),
+        ("variants: [{name: a, model_args: {a: !!set {b}}}]", "model_args must be made of .* set is not JSON"),
+        ("variants: [{name: a, model_args: {a: !!binary aGk=}}]", "model_args must be made of .* bytes is not JSON"),
+        ("variants: [{name: a, model_args: &x {a: *x}}]", "model_args must be made of .* Circular"),
+        ("base: {model_args: {1: 2, b: 3}}\n" + VARIANTS, "base of .*: model_args must be made of .*"),
         ("variants: [{name: a, last: []}]", "last has no value"),
         ("variants: [{name: a, device: cpu}]", "device is the study's to decide"),
         ("start: {}\nvariants: [{name: a, initial_checkpoint: x}]", "has both start and initial_checkpoint"),

@@ -7,7 +7,7 @@ import pytest
 
 from tests.study.support import TINY, row, study
 from vimoe.errors import UserError
-from vimoe.study.grid import plan_runs
+from vimoe.study.grid import list_runs
 from vimoe.study.study_rows import by_setting, read_study_rows, study_rows, write_study
 
 RESULT: dict[str, Any] = {
@@ -25,7 +25,7 @@ MOE = {
 
 
 def test_each_finished_run_is_a_row_that_tells_what_varies(tmp_path: Path) -> None:
-    runs = plan_runs(study(tmp_path, TINY))
+    runs = list_runs(study(tmp_path, TINY))
     rows = study_rows(runs, {"seed0/start": RESULT, "seed0/N2-L2": MOE})
     assert [(row.run, row.kind) for row in rows] == [("seed0/start", "start"), ("seed0/N2-L2", "moe")]
     moe = rows[1]
@@ -41,7 +41,7 @@ def test_each_finished_run_is_a_row_that_tells_what_varies(tmp_path: Path) -> No
 
 
 def test_kinds_are_told_apart(tmp_path: Path) -> None:
-    runs = plan_runs(study(tmp_path, TINY + "  - {name: wide, baseline: wide, last: 1}\n"))
+    runs = list_runs(study(tmp_path, TINY + "  - {name: wide, baseline: wide, last: 1}\n"))
     rows = study_rows(runs, dict.fromkeys((run.name for run in runs), RESULT))
     assert {row.setting: row.kind for row in rows} == {
         **{"start": "start", "dense": "dense", "wide2-L1": "wide"},

@@ -28,12 +28,12 @@ def run(arguments: Sequence[str]) -> None:
 
         print(publish(args.figures_only))
         return
-    from vimoe.study.grid import plan_runs
+    from vimoe.study.grid import list_runs
     from vimoe.study.study_file import read_study
 
     instead = {key: value for key, value in (("device", args.device), ("data_dir", args.data_dir)) if value}
     study = read_study(args.config, args.output or Path("runs") / args.config.stem, **instead)
-    plan_runs(study)  # a mistake in the file is told before torch is imported
+    list_runs(study)  # a mistake in the file is told before torch is imported
     from vimoe.study.execution import dry_run, execute
 
     if args.dry_run:

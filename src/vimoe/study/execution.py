@@ -12,7 +12,7 @@ import torch
 from vimoe.analysis.analyze_run import analyze_run
 from vimoe.study.effort import effort_table, efforts, expected_seconds
 from vimoe.study.gather import gather
-from vimoe.study.grid import StudyRun, plan_runs
+from vimoe.study.grid import StudyRun, list_runs
 from vimoe.study.processes import FAILED_FILE, Outcome, run_all
 from vimoe.study.prune_run import prune_run
 from vimoe.study.run_result import Result, keep_result, measure, read_result
@@ -68,7 +68,7 @@ def standing(study: Study) -> Progress:
     Raises:
         UserError: A folder holds the run of another recipe.
     """
-    runs = plan_runs(study)
+    runs = list_runs(study)
     for run in runs:
         if not run.recovers:  # its folder holds the recipe of the recovery
             RunFolder(Path(run.recipe.output)).check(run.recipe)

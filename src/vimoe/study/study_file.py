@@ -7,21 +7,21 @@
       - {name: main, last: [0, 2, 4], num_experts: [2, 8], shared_expert: [true, false]}
     planned: [N8-L4-shared]
 
-A variant is a grid: every recipe key in it is a factor, with one value or a list of them. Under `planned` stand
-settings of the variants, as `--dry-run` calls them: each of their runs is analyzed, pruned as its plan says, and
-recovered.
+A variant is a grid: every recipe key in it is a factor, with one value or a list of them. `planned` lists settings by
+the names that `--dry-run` shows: each of their runs is analyzed, pruned as its plan says, and recovered.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 from vimoe.errors import UserError, suggest
 from vimoe.files import read_yaml
-from vimoe.training.recipe import Recipe
 
 Settings = dict[str, Any]
 
@@ -37,8 +37,8 @@ class Study:
     Attributes:
         base: Recipe keys of every run.
         start: Recipe keys of each seed's pretraining over those of `base`; None where there is none.
-        seeds: One repetition of everything a seed.
-        variants: By name, the factors of a grid with their values.
+        seeds: Everything is repeated for each seed.
+        points: The name of a variant and one combination of its factors, for all of them.
         output: The study's folder.
         planned: The settings whose runs are analyzed, pruned and recovered.
     """
@@ -46,13 +46,13 @@ class Study:
     base: Settings
     start: Settings | None
     seeds: tuple[int, ...]
-    variants: Mapping[str, Mapping[str, tuple[Any, ...]]]
+    points: tuple[tuple[str, Settings], ...]
     output: Path
     planned: tuple[str, ...] = ()
 
 
 def read_study(path: Path, output: Path, **instead: Any) -> Study:
-    """Read a study file.
+    """Read a study file; whether its recipe keys and their values are right is seen when its runs are listed.
 
     Args:
         path: The file.
@@ -60,58 +60,60 @@ def read_study(path: Path, output: Path, **instead: Any) -> Study:
         instead: Recipe keys that win over the file's base, such as `device`.
 
     Raises:
-        UserError: The file cannot be read, or a key or value in it is wrong.
+        UserError: The file cannot be read, or something in it is wrong.
     """
     content = read_yaml(path)
-    _check_keys(content, _KEYS, f"in {path}")
-    base = content.get("base") or {}
+    for key in content:
+        if key not in _KEYS:
+            raise UserError(f"unknown key {key!r} in {path}{suggest(str(key), _KEYS)}")
+    base, start = content.get("base") or {}, content.get("start")
     if isinstance(base, str):
         base = read_yaml(path.parent / base)
-    start = content.get("start")
-    for name, settings in (("base", base), ("start", start or {})):
-        _check_recipe_keys(settings, f"{name} of {path}", ("seed", "output"))
+    _check(base, f"base of {path}", ("seed", "output"))
+    _check({} if start is None else start, f"start of {path}", ("seed", "output"))
     seeds = content.get("seeds", [0])
     if not isinstance(seeds, list) or not seeds or any(type(seed) is not int or seed < 0 for seed in seeds):
         raise UserError(f"seeds of {path} must be a list of whole numbers from 0, got {seeds!r}")
     if len(set(seeds)) < len(seeds):
         raise UserError(f"seeds of {path} name one seed twice: {seeds}")
-    variants = _read_variants(content.get("variants"), path)
+    points = _read_points(content.get("variants"), path)
     planned = content.get("planned") or []
     if not isinstance(planned, list) or not all(isinstance(setting, str) for setting in planned):
         raise UserError(f"planned of {path} must be a list of settings such as [N8-L2-shared], got {planned!r}")
-    if start is not None and any("initial_checkpoint" in settings for settings in (base, *variants.values())):
+    if start is not None and any("initial_checkpoint" in settings for settings in (base, *(s for _, s in points))):
         raise UserError(f"{path} has both start and initial_checkpoint: the fine-tunings start from one of them")
-    return Study({**base, **instead}, start, tuple(seeds), variants, output, tuple(dict.fromkeys(planned)))
+    return Study({**base, **instead}, start, tuple(seeds), tuple(points), output, tuple(dict.fromkeys(planned)))
 
 
-def _read_variants(variants: Any, path: Path) -> dict[str, dict[str, tuple[Any, ...]]]:
+def _read_points(variants: Any, path: Path) -> list[tuple[str, Settings]]:
     if not isinstance(variants, list) or not variants or not all(isinstance(variant, dict) for variant in variants):
         raise UserError(
             f"variants of {path} must be a list of grids such as {{name: main, last: [0, 2], num_experts: 8}}"
         )
-    found: dict[str, dict[str, tuple[Any, ...]]] = {}
-    for variant in variants:
-        name = variant.get("name")
-        if not isinstance(name, str) or not name or ";" in name or name in found:
+    points: list[tuple[str, Settings]] = []
+    names = [variant.get("name") for variant in variants]
+    for name, variant in zip(names, variants, strict=True):
+        if not isinstance(name, str) or not name.strip() or ";" in name or names.count(name) > 1:
             raise UserError(f"every variant of {path} needs a name of its own, without semicolons, got {name!r}")
-        factors = {key: value for key, value in variant.items() if key != "name"}
-        _check_recipe_keys(factors, f"variant {name!r} of {path}", RESERVED)
-        found[name] = {key: tuple(value) if isinstance(value, list) else (value,) for key, value in factors.items()}
-        if empty := [key for key, values in found[name].items() if not values]:
-            raise UserError(f"variant {name!r} of {path}: {empty[0]} has no value")
-    return found
+        where = f"variant {name!r} of {path}"
+        factors = {
+            key: value if isinstance(value, list) else [value] for key, value in variant.items() if key != "name"
+        }
+        _check(factors, where, RESERVED)
+        if empty := [key for key, values in factors.items() if not values]:
+            raise UserError(f"{where}: {empty[0]} has no value")
+        points += [(name, dict(zip(factors, values, strict=True))) for values in product(*factors.values())]
+    return points
 
 
-def _check_recipe_keys(settings: Any, where: str, reserved: tuple[str, ...]) -> None:
-    if not isinstance(settings, dict):
+def _check(settings: Any, where: str, reserved: tuple[str, ...]) -> None:
+    if not isinstance(settings, Mapping):
         raise UserError(f"{where} must hold recipe keys and values, got {settings!r}")
     for key in reserved:
         if key in settings:
             raise UserError(f"{where}: {key} is the study's to decide{', list it in seeds' if key == 'seed' else ''}")
-    _check_keys(settings, tuple(field.name for field in fields(Recipe)), f"in {where}")
-
-
-def _check_keys(content: Mapping[str, Any], known: tuple[str, ...], where: str) -> None:
-    for key in content:
-        if key not in known:
-            raise UserError(f"unknown key {key!r} {where}{suggest(str(key), known)}")
+    for key, value in settings.items():
+        try:
+            json.dumps(value, sort_keys=True)
+        except (TypeError, ValueError, RecursionError) as error:  # a date, a set, bytes; a loop; too deep
+            raise UserError(f"{where}: {key} must be made of numbers, text, lists and mappings: {error}") from error

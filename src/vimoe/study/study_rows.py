@@ -12,7 +12,7 @@ from typing import Any
 
 from vimoe.errors import UserError
 from vimoe.files import write_text
-from vimoe.study.grid import PLANNED, StudyRun, differing_fields, is_start
+from vimoe.study.grid import PLANNED, StudyRun, differing_fields
 
 # Recipe keys that every study tells, whether they vary or not.
 _ALWAYS = ("last", "num_experts", "top_k", "shared_expert", "routing", "preset", "baseline", "epochs")
@@ -124,14 +124,12 @@ def by_setting(rows: Iterable[StudyRow]) -> dict[str, list[StudyRow]]:
 
 def _row(run: StudyRun, result: Mapping[str, Any], keys: Sequence[str]) -> StudyRow:
     recipe, layers = asdict(run.recipe), result.get("layers", {})
-    model = "dense" if not run.recipe.last else run.recipe.baseline or "moe"
-    kind = "start" if is_start(run) else "planned" if run.recovers else model
     return StudyRow(
         run=run.name,
         setting=run.setting,
         qualifier=run.qualifier,
         variants=run.variants,
-        kind=kind,
+        kind=run.kind,
         seed=run.recipe.seed,
         recipe={key: recipe[key] for key in keys},
         metric=result["metric"],
