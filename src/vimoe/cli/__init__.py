@@ -19,6 +19,7 @@ VERBS = {
     "analyze": "measure which MoE layers of a run specialise and matter; plan what to keep",
     "prune": "apply a plan to a run, train on to recover, and report the effect",
     "study": "run a grid of settings and seeds; write its tables and figures",
+    "export": "write a trained model as an ONNX or torch.export file, and check it",
     "info": "count parameters and multiply-adds of a model, dense and upcycled",
 }
 

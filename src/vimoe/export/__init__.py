@@ -1,0 +1,1 @@
+"""A finished model for elsewhere: ONNX and torch.export files that stay sparse, and the check that they agree."""

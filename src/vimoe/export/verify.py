@@ -1,0 +1,173 @@
+"""Does an exported file answer as the model that it was made from, with every expert?"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from vimoe.errors import UserError, first_line
+from vimoe.export.graph_model import GraphModel
+from vimoe.export.probe_images import probe_images
+from vimoe.export.write_graph import Exported, require_onnx
+from vimoe.vit.blocks import moe_layers
+
+# Largest difference of the logits to eager's over the size of the largest logit.
+TOLERANCE = {"fp32": 1e-4, "fp16": 2e-2}
+# Choices between experts whose probabilities are this close may turn with the order of additions.
+TIE = {"fp32": 1e-5, "fp16": 1e-2}
+Run = Callable[[Tensor], list[np.ndarray[Any, Any]]]
+
+
+class Verification(NamedTuple):
+    """What a comparison with the eager model found.
+
+    Attributes:
+        images: Images compared.
+        difference: Largest difference of a logit over the largest logit of the eager model.
+        tolerance: What is allowed.
+        other_choices: Choices of experts that differ, ties left out.
+        experts: Experts of all MoE layers together.
+        unreached: By block number, experts that no image could be made to reach.
+        missing: Names of expert weights that the file does not hold.
+    """
+
+    images: int
+    difference: float
+    tolerance: float
+    other_choices: int
+    experts: int
+    unreached: dict[int, list[int]]
+    missing: list[str]
+
+    @property
+    def agrees(self) -> bool:
+        """Whether the file may be used in the model's place."""
+        return self.difference <= self.tolerance and not self.other_choices and not self.missing
+
+
+def verify(exported: Exported, batch_sizes: tuple[int, ...] = (1, 7)) -> Verification:
+    """Run the file and the eager model on images that reach every expert of every layer.
+
+    Args:
+        exported: What `export_model` gave back.
+        batch_sizes: Images at once; each is tried on all images. A file made for one image is tried with one.
+
+    Raises:
+        UserError: ONNX is not installed, or the file does not run.
+    """
+    model = exported.model
+    layers = moe_layers(model)
+    images, unreached = _images(model, exported.image_shape)
+    run, any_batch = open_graph(exported.path)
+    difference, others = 0.0, 0
+    for size in batch_sizes if any_batch else (1,):
+        for batch in images.split(size):
+            if batch.shape[0] != size:
+                continue
+            with torch.no_grad():
+                want = model(batch)
+            try:
+                got = run(batch)
+            except Exception as error:  # onnxruntime raises its own
+                raise UserError(f"{exported.path} does not run: {first_line(error)}") from error
+            expected = want[0].numpy()
+            difference = max(difference, float(np.abs(got[0] - expected).max() / max(np.abs(expected).max(), 1e-6)))
+            if layers:
+                others += int((_turned(model, got[1], want[1].numpy())).sum())
+    return Verification(
+        images=len(images),
+        difference=difference,
+        tolerance=TOLERANCE[exported.facts.precision],
+        other_choices=others,
+        experts=sum(layer.experts.num_experts for layer in layers.values()),
+        unreached=unreached,
+        missing=_missing_weights(model, exported.path),
+    )
+
+
+def open_graph(path: Path) -> tuple[Run, bool]:
+    """A function that runs an exported file on the CPU, and whether it takes any number of images.
+
+    Raises:
+        UserError: ONNX is not installed, or the file cannot be read.
+    """
+    try:
+        if path.suffix == ".onnx":
+            require_onnx()
+            import onnxruntime
+
+            session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+            any_batch = not isinstance(session.get_inputs()[0].shape[0], int)
+            return lambda images: session.run(None, {"images": images.numpy()}), any_batch
+        program = torch.export.load(path)
+        module = program.module()
+        fixed = isinstance(program.example_inputs[0][0].shape[0], int) and not program.range_constraints
+        return lambda images: [output.detach().numpy() for output in module(images)], not fixed
+    except UserError:
+        raise
+    except Exception as error:  # both raise what they like on a foreign file
+        raise UserError(f"cannot read {path}: {first_line(error)}") from error
+
+
+def _images(model: GraphModel, image_shape: tuple[int, int, int]) -> tuple[Tensor, dict[int, list[int]]]:
+    if moe_layers(model):
+        return probe_images(model, image_shape)
+    return torch.randn(14, *image_shape, generator=torch.Generator().manual_seed(0)), {}
+
+
+def _turned(model: GraphModel, got: np.ndarray[Any, Any], want: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """`[B, L, (T,) k]` where another expert was chosen that was not as good as the eager model's."""
+    tie = TIE["fp16" if model.dtype == torch.float16 else "fp32"]
+    turned = got != want
+    if not turned.any():
+        return turned
+    for i, layer in enumerate(moe_layers(model).values()):
+        assert layer.last_selection is not None
+        probs = layer.last_selection.probs.numpy()
+        mine, theirs = want[:, i].reshape(len(probs), -1), got[:, i].reshape(len(probs), -1)
+        gap = np.take_along_axis(probs, mine, 1) - np.take_along_axis(probs, theirs, 1)
+        turned[:, i] &= (np.abs(gap) > tie).reshape(turned[:, i].shape)
+    return turned
+
+
+def _missing_weights(model: nn.Module, path: Path) -> list[str]:
+    """Weights of single experts that none of the file's tensors holds, as they are or transposed."""
+    held = {_fingerprint(part) for tensor in _tensors(path) for part in (tensor, *(tensor if tensor.ndim == 3 else ()))}
+    missing = []
+    for block, layer in moe_layers(model).items():
+        for name, stacked in layer.experts.named_parameters():
+            if stacked.ndim != 3 or _fingerprint(stacked.detach().numpy()) in held:
+                continue
+            missing += [
+                f"blocks.{block} {name}[{e}]"
+                for e, weight in enumerate(stacked.detach().numpy())
+                if _fingerprint(weight) not in held
+            ]
+    return missing
+
+
+def _fingerprint(array: np.ndarray[Any, Any]) -> bytes:
+    """The same for a matrix and its transpose: its sorted values."""
+    return np.sort(array, axis=None).tobytes()
+
+
+def _tensors(path: Path) -> Iterator[np.ndarray[Any, Any]]:
+    if path.suffix == ".onnx":
+        import onnx
+        from onnx import numpy_helper
+
+        graph = onnx.load(str(path)).graph
+        for tensor in graph.initializer:
+            yield numpy_helper.to_array(tensor)
+        for node in graph.node:
+            for attribute in node.attribute:
+                if node.op_type == "Constant" and attribute.name == "value":
+                    yield numpy_helper.to_array(attribute.t)
+        return
+    for tensor in torch.export.load(path).state_dict.values():
+        yield tensor.detach().numpy()

@@ -1,0 +1,150 @@
+"""Model folders to ONNX and `torch.export` files, written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from vimoe.errors import UserError, first_line
+from vimoe.export.facts import Facts, read_facts
+from vimoe.export.graph_model import GraphModel, Precision
+from vimoe.tasks.model import load_model
+
+FORMATS = {"onnx": ".onnx", "torch": ".pt2"}
+# Protocol buffers, which ONNX files are, end at 2 GiB: larger weights lie in a second file.
+LARGEST_FILE = 2**31 - 2**24
+OPSET = 20
+
+
+class Exported(NamedTuple):
+    """An exported file.
+
+    Attributes:
+        path: Where it lies.
+        facts: What it says of itself.
+        model: The eager model that it was made from.
+        image_shape: Channels, height, width.
+    """
+
+    path: Path
+    facts: Facts
+    model: GraphModel
+    image_shape: tuple[int, int, int]
+
+
+def export_model(
+    folder: Path, path: Path, kind: str = "onnx", precision: Precision = "fp32", dynamic_batch: bool = True
+) -> Exported:
+    """Export the model of a folder.
+
+    Args:
+        folder: A model folder of any task.
+        path: The file to write.
+        kind: `onnx` or `torch`.
+        precision: See `GraphModel`.
+        dynamic_batch: Whether the graph takes any number of images; else one at a time.
+
+    Raises:
+        UserError: The folder cannot be read, the model cannot be exported, ONNX is not installed, or the file cannot
+            be written.
+    """
+    if kind not in FORMATS:
+        raise UserError(f"format must be one of {', '.join(FORMATS)}, got {kind!r}")
+    if kind == "onnx":
+        require_onnx()
+    facts = read_facts(folder, (), precision)
+    size = (facts.image["size"][0], facts.image["size"][1])
+    model = GraphModel(load_model(folder), size, precision)
+    facts = facts._replace(moe_blocks=list(model.moe_blocks))
+    shape = (facts.image["channels"], *size)
+    program = trace(model, shape, dynamic_batch)
+    write = _write_onnx if kind == "onnx" else _write_torch
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=".exporting-") as scratch:
+            write(program, Path(scratch) / path.name, facts)
+            for file in sorted(Path(scratch).iterdir(), key=lambda file: file.name == path.name):  # the graph last
+                os.replace(file, path.parent / file.name)
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
+    return Exported(path, facts, model, shape)
+
+
+def trace(
+    model: GraphModel, image_shape: tuple[int, int, int], dynamic_batch: bool = True
+) -> torch.export.ExportedProgram:
+    """The graph of a model.
+
+    Raises:
+        UserError: torch cannot trace it.
+    """
+    images = torch.zeros(2 if dynamic_batch else 1, *image_shape)
+    shapes = {"images": {0: torch.export.Dim("batch", min=1, max=2**16)}} if dynamic_batch else None
+    try:
+        with torch.no_grad(), _quiet():
+            return torch.export.export(model, (images,), dynamic_shapes=shapes, strict=False)
+    except Exception as error:  # torch.export raises whatever the model's code does under it
+        raise UserError(f"torch.export cannot trace this model: {first_line(error)}") from error
+
+
+def require_onnx() -> None:
+    """Make sure that what writes and runs ONNX files is there.
+
+    Raises:
+        UserError: It is not installed.
+    """
+    try:
+        import onnx  # noqa: F401
+        import onnxruntime  # noqa: F401
+        import onnxscript  # noqa: F401
+    except ImportError as error:
+        raise UserError(
+            f"ONNX needs packages that are not installed ({error.name}): pip install 'vimoe[onnx]'"
+        ) from error
+
+
+def _write_onnx(program: torch.export.ExportedProgram, path: Path, facts: Facts) -> None:
+    outputs = ["logits", *(["expert_ids"] if facts.moe_blocks else [])]
+    try:
+        with _quiet():
+            onnx_program: Any = torch.onnx.export(
+                program,
+                dynamo=True,
+                opset_version=OPSET,
+                input_names=["images"],
+                output_names=outputs,
+                verbose=False,
+            )
+    except Exception as error:  # the exporter raises whatever its passes do
+        raise UserError(f"torch.onnx cannot export this model: {first_line(error)}") from error
+    onnx_program.model.metadata_props["vimoe"] = json.dumps({**facts._asdict(), "opset": OPSET})
+    size = sum(value.numel() * value.element_size() for value in program.state_dict.values())
+    onnx_program.save(str(path), external_data=size > LARGEST_FILE)
+
+
+def _write_torch(program: torch.export.ExportedProgram, path: Path, facts: Facts) -> None:
+    with _quiet():
+        torch.export.save(program, path, extra_files={"vimoe.json": json.dumps(facts._asdict())})
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """The exporters' own notes are for their developers."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
