@@ -50,7 +50,7 @@ def test_the_version_is_told(capsys: pytest.CaptureFixture[str]) -> None:
         (["train", "--epochs", "none"], "epochs must be a whole number, got 'none'"),
         (
             ["train", "--dataset", "nonsense", "--output", "unused"],
-            "unknown dataset 'nonsense'; there is digits, folder",
+            "unknown dataset 'nonsense'; there is digits, glyphs, folder",
         ),
         (["demo", "--seed", "x"], "--seed: invalid int value: 'x' (see vimoe demo --help)"),
         (["demo", "--seed", "-1", "--output", "unused"], "seed must be at least 0, got -1"),

@@ -25,22 +25,6 @@ def run(arguments: Sequence[str]) -> None:
     parser.flag("--dynamic-batch", "take any number of images at once", True)
     parser.flag("--verify", "compare the file with the model, through every expert", False)
     args = parser.parse(arguments)
-    from vimoe.export.verify import Verification
-    from vimoe.export.write_graph import Exported
-
-
-def run(arguments: Sequence[str]) -> None:
-    """Write the file; with --verify, compare it with the model."""
-    parser = Parser("export", "Writes a finished model as one graph with fixed shapes. Image routing stays sparse.")
-    parser.add_argument("model", type=Path, help="a run folder or a model folder")
-    parser.add_argument("--format", choices=("onnx", "torch"), default="onnx", help="onnx, or torch for a .pt2 file")
-    parser.add_argument("--output", type=Path, help="the file (default: model.onnx or model.pt2 in the folder)")
-    parser.add_argument(
-        "--precision", choices=("fp32", "fp16"), default="fp32", help="of weights and arithmetic (fp32)"
-    )
-    parser.add_argument("--fixed-batch", action="store_true", help="one image at a time (default: any number)")
-    parser.add_argument("--verify", action="store_true", help="compare with the model, through every expert")
-    args = parser.parse_args(list(arguments))
     from vimoe.export.verify import verify
     from vimoe.export.write_graph import FORMATS, export_model
     from vimoe.tasks.inference import model_folder
