@@ -2,72 +2,115 @@
 
 from __future__ import annotations
 
-import difflib
+import io
 import os
+import re
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from importlib import import_module
+from typing import TextIO
 
-from vimoe.errors import UserError
+from vimoe import __version__
+from vimoe.errors import UserError, first_line, suggest
 from vimoe.training.interrupt import InterruptedRun
 
 VERBS = {
-    "demo": "train, upcycle, analyse, prune and compare on embedded images, in minutes",
+    "demo": "train, upcycle, analyze, prune and compare, on embedded images",
     "train": "train a model from a recipe, dense or as a Mixture-of-Experts",
-    "evaluate": "measure a trained model on labelled images: accuracy, calibration, mIoU",
-    "predict": "classify or segment images, and list the experts that were chosen",
-    "analyze": "measure which MoE layers of a run specialise and matter; plan what to keep",
-    "prune": "apply a plan to a run, train on to recover, and report the effect",
-    "study": "run a grid of settings and seeds; write its tables and figures",
+    "evaluate": "measure a model on labelled images: accuracy, calibration, mIoU",
+    "predict": "classify or segment images, and list the chosen experts",
+    "analyze": "measure which MoE layers specialise and matter, and make a plan",
+    "prune": "apply the plan to a run, train to recover, and report the effect",
+    "study": "run a grid of settings and seeds, and write tables and figures",
     "export": "write a trained model as an ONNX or torch.export file, and check it",
     "info": "count parameters and multiply-adds of a model, dense and upcycled",
 }
+# These go on where they stopped.
+RESUMABLE = ("demo", "train", "prune", "study")
 
-USAGE = "usage: vimoe [-h] [--version] VERB ...\n\n{about}\n\nverbs:\n{verbs}\n\n`vimoe VERB --help` tells more."
+USAGE = """\
+usage: vimoe [-h] [--version] VERB ...
+
+Sparse Mixture-of-Experts Vision Transformers from pretrained dense ones.
+
+verbs:
+{verbs}
+
+`vimoe VERB --help` lists the flags of a verb."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run `vimoe` with these arguments (those of the process by default).
 
     Returns:
-        The exit code: 0, 2 after one line on stderr for what the user can mend, or 130 when interrupted.
+        The exit code: 0; 2 after one line on stderr for what the user can mend; 130 after an interrupt; 141 if the
+        reader of the output has gone.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
-    if not arguments or arguments[0] in ("-h", "--help"):
-        verbs = "\n".join(f"  {verb:8} {about}" for verb, about in VERBS.items())
-        print(
-            USAGE.format(about="Sparse Mixture-of-Experts Vision Transformers from pretrained dense ones.", verbs=verbs)
-        )
-        return 0
-    if arguments[0] == "--version":
-        from vimoe import __version__
-
-        print(f"vimoe {__version__}")
-        return 0
-    verb = arguments[0]
+    _open_closed_streams()
+    verb = arguments[0] if arguments else "--help"
     try:
-        if verb not in VERBS:
-            near = difflib.get_close_matches(verb, VERBS, n=1)
-            hint = f", did you mean {near[0]!r}? There is" if near else ": there is"
-            raise UserError(f"unknown verb {verb!r}{hint} {', '.join(VERBS)}")
-        import_module(f"vimoe.cli.{verb}").run(arguments[1:])
+        try:
+            _run(verb, arguments[1:])
+        finally:  # --help ends in a SystemExit
+            sys.stdout.flush()
     except UserError as error:
         return _fail(f"process {rank}: {error}" if (rank := os.environ.get("RANK", "0")) != "0" else str(error))
-    except BrokenPipeError:  # whoever reads along has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+    except BrokenPipeError:
+        _discard(sys.stdout)
+        return 141  # what a shell reports of a process that ended so
     except OSError as error:
+        _discard(sys.stdout)
         return _fail(f"{error.strerror or error}{f': {error.filename}' if error.filename else ''}")
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and not re.search("out of memory|can't allocate", str(error)):
+            raise
+        return _fail(f"out of memory; smaller batches or images need less. {first_line(error)}")
     except KeyboardInterrupt:
-        print("vimoe: interrupted; the same command goes on from the last state it wrote", file=sys.stderr)
+        _tell(f"interrupted{'; the same command goes on' if verb in RESUMABLE else ''}")
         return 130
     except InterruptedRun as error:
         if os.environ.get("RANK", "0") == "0":
-            print(f"vimoe: {error}", file=sys.stderr)
+            _tell(str(error))
         return 130
     return 0
 
 
+def _run(verb: str, arguments: Sequence[str]) -> None:
+    if verb in ("-h", "--help"):
+        print(USAGE.format(verbs="\n".join(f"  {name:10}{about}" for name, about in VERBS.items())))
+    elif verb == "--version":
+        print(f"vimoe {__version__}")
+    elif verb in VERBS:
+        import_module(f"vimoe.cli.{verb}").run(arguments)
+    else:
+        raise UserError(f"unknown {'flag' if verb.startswith('-') else 'verb'} {verb!r}{suggest(verb, VERBS)}")
+
+
+def _open_closed_streams() -> None:
+    """Give a stream that the shell closed (`>&-`) to /dev/null, so that no file gets its number and its output."""
+    for number, name in ((1, "stdout"), (2, "stderr")):
+        if getattr(sys, name) is None:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+            setattr(sys, name, os.fdopen(number, "w", closefd=False))
+        elif isinstance(stream := getattr(sys, name), io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")  # file names need not be text
+
+
+def _discard(stream: TextIO) -> None:
+    """What cannot be written is not tried again at exit."""
+    with suppress(OSError, ValueError):  # ValueError: no real stream
+        os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
+
+
 def _fail(message: str) -> int:
-    print(f"vimoe: error: {' '.join(message.split())}", file=sys.stderr)
+    _tell(f"error: {' '.join(message.split())}")
     return 2
+
+
+def _tell(line: str) -> None:
+    try:
+        print(f"vimoe: {line}", file=sys.stderr)
+    except OSError:  # the exit code must do
+        _discard(sys.stderr)
