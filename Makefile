@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup demo test test-slow test-browser soak lint bench clean
+.PHONY: setup demo test test-slow test-browser soak hostile lint bench clean
 
 setup: $(READY)
 
@@ -30,6 +30,9 @@ test-browser: setup
 
 soak: setup
 	$(BIN)/python -m pytest -m slow -s tests/training/test_kill.py
+
+hostile: setup
+	$(BIN)/python -m pytest -m hostile -s tests/hostile
 
 lint: setup
 	$(BIN)/ruff check .
