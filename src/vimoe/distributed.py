@@ -1,10 +1,11 @@
-"""One process or many: who this one is, and what all know together. With one process nothing here does anything."""
+"""One process or many: rank, world size, and what all processes add up. With one process nothing here does anything."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
@@ -12,16 +13,18 @@ from torch import Tensor
 
 from vimoe.errors import UserError
 
+T = TypeVar("T")
+
 
 @contextmanager
 def process_group(device: str) -> Iterator[None]:
-    """Work together with the processes that `torchrun` started, for as long as the block lasts.
+    """Join the process group that `torchrun` describes, for as long as the block lasts.
 
     Args:
         device: A torch device; with CUDA each process takes its own.
 
     Raises:
-        UserError: They do not find each other, or another one has died.
+        UserError: The processes do not find each other, or another one has died.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         yield
@@ -33,7 +36,7 @@ def process_group(device: str) -> Iterator[None]:
         dist.init_process_group("cpu:gloo,cuda:nccl" if on_cuda else "gloo")
         yield
     except RuntimeError as error:
-        if not _is_of_the_network(error):
+        if not is_network_error(error):
             raise
         raise UserError("another process of this run has died; the same command goes on from the last state") from error
     finally:
@@ -41,9 +44,9 @@ def process_group(device: str) -> Iterator[None]:
             dist.destroy_process_group()
 
 
-def _is_of_the_network(error: RuntimeError) -> bool:
-    """gloo raises a plain RuntimeError for what NCCL and the store raise a DistError."""
-    return isinstance(error, dist.DistError) or "gloo" in str(error).lower()
+def is_network_error(error: Exception) -> bool:
+    """Whether another process cannot be reached: gloo raises a plain RuntimeError where NCCL raises a DistError."""
+    return isinstance(error, dist.DistError) or (isinstance(error, RuntimeError) and "gloo" in str(error).lower())
 
 
 def is_distributed() -> bool:
@@ -69,12 +72,24 @@ def all_reduce_sum(*tensors: Tensor) -> None:
 
 
 def all_reduce_numbers(*values: float) -> list[float]:
-    """The sum of each number over all processes, known alike to every one; every process must call it alike."""
+    """The sum of each number over all processes, known alike to every one; every process must call it alike.
+
+    The numbers travel through main memory: no GPU is waited for.
+    """
     if not is_distributed():
         return list(values)
     together = torch.tensor(values, dtype=torch.float64)
     dist.all_reduce(together)
     return together.tolist()
+
+
+def all_gather(value: T) -> list[T]:
+    """Every process's value, by rank, known alike to every one; every process must call it alike."""
+    if not is_distributed():
+        return [value]
+    values: list[T] = [value] * world_size()
+    dist.all_gather_object(values, value)
+    return values
 
 
 def barrier() -> None:

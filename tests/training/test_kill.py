@@ -39,6 +39,10 @@ def start(output: Path, epochs: int, stderr: int = subprocess.DEVNULL) -> subpro
     return subprocess.Popen(command, stderr=stderr, env={**os.environ, "OMP_NUM_THREADS": "1"})
 
 
+def states(output: Path) -> set[Path]:
+    return set((output / "checkpoints").glob("state-*.pt"))
+
+
 def weights(output: Path) -> dict[str, torch.Tensor]:
     return load(RunFolder(output).model).state_dict()
 
@@ -48,10 +52,9 @@ def killed_run(output: Path, kills: int, epochs: int, longest: float) -> int:
     chance, done = random.Random(0), 0
     while True:
         process = start(output, epochs)
-        state = output / "checkpoints" / "state.pt"
-        before = state.stat().st_mtime_ns if state.exists() else None
+        before = states(output)
         while done < kills and process.poll() is None:
-            if state.exists() and state.stat().st_mtime_ns != before:
+            if states(output) - before:
                 time.sleep(chance.uniform(0, longest))
                 if process.poll() is None:
                     process.send_signal(signal.SIGKILL)
@@ -78,7 +81,7 @@ def test_kills_change_no_bit(tmp_path: Path) -> None:
 def test_sigterm_ends_with_a_line_and_the_same_command_goes_on(tmp_path: Path) -> None:
     output = tmp_path / "run"
     process = start(output, epochs=30, stderr=subprocess.PIPE)
-    while not (output / "checkpoints" / "state.pt").exists():
+    while not states(output):
         assert process.poll() is None
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)

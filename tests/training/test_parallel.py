@@ -57,13 +57,12 @@ def test_two_copies_train_like_one_process_and_count_every_image_once(alone: Pat
 
 
 @pytest.mark.parametrize("others", [1, 3])
-def test_a_state_shared_out_by_two_processes_is_taken_up_by_another_number(
+def test_a_state_of_two_processes_with_shards_is_resumed_by_another_number(
     alone: Path, tmp_path: Path, others: int
 ) -> None:
     settings = recipe(tmp_path / "run", **SAME, fsdp=True)
     told = run_together(settings, 2, stop_at=25)
     assert all("the same command goes on" in process["end"] for process in told)
-    assert (tmp_path / "run" / "checkpoints" / "shards" / "sums.json").exists()
     if others == 1:
         train(settings)
     else:
@@ -76,17 +75,16 @@ def test_a_state_shared_out_by_two_processes_is_taken_up_by_another_number(
         assert torch.allclose(value, found[name], atol=2e-4), name
 
 
-def test_a_damaged_shard_costs_one_state(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_damaged_state_of_a_sharded_model_costs_one_state(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     settings = recipe(tmp_path / "run", **{**SAME, "epochs": 2}, fsdp=True, model_ema=True, model_ema_decay=0.9)
     whole = weights(train(replace(settings, output=str(tmp_path / "whole"))).path)
     train(settings)
-    shards = tmp_path / "run" / "checkpoints" / "shards"
-    part = next(shards.glob("*.distcp"))
-    part.write_bytes(part.read_bytes()[:-100])
+    newest = sorted((tmp_path / "run" / "checkpoints").glob("state-*.pt"))[-1]
+    newest.write_bytes(newest.read_bytes()[:-100])
     for file in RunFolder(tmp_path / "run").model.iterdir():
         file.unlink()
     train(settings)
-    assert "shards is damaged, the state before it is used" in capsys.readouterr().err
+    assert "is damaged, the state before it is used" in capsys.readouterr().err
     found = weights(tmp_path / "run")
     assert all(torch.equal(whole[name], found[name]) for name in whole)
 
@@ -104,7 +102,7 @@ def test_a_process_that_dies_ends_the_run_with_a_line_and_the_same_command_goes_
     )
 
 
-def test_a_batch_that_cannot_be_shared_out_evenly_gets_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_batch_that_does_not_divide_evenly_gets_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("vimoe.training.parallel.world_size", lambda: 3)
-    with pytest.raises(UserError, match="batch_size 64 is for all processes together: 3 cannot share it evenly"):
+    with pytest.raises(UserError, match="batch_size 64 is for all processes together: it does not divide by 3"):
         wrap_ddp(torch.nn.Linear(2, 2), 64)

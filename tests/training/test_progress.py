@@ -14,7 +14,7 @@ def test_waiting_for_data_is_told_apart_from_work() -> None:
 
     progress = Progress(1, 1, 3, 0, 60, loud=False)
     for _ in progress.waiting(slow()):
-        progress.step(10, 1.0, 1e-3)
+        progress.step(10)
     metrics = progress.metrics()
     assert progress.waited >= 0.15
     assert 0.5 < metrics["data_wait"] <= 1
@@ -28,14 +28,15 @@ def test_the_items_come_through_unchanged() -> None:
 
 def test_without_a_terminal_a_line_comes_when_its_interval_is_over(capsys: pytest.CaptureFixture[str]) -> None:
     progress = Progress(2, 5, 10, 4, 0.0, loud=True)
-    progress.step(8, 0.5, 1e-3)
+    progress.step(8)
+    progress.show(0.5, 1e-3)
     line = capsys.readouterr().err
     assert line.startswith("  epoch 2/5 batch 5/10  loss 0.500  lr 0.001  ")
     assert "images/s" in line
     assert line.rstrip().endswith("left")
     quiet = Progress(2, 5, 10, 4, 3600.0, loud=True)
-    quiet.step(8, 0.5, 1e-3)
-    Progress(2, 5, 10, 4, 0.0, loud=False).step(8, 0.5, 1e-3)
+    quiet.show(0.5, 1e-3)
+    Progress(2, 5, 10, 4, 0.0, loud=False).show(0.5, 1e-3)
     assert capsys.readouterr().err == ""
 
 

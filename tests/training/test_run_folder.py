@@ -4,7 +4,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import torch
 
 from tests.training.tiny import recipe
 from vimoe.errors import UserError
@@ -28,27 +27,6 @@ def test_rows_are_kept_as_lines_and_as_a_table(tmp_path: Path) -> None:
     run.write_rows(rows)
     assert run.read_rows() == rows
     assert (tmp_path / "summary.csv").read_text() == "epoch,loss\n1,0.5\n2,0.25\n"
-
-
-def test_a_damaged_state_gives_way_to_the_one_before_it_and_nothing_is_unpickled(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    run = RunFolder(tmp_path)
-    assert run.read_state() is None
-    run.write_state({"epoch": 3, "model": {"w": torch.ones(2)}})
-    run.write_state({"epoch": 4, "model": {"w": torch.ones(2)}})
-    state = run.read_state()
-    assert state is not None
-    assert state["epoch"] == 4
-    newest, before = tmp_path / "checkpoints" / "state.pt", tmp_path / "checkpoints" / "state.before.pt"
-    newest.write_bytes(newest.read_bytes()[:100])
-    state = run.read_state()
-    assert state is not None
-    assert state["epoch"] == 3
-    assert capsys.readouterr().err == f"vimoe: {newest} is damaged, the state before it is used\n"
-    torch.save(Path("anything"), before)
-    with pytest.raises(UserError, match="are damaged: remove them to start this run anew"):
-        run.read_state()
 
 
 def test_broken_images_are_listed_as_a_table(tmp_path: Path) -> None:

@@ -19,15 +19,15 @@ from vimoe.training.trainer import Trainer
 
 
 def run_together(recipe: Recipe, processes: int, **changes: Any) -> list[dict[str, Any]]:
-    """What each process tells of the run: its losses, and how it ended. See `_run` for `changes`."""
+    """Of each process: the sum of the epoch's losses before each batch, and how it ended. See `_run` for `changes`."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     context = multiprocessing.get_context("spawn")
-    told = Path(recipe.output).with_suffix(".told")
-    told.mkdir(parents=True, exist_ok=True)
+    said = Path(recipe.output).with_suffix(".said")
+    said.mkdir(parents=True, exist_ok=True)
     workers = [
-        context.Process(target=_run, args=(recipe, rank, processes, port, told), kwargs=changes)
+        context.Process(target=_run, args=(recipe, rank, processes, port, said), kwargs=changes)
         for rank in range(processes)
     ]
     for worker in workers:
@@ -35,28 +35,32 @@ def run_together(recipe: Recipe, processes: int, **changes: Any) -> list[dict[st
     for worker in workers:
         worker.join(120)
         assert worker.exitcode is not None, "a process hangs"
-    return [json.loads(path.read_text()) for path in sorted(told.iterdir())]
+    return [json.loads(path.read_text()) for path in sorted(said.iterdir())]
 
 
 def _run(
-    recipe: Recipe, rank: int, processes: int, port: int, told: Path, stop_at: int = 0, die_at: int = 0, val: int = 0
+    recipe: Recipe, rank: int, processes: int, port: int, said: Path, stop_at: int = 0, die_at: int = 0, val: int = 0
 ) -> None:
     """Train; process 0 gets a SIGTERM at batch `stop_at`, process 1 dies at batch `die_at`, `val` images decide."""
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(processes)}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     torch.set_num_threads(1)
     from vimoe.training import fit as home
+    from vimoe.training import trainer
 
+    trainer.SYNC_SECONDS = 0.0  # the processes agree after every step
     losses = list[float]()
-    train_batch = Trainer.train_batch
+    train_batch, batches = Trainer.train_batch, 0
 
-    def noted(self: Trainer, images: torch.Tensor, labels: torch.Tensor) -> float:
-        if rank == 0 and len(losses) + 1 == stop_at:
+    def noted(self: Trainer, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        nonlocal batches
+        batches += 1
+        losses.append(self.position.loss)
+        if rank == 0 and batches == stop_at:
             signal.raise_signal(signal.SIGTERM)
-        if rank == 1 and len(losses) + 1 == die_at:
+        if rank == 1 and batches == die_at:
             os._exit(9)
-        losses.append(train_batch(self, images, labels))
-        return losses[-1]
+        return train_batch(self, images, labels)
 
     Trainer.train_batch = noted  # type: ignore[method-assign]
     if val:
@@ -66,7 +70,7 @@ def _run(
         home.train(recipe)
     except (UserError, InterruptedRun) as error:
         end = str(error)
-    (told / str(rank)).write_text(json.dumps({"losses": losses, "end": end}))
+    (said / str(rank)).write_text(json.dumps({"losses": losses, "end": end}))
 
 
 def _fewer(splits: Any, val: int) -> Any:

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import sys
+import traceback
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 
-from torch import nn
 from tqdm import tqdm
 
 from vimoe.data.splits import Splits
-from vimoe.distributed import barrier, process_group, rank
-from vimoe.errors import UserError
+from vimoe.distributed import barrier, is_network_error, process_group, rank
+from vimoe.errors import UserError, first_line
+from vimoe.files import write_text
 from vimoe.tasks.classification import Classification
 from vimoe.tasks.segmentation import Segmentation
 from vimoe.tasks.task import Task
 from vimoe.tasks.windows import View
 from vimoe.training.build import build_model
-from vimoe.training.interrupt import listening
+from vimoe.training.interrupt import InterruptedRun, StopRequest, listening
 from vimoe.training.logs import Logs
 from vimoe.training.parallel import pick_device
 from vimoe.training.recipe import Recipe
@@ -26,20 +28,25 @@ from vimoe.training.source import open_recipe_data
 from vimoe.training.trainer import Trainer
 
 
-def train(recipe: Recipe) -> RunFolder:
+def train(recipe: Recipe, resume_changed: bool = False) -> RunFolder:
     """Run a recipe to its end, or from where its folder stands; every process of a `torchrun` calls it.
 
+    Args:
+        recipe: What to train.
+        resume_changed: Go on also where the folder's run had another augmentation so far.
+
     Raises:
-        UserError: Something in the recipe cannot be done.
+        UserError: Something in the recipe cannot be done, or a step failed.
         InterruptedRun: The process was asked to stop; the state is written.
     """
     run = RunFolder(Path(recipe.output))
-    with process_group(pick_device(recipe.device)):
-        run.check(recipe)
+    with listening(at_once=True) as stop, process_group(pick_device(recipe.device)):
+        changed = run.check(recipe, resume_changed)
         if not run.finished:
             splits = open_recipe_data(recipe)
             task = recipe_task(recipe, splits)
-            fit(build_model(recipe, splits), splits, task, recipe, run)
+            trainer = Trainer(build_model(recipe, splits), splits, task, recipe, run)
+            _fit(trainer, stop, changed)
     return run
 
 
@@ -57,41 +64,52 @@ def recipe_task(recipe: Recipe, splits: Splits) -> Task:
     return Segmentation(classes, recipe.smoothing, View(recipe.short_side), recipe.reduce_zero_label)
 
 
-def fit(model: nn.Module, splits: Splits, task: Task, recipe: Recipe, run: RunFolder) -> None:
-    """Train `model` as the recipe says, from where `run` stands, and write the finished model.
-
-    Args:
-        model: The model to train, in place.
-        splits: `train` is learned from, `val` is evaluated after every epoch.
-        task: Loss and metric.
-        recipe: The run's recipe; `run` was checked with it.
-        run: The run's folder.
-
-    Raises:
-        UserError: The data is smaller than a step, too many images are broken, the loss is no longer finite, or a
-            file cannot be written.
-        InterruptedRun: The process was asked to stop; the state is written.
-    """
-    trainer = Trainer(model, splits, task, recipe, run)
-    first = rank() == 0
+def _fit(trainer: Trainer, stop: StopRequest, changed: dict[str, list[Any]]) -> None:
+    """Train from where the run's folder stands to the end, and write the finished model."""
+    run, recipe = trainer.run, trainer.recipe
     with ExitStack() as stack:
-        if first:
+        if first := rank() == 0:
             stack.enter_context(run.locked())
-        stop = stack.enter_context(listening())
-        rows = trainer.resume()
+        trainer.resume()
         if first:
+            if changed:
+                run.note_change(changed, trainer.position.epoch + 1, trainer.position.batch)
             run.write_recipe(recipe)
         logs = stack.enter_context(Logs(run.path, recipe)) if first else None
+        stop.at_once = False
         while trainer.position.epoch < recipe.epochs:
-            row = trainer.finish_epoch(stop)
-            rows = [*rows[: row["epoch"] - 1], row]
+            row = _one_epoch(trainer, stop)
             if logs is not None:
-                run.write_rows(rows)
+                run.write_rows(trainer.rows)
                 logs.add(row)
-                _report(row, task, recipe)
+                _report(row, trainer.task, recipe)
             trainer.write_state()
+        if first and trainer.rows:
+            run.write_rows(trainer.rows)
         trainer.save_model(run.model)
         barrier()
+
+
+def _one_epoch(trainer: Trainer, stop: StopRequest) -> Row:
+    """An epoch; what a step raises, apart from what the user can mend, becomes one line and a file."""
+    try:
+        return trainer.finish_epoch(stop)
+    except (UserError, InterruptedRun):
+        raise
+    except Exception as error:
+        if is_network_error(error):
+            raise
+        path = trainer.run.path / "error.txt"
+        write_text(path, traceback.format_exc())
+        saved = trainer.saved
+        kept = "the same command begins anew"
+        if saved is not None:
+            kept = f"the same command goes on from epoch {saved.epoch + 1}, batch {saved.batch}"
+        raise UserError(
+            f"training failed in epoch {trainer.position.epoch + 1}, batch {trainer.position.batch + 1} "
+            f"({type(error).__name__}: {first_line(error)}; see {path}): {kept}, "
+            "also with another augmentation and --resume-changed"
+        ) from error
 
 
 def _report(row: Row, task: Task, recipe: Recipe) -> None:

@@ -2,65 +2,80 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from vimoe.distributed import all_reduce_sum
-from vimoe.moe.losses import assignments, expert_load, load_balance_loss
+from vimoe.moe.losses import assignments
 from vimoe.vit.blocks import moe_layers
 
 
-class EpochLoad:
-    """The load of every expert, gathered over the batches of an epoch."""
-
-    def __init__(self) -> None:
-        self._counts: dict[int, Tensor] = {}
-
-    def add(self, model: nn.Module) -> None:
-        """Count what the last forward decided."""
-        for number, layer in moe_layers(model).items():
-            if layer.last_selection is not None:
-                counts = assignments(layer.last_selection.expert_ids, layer.experts.num_experts)
-                self._counts[number] = self._counts.get(number, 0) + counts.double()
-
-    def of(self, number: int) -> Tensor | None:
-        """`[E]` load of a block's experts over all processes, None before the first batch; all call this together."""
-        if number not in self._counts:
-            return None
-        counts = self._counts[number].clone()
-        all_reduce_sum(counts)
-        return (counts / counts.sum()).float()
-
-
-def routing_health(model: nn.Module, epoch_load: EpochLoad | None = None) -> dict[str, dict[str, Any]]:
-    """Metrics for each MoE layer, by block number: of the load of an epoch, the rest of the last forward.
-
-    `load` of each expert; `max_load` its largest; `effective_experts` exp(H(load)), between 1 and E;
-    `balance_loss`, 1 at perfect balance; `entropy` of the router in nats, mean over selections;
-    `top_gate` the mean probability of the first choice.
+class RoutingHealth:
+    """What the routers did, summed over the forwards of an epoch.
 
     Args:
-        model: The model, after a forward.
-        epoch_load: The load of the epoch; that of the last forward without it.
+        model: The model that is trained.
     """
-    metrics: dict[str, dict[str, Any]] = {}
-    with torch.no_grad():
-        for number, layer in moe_layers(model).items():
-            selection = layer.last_selection
-            if selection is None:
+
+    def __init__(self, model: nn.Module) -> None:
+        self._layers = moe_layers(model)
+        # For a layer of E experts `[2 E + 2]`: assignments and sum of probabilities by expert, sum of entropies and of
+        # the largest probabilities.
+        self._sums: dict[int, Tensor] = {}
+
+    @torch.no_grad()
+    def add(self) -> None:
+        """Add what the last forward decided; no GPU is waited for."""
+        for number, layer in self._layers.items():
+            if (selection := layer.last_selection) is None:
                 continue
             probs = selection.probs
-            load = epoch_load.of(number) if epoch_load is not None else None
-            if load is None:
-                load = expert_load(selection.expert_ids, probs.shape[-1])
+            counts = assignments(selection.expert_ids, probs.shape[-1])
+            decided = torch.stack([torch.special.entr(probs).sum(), probs.amax(-1).sum()])
+            sums = torch.cat([counts, probs.sum(0), decided]).double()
+            self._sums[number] = self._sums[number] + sums if number in self._sums else sums
+
+    def totals(self) -> dict[int, Tensor]:
+        """The sums over all processes, by block number; all processes call this together."""
+        totals = {number: sums.clone() for number, sums in self._sums.items()}
+        all_reduce_sum(*totals.values())
+        return totals
+
+    def restore(self, totals: Mapping[int, Tensor], first: bool) -> None:
+        """Go on from these totals.
+
+        Args:
+            totals: What `totals` gave.
+            first: Whether this process is the one that brings them in.
+        """
+        self._sums = {}
+        for number, sums in totals.items():
+            weight = self._layers[number].router.weight
+            if len(sums) != 2 * len(weight) + 2:
+                raise ValueError(f"block {number} has another number of experts")
+            self._sums[number] = sums.to(weight.device) * first
+
+    def metrics(self) -> dict[str, dict[str, Any]]:
+        """Metrics for each MoE layer by block number, over all processes; all of them call this together.
+
+        `load` of each expert; `max_load` its largest; `effective_experts` exp(H(load)), between 1 and E;
+        `balance_loss` E · Σ load · mean probability, 1 at perfect balance; `entropy` of the router in nats, mean over
+        selections; `top_gate` the mean probability of the first choice.
+        """
+        metrics: dict[str, dict[str, Any]] = {}
+        for number, sums in self.totals().items():
+            experts = len(sums) // 2 - 1
+            counts, probs, (entropy, top) = sums[:experts], sums[experts : 2 * experts], sums[2 * experts :].tolist()
+            load, selections = counts / counts.sum(), probs.sum().item()
             metrics[str(number)] = {
                 "load": [round(share, 4) for share in load.tolist()],
                 "max_load": load.max().item(),
                 "effective_experts": torch.special.entr(load).sum().exp().item(),
-                "balance_loss": load_balance_loss(probs, selection.expert_ids).item(),
-                "entropy": torch.special.entr(probs).sum(-1).mean().item(),
-                "top_gate": probs.max(-1).values.mean().item(),
+                "balance_loss": experts * (load * probs).sum().item() / selections,
+                "entropy": entropy / selections,
+                "top_gate": top / selections,
             }
-    return metrics
+        return metrics

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: finish the step, write the state, stop; a second Ctrl-C stops at once."""
+"""Ctrl-C and SIGTERM: finish the step, write the state, stop; a second one stops at once."""
 
 from __future__ import annotations
 
@@ -14,21 +14,34 @@ class InterruptedRun(Exception):  # noqa: N818  (no error: the run can go on)
 
 
 class StopRequest:
-    """Whether somebody asked the run to stop."""
+    """Whether somebody asked the run to stop.
+
+    Attributes:
+        asked: A signal has come.
+        at_once: Nothing has to be finished first: a signal raises `InterruptedRun` where it meets the program.
+    """
 
     def __init__(self) -> None:
         self.asked = False
+        self.at_once = False
 
 
 @contextmanager
-def listening() -> Iterator[StopRequest]:
-    """Catch the first SIGINT or SIGTERM inside the block; a no-op outside the main thread."""
+def listening(*, at_once: bool = False) -> Iterator[StopRequest]:
+    """Catch the first SIGINT or SIGTERM inside the block; a no-op outside the main thread.
+
+    Args:
+        at_once: How the request begins; whoever can finish a step first sets its attribute to false.
+    """
     request = StopRequest()
+    request.at_once = at_once
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
 
     def note(number: int, frame: FrameType | None) -> None:
+        if request.at_once:
+            raise InterruptedRun("stopped before training began; the same command starts again")
         if request.asked:
             raise KeyboardInterrupt
         request.asked = True

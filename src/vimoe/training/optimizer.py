@@ -8,6 +8,7 @@ from typing import Any
 import timm.optim
 import timm.scheduler
 import torch
+from timm.optim import param_groups_layer_decay, param_groups_weight_decay
 from torch import nn
 
 from vimoe.errors import UserError
@@ -16,7 +17,7 @@ from vimoe.vit.blocks import find_backbone, moe_layers
 
 
 def build_optimisation(model: nn.Module, recipe: Recipe, steps: int) -> tuple[torch.optim.Optimizer, Any]:
-    """Optimiser and schedule; the schedule counts steps and honours layer decay.
+    """Optimiser and schedule; the schedule counts steps and scales the rate of each group by its `lr_scale`.
 
     Args:
         model: The model to train.
@@ -34,8 +35,7 @@ def build_optimisation(model: nn.Module, recipe: Recipe, steps: int) -> tuple[to
             model,
             opt=recipe.opt,
             lr=recipe.lr,
-            weight_decay=recipe.weight_decay,
-            layer_decay=recipe.layer_decay if recipe.layer_decay < 1 else None,
+            param_group_fn=lambda model: _parameter_groups(model, recipe),
             **fused,
         )
         schedule, _ = timm.scheduler.create_scheduler_v2(
@@ -54,6 +54,29 @@ def build_optimisation(model: nn.Module, recipe: Recipe, steps: int) -> tuple[to
     if schedule is None:
         raise UserError(f"timm knows no schedule {recipe.sched!r}")
     return optimizer, schedule
+
+
+def _parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
+    """timm's groups (weight decay, layer decay), the routed experts in groups of their own rate."""
+    kept: set[str] = getattr(model, "no_weight_decay", set)()
+    if recipe.layer_decay < 1:
+        groups = param_groups_layer_decay(model, recipe.weight_decay, kept, layer_decay=recipe.layer_decay)
+    else:
+        groups = param_groups_weight_decay(model, recipe.weight_decay, no_weight_decay_list=kept)
+    experts = {id(p) for layer in moe_layers(model).values() for p in layer.experts.parameters()}
+    if recipe.expert_lr == 1 or not experts:
+        return groups
+    split = []
+    for group in groups:
+        for is_expert, factor in ((False, 1.0), (True, recipe.expert_lr)):
+            if params := [p for p in group["params"] if (id(p) in experts) == is_expert]:
+                split.append({**group, "params": params, "lr_scale": group.get("lr_scale", 1.0) * factor})
+    return split
+
+
+def base_rate(optimizer: torch.optim.Optimizer) -> float:
+    """The learning rate before any factor on it (layer decay, `expert_lr`)."""
+    return max(group["lr"] / group.get("lr_scale", 1.0) for group in optimizer.param_groups if group.get("lr_scale", 1))
 
 
 def freeze_all_but_experts(model: nn.Module) -> None:

@@ -1,4 +1,4 @@
-"""How a run is getting on: a bar on a terminal, a line now and then elsewhere, and its speed for the log."""
+"""Progress of a run: a bar on a terminal, a line now and then elsewhere, and the speed for the log."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Item = TypeVar("Item")
 
 
 class Progress:
-    """Speed of one epoch, told while it goes on.
+    """Progress and speed of one epoch.
 
     Args:
         epoch: The epoch, from 1.
@@ -23,13 +23,13 @@ class Progress:
         steps: Batches of the epoch.
         first: How many of them were done before.
         interval: Seconds between two lines where there is no terminal.
-        loud: Whether to tell at all (process 0 does).
+        loud: Whether to show anything (process 0 does).
     """
 
     def __init__(self, epoch: int, epochs: int, steps: int, first: int, interval: float, loud: bool) -> None:
         self.epoch, self.epochs, self.steps, self.first, self.done = epoch, epochs, steps, first, first
         self.interval, self.loud = interval, loud
-        self.started = self._told = time.perf_counter()
+        self.started = self._shown = time.perf_counter()
         self.waited, self.images = 0.0, 0
         name = f"epoch {epoch}/{epochs}"
         self._bar = tqdm(total=steps, initial=first, desc=name, leave=False, disable=None if loud else True)
@@ -45,20 +45,22 @@ class Progress:
                 return
             yield item
 
-    def step(self, images: int, loss: float, lr: float) -> None:
-        """Note one more batch.
-
-        Args:
-            images: How many images it had, over all processes.
-            loss: Mean loss of the epoch so far.
-            lr: The largest learning rate.
-        """
+    def step(self, images: int) -> None:
+        """Count one more batch of so many images, over all processes."""
         self.done += 1
         self.images += images
         self._bar.update()
+
+    def show(self, loss: float, lr: float) -> None:
+        """Show a line if it is time for one.
+
+        Args:
+            loss: Mean loss of the epoch so far.
+            lr: The learning rate, before layer decay.
+        """
         now = time.perf_counter()
-        if self.loud and now - self._told >= (1.0 if not self._bar.disable else self.interval):
-            self._told = now
+        if self.loud and now - self._shown >= (1.0 if not self._bar.disable else self.interval):
+            self._shown = now
             metrics = self.line(loss, lr)
             if self._bar.disable:
                 print(f"  epoch {self.epoch}/{self.epochs} batch {self.done}/{self.steps}  {metrics}", file=sys.stderr)

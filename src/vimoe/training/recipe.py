@@ -63,6 +63,7 @@ class Recipe:
         lr: Peak learning rate.
         weight_decay: For matrices; biases, norms, tokens and routers have none.
         layer_decay: Factor on the learning rate from each block to the one before it; 1 for none.
+        expert_lr: Factor on the learning rate of the routed experts.
         opt: Name of a timm optimiser.
         sched: Name of a timm schedule.
         warmup_epochs: Epochs of linear warm-up.
@@ -134,6 +135,7 @@ class Recipe:
     lr: float = 1e-3
     weight_decay: float = 0.05
     layer_decay: float = 1.0
+    expert_lr: float = 1.0
     opt: str = "adamw"
     sched: str = "cosine"
     warmup_epochs: float = 0.5
@@ -185,9 +187,15 @@ _SHARES = (
 )
 _LOWEST: dict[str, float] = {
     **dict.fromkeys(("num_experts", "top_k", "epochs", "batch_size", "accumulate", "aug_repeats"), 1),
-    **dict.fromkeys(("last", "balance_weight", "lr", "weight_decay", "warmup_epochs", "min_lr", "clip_grad"), 0),
     **dict.fromkeys(
-        ("workers", "pos_embed_std", "color_jitter", "mixup", "cutmix", "seed", "checkpoint_minutes", "log_interval"), 0
+        ("last", "balance_weight", "lr", "expert_lr", "weight_decay", "warmup_epochs", "min_lr", "clip_grad"), 0
+    ),
+    **dict.fromkeys(
+        (
+            *("workers", "expert_lr", "pos_embed_std", "color_jitter", "mixup", "cutmix", "seed", "checkpoint_minutes"),
+            "log_interval",
+        ),
+        0,
     ),
     **dict.fromkeys(_SHARES, 0),
 }

@@ -3,8 +3,10 @@
     recipe.yaml            the resolved recipe
     metrics.jsonl          one line an epoch
     summary.csv            the same as a table
-    checkpoints/state.pt   resume state (tensors and numbers alone, never unpickled as code), and the one before it
+    checkpoints/           resume states (see `vimoe.training.resume_state`)
+    changes.jsonl          one line each time the run went on with changed augmentation
     skipped.csv            broken images, where there were any
+    error.txt              the traceback of a step that failed
     model/                 the finished model: model.safetensors, config.json
     routing/*.npz          routing counts
     plan.json, report.html what analysis and report add
@@ -16,28 +18,30 @@ from __future__ import annotations
 
 import csv
 import fcntl
-import hashlib
 import io
 import json
 import os
-import pickle
+import shutil
 import sys
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from vimoe.errors import UserError
-from vimoe.files import write_bytes, write_text
+from vimoe.errors import UserError, first_line
+from vimoe.files import write_text
 from vimoe.training.recipe import Recipe, dump_recipe, load_recipe
 
 Row = dict[str, Any]
 
-# A folder may move, and another device computes the same run: neither makes it another recipe.
-_MAY_DIFFER = ("output", "device")
+# What changes no bit of the model: a run may go on with another value.
+_MAY_DIFFER = (
+    *("output", "device", "data_dir", "workers", "max_broken", "log_interval", "log_tensorboard", "log_wandb"),
+    "checkpoint_minutes",
+)
+# What may differ where the user says so.
+_AUGMENTATION = ("augment", "scale", "hflip", "color_jitter", "aa", "reprob", "mixup", "cutmix")
 
 
 @dataclass(frozen=True)
@@ -61,26 +65,39 @@ class RunFolder:
         """Whether the run has come to its end (the model is written last)."""
         return (self.model / "config.json").exists()
 
-    def check(self, recipe: Recipe) -> None:
+    def check(self, recipe: Recipe, resume_changed: bool = False) -> dict[str, list[Any]]:
         """Make sure that the folder, if it holds a run, holds one of this recipe.
+
+        Args:
+            recipe: The recipe to go on with.
+            resume_changed: Whether the augmentation may be another one from now on.
+
+        Returns:
+            The augmentation that changes: by recipe key, the old value and the new one.
 
         Raises:
             UserError: It holds the run of another recipe.
         """
         recipe_file = self.path / "recipe.yaml"
         if not recipe_file.exists():
-            return
-        old, new = asdict(load_recipe(recipe_file)), asdict(recipe)
-        for key in new:
-            if old[key] != new[key] and key not in _MAY_DIFFER:
+            return {}
+        old, new = asdict(_resolved(load_recipe(recipe_file))), asdict(_resolved(recipe))
+        differing = {key: [old[key], new[key]] for key in new if old[key] != new[key] and key not in _MAY_DIFFER}
+        changed = {key: values for key, values in differing.items() if key in _AUGMENTATION}
+        for key, (before, now) in differing.items():
+            if key not in changed or not resume_changed or self.finished:
+                way = "" if key not in changed or self.finished else ", or go on with it with --resume-changed"
                 raise UserError(
-                    f"{self.path} holds a run of another recipe ({key} was {old[key]!r}, is {new[key]!r}): "
-                    "choose another --output"
+                    f"{self.path} holds a run of another recipe ({key} was {before!r}, is {now!r}): "
+                    f"choose another --output{way}"
                 )
+        return changed
 
     @contextmanager
     def locked(self) -> Iterator[None]:
         """Hold the folder for this process; the system lets go of it when the process ends, however it ends.
+
+        What a killed process left half-written is removed.
 
         Raises:
             UserError: Another living process holds it.
@@ -93,13 +110,28 @@ class RunFolder:
         with lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise UserError(f"{self.path} is in use by another process") from error
             except OSError as error:
-                raise UserError(f"{self.path} is in use by another process that is still training") from error
+                print(f"vimoe: {self.path} cannot be locked ({error.strerror}): run one process in it", file=sys.stderr)
+            else:
+                self._remove_scraps()
             yield
+
+    def _remove_scraps(self) -> None:
+        for pattern in ("*/.saving-*", ".*.writing", "*/.*.writing"):
+            for scrap in self.path.glob(pattern):
+                shutil.rmtree(scrap, ignore_errors=True) if scrap.is_dir() else scrap.unlink(missing_ok=True)
 
     def write_recipe(self, recipe: Recipe) -> None:
         """Make the folder and note down whose run it is."""
-        write_text(self.path / "recipe.yaml", dump_recipe(recipe))
+        write_text(self.path / "recipe.yaml", dump_recipe(_resolved(recipe)))
+
+    def note_change(self, changed: dict[str, list[Any]], epoch: int, batch: int) -> None:
+        """Add a line to `changes.jsonl`: the augmentation is another one from this batch of this epoch (from 1) on."""
+        path = self.path / "changes.jsonl"
+        before = path.read_text() if path.exists() else ""
+        write_text(path, before + json.dumps({"epoch": epoch, "batch": batch, "changed": changed}) + "\n")
 
     def write_rows(self, rows: Sequence[Row]) -> None:
         """Write `metrics.jsonl` and `summary.csv` anew."""
@@ -112,43 +144,19 @@ class RunFolder:
         write_text(self.path / "summary.csv", table.getvalue())
 
     def read_rows(self) -> list[Row]:
-        """The rows of `metrics.jsonl`, none when there is no such file."""
-        path = self.path / "metrics.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-    def write_state(self, state: dict[str, Any]) -> None:
-        """Write the resume state and keep the one before it; the first bytes are a check sum of the rest."""
-        buffer = io.BytesIO()
-        torch.save(state, buffer)
-        data = buffer.getvalue()
-        newest, before = self._states
-        if newest.exists():
-            os.replace(newest, before)
-        write_bytes(newest, hashlib.sha256(data).digest() + data)
-
-    def read_state(self) -> dict[str, Any] | None:
-        """The newest resume state that is whole, None where a run has to start from its beginning.
+        """The rows of `metrics.jsonl`, none when there is no such file.
 
         Raises:
-            UserError: There are states, but all are damaged.
+            UserError: The file is damaged.
         """
-        found = [path for path in self._states if path.exists()]
-        for path in found:
-            try:
-                data = path.read_bytes()
-                if hashlib.sha256(data[32:]).digest() == data[:32]:
-                    state: dict[str, Any] = torch.load(io.BytesIO(data[32:]), map_location="cpu", weights_only=True)
-                    return state
-            except (OSError, RuntimeError, EOFError, pickle.UnpicklingError):
-                pass
-            print(f"vimoe: {path} is damaged, the state before it is used", file=sys.stderr)
-        if found:
-            raise UserError(f"all resume states in {found[0].parent} are damaged: remove them to start this run anew")
-        return None
-
-    @property
-    def _states(self) -> tuple[Path, Path]:
-        return self.checkpoints / "state.pt", self.checkpoints / "state.before.pt"
+        path = self.path / "metrics.jsonl"
+        try:
+            rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        except (OSError, ValueError, RecursionError) as error:
+            raise UserError(f"{path} is damaged: {first_line(error)}") from error
+        if not all(isinstance(row, dict) and "epoch" in row for row in rows):
+            raise UserError(f"{path} is damaged: not every line is an epoch's")
+        return rows
 
     def write_skipped(self, lines: Collection[str], rank: int = 0) -> None:
         """Write the list of broken images that the process of this number has met."""
@@ -159,3 +167,11 @@ class RunFolder:
 
 def _quote(text: str) -> str:
     return text.replace('"', '""')
+
+
+def _resolved(recipe: Recipe) -> Recipe:
+    """The recipe with a place to start from that does not depend on the working directory."""
+    start = recipe.initial_checkpoint
+    if not start or not os.path.exists(start):  # unlike Path.exists it takes any text
+        return recipe
+    return replace(recipe, initial_checkpoint=str(Path(start).resolve()))

@@ -1,4 +1,4 @@
-"""One run's training: its weights, optimiser and position, what a step does, and how all of it is taken up again.
+"""One run's training: its weights, optimiser and position, what a step does, and how all of it is resumed.
 
 What a step draws at random (order, augmentation, mixing, dropout, router noise) depends on the seed and the step's
 number alone, so that a run that was interrupted goes on as if it had not been.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import random
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -20,20 +20,32 @@ from torch import Tensor, nn
 
 from vimoe.data.loaders import training_batches
 from vimoe.data.splits import Splits, generator
-from vimoe.distributed import all_reduce_numbers, barrier, is_distributed, rank, world_size
+from vimoe.distributed import all_gather, all_reduce_numbers, is_distributed, rank, world_size
 from vimoe.errors import UserError
 from vimoe.moe.losses import balance_loss
 from vimoe.tasks.task import Task
-from vimoe.training.health import EpochLoad, routing_health
+from vimoe.training.health import RoutingHealth
 from vimoe.training.interrupt import InterruptedRun, StopRequest
-from vimoe.training.optimizer import build_optimisation, freeze_all_but_experts
-from vimoe.training.parallel import gather_model, no_sync, pick_device, shard_fsdp, wrap_ddp
+from vimoe.training.optimizer import base_rate, build_optimisation, freeze_all_but_experts
+from vimoe.training.parallel import (
+    gather_model,
+    load_tensors,
+    no_sync,
+    pick_device,
+    shard_fsdp,
+    state_tensors,
+    total_norm,
+    wrap_ddp,
+)
 from vimoe.training.progress import Progress
 from vimoe.training.recipe import Recipe
+from vimoe.training.resume_state import ResumeStates, State
 from vimoe.training.run_folder import Row, RunFolder
-from vimoe.training.shards import read_shards, write_shards
-from vimoe.vit.blocks import find_backbone, moe_layers
+from vimoe.vit.blocks import moe_layers
 from vimoe.vit.meta import meta_clone
+
+# How often losses are looked at, and processes agree on stopping and on writing a state: a GPU is waited for then.
+SYNC_SECONDS = 1.0
 
 
 @dataclass
@@ -54,7 +66,7 @@ class Position:
 
 
 class Trainer:
-    """What changes while a run goes on: weights, optimiser, position, and the images found broken.
+    """What changes while a run goes on: weights, optimiser, position, rows, and the images found broken.
 
     Args:
         model: The model to train, in place.
@@ -96,12 +108,16 @@ class Trainer:
         self.scaler = torch.amp.GradScaler(self.device.split(":")[0], enabled=scaled)
         self.mixup = None
         if recipe.mixup or recipe.cutmix:
+            if (share := recipe.batch_size // world_size()) % 2:
+                raise UserError(f"mixup and cutmix mix pairs of images: {share} in a batch of each process is odd")
             classes = len(splits.class_names)
             self.mixup = Mixup(recipe.mixup, recipe.cutmix, label_smoothing=recipe.smoothing, num_classes=classes)
         self.balanced = recipe.balance_weight > 0 and bool(moe_layers(model))
-        self.position = Position()
-        self.load = EpochLoad()
+        self.position, self.rows, self.health = Position(), list[Row](), RoutingHealth(model)
         self.broken: set[str] = set()
+        self.states = ResumeStates(run.checkpoints)
+        self.saved: Position | None = None
+        self._losses: list[Tensor] = []  # of the batches since the last look at them
 
     @property
     def average(self) -> nn.Module | None:
@@ -119,44 +135,52 @@ class Trainer:
         if rank() == 0:
             self.task.save(whole, folder, self.splits)
 
-    def resume(self) -> list[Row]:
-        """Go back to where the run folder stands; gives the rows of the epochs that are done."""
-        if self.recipe.fsdp:
-            state = read_shards(self.run.checkpoints, self.model, self.optimizer, self.average)
-        elif state := self.run.read_state():
-            self.model.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
-            if self.average is not None:
-                self.average.load_state_dict(state["ema"])
-        barrier()
-        if state is None:
-            return []
-        self.scaler.load_state_dict(state["scaler"])
-        self.position = Position(**state["position"])
-        self.broken = set(state["broken"])
-        return self.run.read_rows()[: self.position.epoch]
+    def resume(self) -> None:
+        """Go back to where the run folder stands.
+
+        Raises:
+            UserError: No resume state is whole, or the training images are not those that the run began with.
+        """
+        self.states.read(self._restore)
 
     def write_state(self) -> None:
-        """Write all that a later process needs to go on from here; all processes call this together."""
-        rest = {
+        """Write all that a later process needs to go on from here; all processes call this together.
+
+        Raises:
+            UserError: The weights are no longer finite, or a file cannot be written.
+        """
+        if not math.isfinite(norm := total_norm(self.model)):
+            raise self._not_finite(f"the norm of the weights is {norm}", self.position.batch // self.recipe.accumulate)
+        state = state_tensors(self.model, self.optimizer, self.average, self.recipe.fsdp)
+        state |= {
             "scaler": self.scaler.state_dict(),
             "position": asdict(self.position),
-            "broken": sorted(self.broken),
+            "rows": self.rows,
+            "health": self.health.totals(),
+            "broken": sorted(set().union(*all_gather(self.broken))),
+            "images": len(self.splits.train),
+            "classes": list(self.splits.class_names),
         }
-        if self.recipe.fsdp:
-            write_shards(self.run.checkpoints, self.model, self.optimizer, self.average, rest)
-        elif rank() == 0:
-            self.run.write_state(
-                {
-                    "model": self.model.state_dict(),
-                    "optimizer": self.optimizer.state_dict(),
-                    "ema": {} if self.average is None else self.average.state_dict(),
-                    **rest,
-                }
+        self.states.write(state, self.position.epoch, self.position.batch)
+        self.saved = replace(self.position)
+
+    def _restore(self, state: State) -> None:
+        if (state["images"], state["classes"]) != (len(self.splits.train), list(self.splits.class_names)):
+            raise UserError(
+                f"the run began with {state['images']} training images of {len(state['classes'])} classes, there are "
+                f"{len(self.splits.train)} of {len(self.splits.class_names)}: choose another --output"
             )
+        position, rows = Position(**state["position"]), [dict(row) for row in state["rows"]]
+        if not (0 <= position.batch <= self.batches and len(rows) == position.epoch <= self.recipe.epochs):
+            raise ValueError("the position is not one of this run")
+        load_tensors(self.model, self.optimizer, self.average, self.recipe.fsdp, state)
+        self.scaler.load_state_dict(state["scaler"])
+        self.health.restore(state["health"], rank() == 0)
+        self.position, self.rows, self.broken = position, rows, set(state["broken"])
+        self.saved = replace(position)
 
     def finish_epoch(self, stop: StopRequest) -> Row:
-        """Train the rest of the current epoch, evaluate, and move on to the next one."""
+        """Train the rest of the current epoch, evaluate, and move on to the next one; gives the epoch's row."""
         recipe, position, started = self.recipe, self.position, time.perf_counter()
         epoch, before, saved = position.epoch, position.seconds, started
         used = self.steps * recipe.accumulate  # batches that do not fill a step are left out
@@ -173,43 +197,50 @@ class Trainer:
             part=(rank(), world_size()),
         )
         self.ddp_model.train()
+        pace, steps, looked = 1, 0, started
         for images, labels in progress.waiting(loader):
             if position.batch >= used:
                 break
-            position.loss += self.train_batch(images, labels)
+            self._losses.append(self.train_batch(images, labels))
             position.batch += 1
-            progress.step(recipe.batch_size, position.loss / position.batch, self._lr())
-            if position.batch % recipe.accumulate == 0:
-                position.seconds = before + time.perf_counter() - started
-                due = time.perf_counter() - saved > 60 * recipe.checkpoint_minutes
-                asked, wanted = all_reduce_numbers(stop.asked, due and rank() == 0)
-                if asked or wanted:
-                    self.write_state()
-                    saved = time.perf_counter()
-                if asked:
-                    progress.close()
-                    raise InterruptedRun(f"stopped in epoch {epoch + 1}; the same command goes on from here")
+            progress.step(recipe.batch_size)
+            if position.batch % recipe.accumulate:
+                continue
+            steps += 1
+            if steps < pace and (is_distributed() or not stop.asked):
+                continue
+            now = time.perf_counter()
+            due = now - saved > 60 * recipe.checkpoint_minutes
+            pace = _pace(steps, now - looked, min(SYNC_SECONDS, 60 * recipe.checkpoint_minutes))
+            asked, save, pace = (int(number) for number in self._sync(stop.asked, *_from_first(due, pace)))
+            steps, looked = 0, now
+            progress.show(position.loss / position.batch, base_rate(self.optimizer))
+            if asked or save:
+                position.seconds = before + now - started
+                self.write_state()
+                saved = time.perf_counter()
+            if asked:
+                progress.close()
+                raise InterruptedRun(f"stopped in epoch {epoch + 1}; the same command goes on from here")
+        self._sync()
         progress.close()
-        row: Row = {"epoch": epoch + 1, "loss": position.loss / max(1, position.batch), "lr": self._lr()}
+        row: Row = {"epoch": epoch + 1, "loss": position.loss / max(1, position.batch), "lr": base_rate(self.optimizer)}
         row |= progress.metrics()
         metrics = self.task.evaluate(self.eval_model, self.splits.val, self.device, recipe.workers)
         row |= {f"val_{key}": value for key, value in metrics.items()}
         row["seconds"] = before + time.perf_counter() - started
-        row["routing"] = routing_health(self.model, self.load)
-        self.position, self.load = Position(epoch=epoch + 1, seconds=row["seconds"]), EpochLoad()
+        row["routing"] = self.health.metrics()
+        self.rows.append(row)
+        self.position, self.health = Position(epoch=epoch + 1, seconds=row["seconds"]), RoutingHealth(self.model)
         return row
 
-    def _lr(self) -> float:
-        return max(group["lr"] for group in self.optimizer.param_groups)
-
-    def train_batch(self, images: Tensor, labels: Tensor) -> float:
+    def train_batch(self, images: Tensor, labels: Tensor) -> Tensor:
         """Forward and backward of one batch, and the optimiser's step where it completes one.
 
         Returns:
-            The mean loss over all processes' images.
+            The mean loss of this process's images, on the device: nothing is waited for.
         """
         recipe, batch = self.recipe, self.position.epoch * self.batches + self.position.batch
-        step = self.position.epoch * self.steps + self.position.batch // recipe.accumulate
         completes = (self.position.batch + 1) % recipe.accumulate == 0
         key = ("step", recipe.seed, batch) if rank() == 0 else ("step", recipe.seed, batch, rank())
         drawn = generator(*key).initial_seed()
@@ -220,24 +251,17 @@ class Trainer:
         if self.splits.augment and recipe.augment:
             images = self.splits.augment(images, generator("augment", *key[1:]))
         if self.mixup is not None:
-            even = len(images) - len(images) % 2  # timm mixes pairs
-            images, targets = self.mixup(images[:even], targets[:even])
+            images, targets = self.mixup(images, targets)
         with no_sync(self.ddp_model, not completes):
             with torch.autocast(self.device.split(":")[0], getattr(torch, recipe.amp_dtype), enabled=recipe.amp):
                 loss = self.task.loss(self.ddp_model(images), targets)
                 if self.balanced:
                     loss = loss + recipe.balance_weight * balance_loss(self.model)
             self.scaler.scale(loss / recipe.accumulate).backward()
-        self.load.add(self.model)
+        self.health.add()
         if completes:
-            self._step(step)
-        value = all_reduce_numbers(loss.item())[0] / world_size()
-        if not math.isfinite(value):
-            raise UserError(
-                f"the loss is {value} at step {step} (epoch {self.position.epoch + 1}): "
-                f"try a lower lr than {recipe.lr}; the norms of the blocks' weights are {_norms(self.model)}"
-            )
-        return value
+            self._step(self.position.epoch * self.steps + self.position.batch // recipe.accumulate)
+        return loss.detach()
 
     def _step(self, step: int) -> None:
         self.schedule.step_update(step)
@@ -249,6 +273,27 @@ class Trainer:
         self.optimizer.zero_grad()
         if self.ema is not None:
             self.ema.update(self.model)
+
+    def _sync(self, *numbers: float) -> list[float]:
+        """Look at the losses since the last time; gives the sum of each number over all processes.
+
+        Raises:
+            UserError: A loss is not finite.
+        """
+        losses = torch.stack(self._losses).tolist() if self._losses else []
+        self._losses = []
+        sums = all_reduce_numbers(*numbers, *losses)
+        for place, total in enumerate(sums[len(numbers) :], self.position.batch - len(losses)):
+            if not math.isfinite(total):
+                raise self._not_finite(f"the loss is {total / world_size()}", place // self.recipe.accumulate)
+            self.position.loss += total / world_size()
+        return sums[: len(numbers)]
+
+    def _not_finite(self, what: str, step: int) -> UserError:
+        return UserError(
+            f"{what} at step {self.position.epoch * self.steps + step} (epoch {self.position.epoch + 1}): "
+            f"try a lower lr than {self.recipe.lr}, or a longer warm-up"
+        )
 
     def _note_broken(self, line: str) -> None:
         if line in self.broken:
@@ -262,7 +307,11 @@ class Trainer:
             )
 
 
-def _norms(model: nn.Module) -> str:
-    """The norm of each block's weights, for the line that tells of a loss that is not finite."""
-    norms = [nn.utils.get_total_norm(block.parameters()).item() for block in find_backbone(model).blocks]
-    return ", ".join(f"{norm:.3g}" for norm in norms)
+def _pace(steps: int, seconds: float, wanted: float) -> int:
+    """After how many steps to look again, so that it is about every `wanted` seconds; it grows slowly."""
+    return max(1, min(2 * steps, int(steps * wanted / max(seconds, 1e-9))))
+
+
+def _from_first(*numbers: float) -> list[float]:
+    """The numbers on the first process, else zeros: their sum is what the first one says."""
+    return [number * (rank() == 0) for number in numbers]
