@@ -22,7 +22,6 @@ FLAGS = {
     "--model-args": MODEL,
     "--last": "1",
     "--num-experts": "3",
-    "--router-noise": "true",
     "--mixup": "0.2",
     "--model-ema-decay": "0.9",
     "--accumulate": "2",
@@ -35,7 +34,7 @@ FLAGS = {
 def start(output: Path, epochs: int, stderr: int = subprocess.DEVNULL) -> subprocess.Popen[bytes]:
     flags = [part for pair in FLAGS.items() for part in pair]
     command = [sys.executable, "-c", "import sys; from vimoe.cli import main; sys.exit(main())", "train"]
-    command += [*flags, "--epochs", str(epochs), "--output", str(output)]
+    command += [*flags, "--router-noise", "--epochs", str(epochs), "--output", str(output)]
     return subprocess.Popen(command, stderr=stderr, env={**os.environ, "OMP_NUM_THREADS": "1"})
 
 

@@ -180,26 +180,17 @@ class Recipe:
             raise UserError(f"warmup_epochs must be less than the {self.epochs} epochs, got {self.warmup_epochs}")
 
 
-# What lies between 0 and 1.
+# Shares lie between 0 and 1, counts begin at 1.
 _SHARES = (
     *("val_share", "max_broken", "layer_decay", "smoothing", "drop_path", "scale", "hflip", "reprob"),
     "model_ema_decay",
 )
-_LOWEST: dict[str, float] = {
-    **dict.fromkeys(("num_experts", "top_k", "epochs", "batch_size", "accumulate", "aug_repeats"), 1),
-    **dict.fromkeys(
-        ("last", "balance_weight", "lr", "expert_lr", "weight_decay", "warmup_epochs", "min_lr", "clip_grad"), 0
-    ),
-    **dict.fromkeys(
-        (
-            *("workers", "expert_lr", "pos_embed_std", "color_jitter", "mixup", "cutmix", "seed", "checkpoint_minutes"),
-            "log_interval",
-        ),
-        0,
-    ),
-    **dict.fromkeys(_SHARES, 0),
-}
-
+_COUNTS = ("num_experts", "top_k", "epochs", "batch_size", "accumulate", "aug_repeats")
+_NOT_NEGATIVE = (
+    *("last", "balance_weight", "lr", "expert_lr", "weight_decay", "warmup_epochs", "min_lr", "clip_grad", "workers"),
+    *("pos_embed_std", "color_jitter", "mixup", "cutmix", "seed", "checkpoint_minutes", "log_interval"),
+)
+_LOWEST = {**dict.fromkeys(_COUNTS, 1), **dict.fromkeys((*_SHARES, *_NOT_NEGATIVE), 0)}
 
 # The first field of each group of flags in `vimoe train --help`; fields stand in the order of their groups.
 GROUPS = {
