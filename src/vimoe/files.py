@@ -1,12 +1,9 @@
-"""Files that are written whole or not at all (under another name, then renamed), and YAML read. Imports no torch."""
+"""Files that are written whole or not at all (under another name, then renamed). Imports no torch."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Any
-
-import yaml
 
 from vimoe.errors import UserError
 
@@ -35,20 +32,3 @@ def write_bytes(path: Path, data: bytes) -> None:
         if scratch.exists():
             scratch.unlink()
         raise UserError(f"cannot write {path}: {error.strerror}") from error
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """The keys and values of a YAML file.
-
-    Raises:
-        UserError: It cannot be read, or holds anything else.
-    """
-    try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date such as 2024-13-13
-        raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} must hold keys and values, got {type(content).__name__}")
-    return content

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import reprlib
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -130,12 +131,14 @@ def mapping(text: str) -> dict[str, Any]:
     """A type for a YAML mapping, such as `{test_family: serif}`."""
     import yaml
 
+    from vimoe.yaml_files import parse_yaml
+
     try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError:
+        value = parse_yaml(text)
+    except (yaml.YAMLError, ValueError):
         value = None
     if not isinstance(value, dict):
-        raise argparse.ArgumentTypeError(f"must be a mapping such as '{{name: value}}', got {text!r}")
+        raise argparse.ArgumentTypeError(f"must be a mapping such as '{{name: value}}', got {reprlib.repr(text)}")
     return value
 
 

@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import os
 import re
-from argparse import ArgumentTypeError
 from collections.abc import Sequence
 from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-import yaml
-
-from vimoe.cli.arguments import Parser
-from vimoe.files import read_yaml
+from vimoe.cli.arguments import Parser, mapping
+from vimoe.training.interrupt import listening
 from vimoe.training.recipe import GROUPS, Recipe, dump_recipe, make_recipe
+from vimoe.yaml_files import read_yaml
 
 
+@listening(at_once=True)
 def run(arguments: Sequence[str]) -> None:
     """Train as the flags and the recipe file say."""
     parser = Parser("train", "The same command continues a run that was stopped.")
@@ -24,16 +23,20 @@ def run(arguments: Sequence[str]) -> None:
     parser.flag(
         "--print-config", "print the recipe that file and flags make, and train nothing", False, action="store_true"
     )
+    parser.flag(
+        "--resume-changed", "continue a run although its augmentation was another one", False, action="store_true"
+    )
     add_recipe_flags(parser)
     given = parser.given(arguments)
     config, only_print = given.pop("config", None), given.pop("print_config", False)
+    resume_changed = given.pop("resume_changed", False)
     recipe = make_recipe({**(read_yaml(config) if config else {}), **given})
     if only_print:
         print(dump_recipe(recipe), end="")
         return
     from vimoe.training.fit import train  # torch is needed from here on, not for a wrong flag
 
-    model = train(recipe).model
+    model = train(recipe, resume_changed).model
     if os.environ.get("RANK", "0") == "0":
         print(f"the trained model lies in {model}")
 
@@ -49,14 +52,7 @@ def add_recipe_flags(parser: Parser) -> None:
         if get_origin(hint) is Literal:
             settings["choices"] = get_args(hint)
         elif get_origin(hint) is dict:
-            settings["type"] = _mapping
+            settings["type"] = mapping
         about = " ".join(texts[field.name].split()).replace("`", "").rstrip(".")
         default = {} if field.default is MISSING else field.default
         parser.flag(f"--{field.name.replace('_', '-')}", about[0].lower() + about[1:], default, **settings)
-
-
-def _mapping(text: str) -> Any:
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ArgumentTypeError(f"not valid YAML: {' '.join(str(error).split())}") from error

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from vimoe.errors import UserError, suggest
-from vimoe.files import read_yaml
+from vimoe.yaml_files import read_yaml
 
 Settings = dict[str, Any]
 

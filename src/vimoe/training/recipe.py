@@ -13,7 +13,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import yaml
 
 from vimoe.errors import UserError, suggest
-from vimoe.files import read_yaml
+from vimoe.yaml_files import read_yaml
 
 
 @dataclass(frozen=True)
