@@ -29,9 +29,7 @@ def report(**changes: Any) -> Report:
         "title": f"Title {EVIL}",
         "conclusion": "It works.",
         "counts": counts(),
-        "plan": Plan(
-            (LayerPlan(1, (), reason="dispensable: too little"), LayerPlan(2, (0, 1), reason=f"needed {EVIL}"))
-        ),
+        "plan": Plan((LayerPlan(1, (), reason="dispensable: too little"), LayerPlan(2, (0,), reason=f"needed {EVIL}"))),
         "rows": {f"training {EVIL}": rows()},
         "recipes": {f"training {EVIL}": f"output: {EVIL}\nseed: 3"},
         "command": f"vimoe analyze '{EVIL}'",

@@ -1,30 +1,54 @@
-import pytest
-
-from vimoe.report.comparison import Variant, conclusion, standard_error
+from vimoe.analysis.analysis_result import Estimate
+from vimoe.report.comparison import Speed, Variant, change, comparison_sentence, comparison_table, pruning_table
 from vimoe.vit.cost import Cost
 
-
-def variant(name: str, top1: float, images: int = 400, macs: int = 100) -> Variant:
-    return Variant(name, top1, standard_error(top1, images), images, Cost(1, 1, macs), 1.0)
-
-
-def test_the_standard_error_is_binomial_and_never_0() -> None:
-    assert standard_error(50.0, 10_000) == pytest.approx(0.5, abs=1e-3)
-    assert standard_error(100.0, 400) == pytest.approx(0.35, abs=0.01)
+BEFORE, AFTER = Cost(4_000_000, 1_000_000, 20_000_000), Cost(1_000_000, 750_000, 15_000_000)
+STATES = [
+    Variant("before", Estimate(90, 88, 92), BEFORE, speed=Speed(0.004, 2**20, 32)),
+    Variant("right after", Estimate(85, 83, 87), AFTER, Estimate(5, 3, 7), Speed(0.003, 2**20, 32)),
+    Variant("recovered", Estimate(90.5, 88, 92), AFTER, Estimate(-0.5, -2, 1), Speed(0.003, 2**20, 32)),
+]
 
 
-def test_a_small_difference_is_called_noise() -> None:
-    sentence = conclusion(variant("pruned", 97.5, macs=116), variant("dense", 97.0))
-    assert "0.5 points higher" in sentence
-    assert "(97.5 against 97.0 %), inside the noise" in sentence
-    assert "+16% multiply-adds" in sentence
+def test_a_loss_is_written_as_a_change_without_minus_zero() -> None:
+    assert change(Estimate(1.0, -0.5, 2.5)) == "-1.0 (-2.5 to +0.5)"
+    assert change(Estimate(0.0, 0.0, 0.0)) == "+0.0 (+0.0 to +0.0)"
+    assert change(Estimate(0.04, 0.01, 0.049)) == "+0.0 (+0.0 to +0.0)"
 
 
-def test_a_large_difference_is_called_one_either_way() -> None:
-    assert "7.0 points higher" in conclusion(variant("a", 97.0), variant("b", 90.0))
-    assert "beyond what 400 test images leave to chance" in conclusion(variant("a", 90.0), variant("b", 97.0))
-    assert "7.0 points lower" in conclusion(variant("a", 90.0), variant("b", 97.0))
+def test_what_pruning_did_is_a_table_of_scores_changes_cost_and_speed() -> None:
+    table = pruning_table(STATES, "top1", 400)
+    assert table.header[1] == "test top-1 % (95 %)"
+    assert [row[2] for row in table.rows] == ["", "-5.0 (-7.0 to -3.0)", "+0.5 (-1.0 to +2.0)"]
+    assert table.rows[0][-2:] == ["4.00", "1.0"]
+    assert "400 test images" in table.notes[0]
+    assert "a batch of 32" in table.notes[0]
 
 
-def test_equal_accuracies_are_called_equal() -> None:
-    assert "the same as" in conclusion(variant("a", 97.0), variant("b", 97.0))
+def test_models_that_were_trained_side_by_side_have_seconds_and_no_speed() -> None:
+    table = comparison_table([Variant("dense", Estimate(96.7, 95, 98), AFTER, training=57.4)], "pixels", 9, "A note.")
+    assert table.header[1] == "test pixel accuracy % (95 %)"
+    assert table.rows == [["dense", "96.7 (95.0 to 98.0)", "", "0.75 M", "1.00 M", "15.0 MMAC", "57"]]
+    assert table.header[-1] == "training s"
+    assert "A note." in table.notes[0]
+
+
+def test_the_verdict_comes_from_the_paired_interval_and_from_nothing_else() -> None:
+    """Two scores whose own intervals overlap widely differ all the same where the paired interval leaves out 0."""
+    control = Variant("dense", Estimate(90, 86, 94), BEFORE)
+    sure = Variant("moe", Estimate(92, 88, 96), BEFORE, Estimate(-2, -3, -1))
+    assert comparison_sentence(sure, control, "top1", 300) == (
+        "“moe” reaches 92.0 % top-1 on 300 test images, “dense” 90.0 %: +2.0 points (95 %: +1.0 to +3.0), beyond "
+        "noise. Multiply-adds +0 %, stored parameters +0 %."
+    )
+    unsure = Variant("moe", Estimate(92, 88, 96), AFTER, Estimate(-2, -5, 1))
+    assert "+2.0 points (95 %: -1.0 to +5.0), within noise. Multiply-adds -25 %" in comparison_sentence(
+        unsure, control, "top1", 300
+    )
+
+
+def test_time_is_compared_where_both_have_one() -> None:
+    assert comparison_sentence(STATES[2], STATES[0], "miou", 400) == (
+        "“recovered” reaches 90.5 % mean IoU on 400 test images, “before” 90.0 %: +0.5 points (95 %: -1.0 to +2.0), "
+        "within noise. Multiply-adds -25 %, stored parameters -75 %, the time for an image -25 %."
+    )

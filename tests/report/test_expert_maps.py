@@ -1,9 +1,13 @@
 import numpy as np
+import pytest
+from matplotlib.figure import Figure
 
+from tests.report.names import NAMES as HOSTILE
 from vimoe.analysis.counts import RoutingCounts
 from vimoe.analysis.patches import ExpertMap
 from vimoe.data.masks import IGNORE
 from vimoe.report.expert_maps import class_panel, expert_maps, expert_panel, served_classes
+from vimoe.report.saving import embed
 from vimoe.tasks.palette import class_colours
 
 NAMES = ("sky", "tree", "road")
@@ -75,17 +79,39 @@ def test_borders_run_between_patches_of_different_experts_only() -> None:
     }
 
 
+def words(figure: Figure) -> list[list[str]]:
+    return [[text.get_text() for text in found.get_texts()] for found in figure.legends]
+
+
 def test_the_legend_says_what_the_last_layers_experts_serve_and_which_classes_are_seen() -> None:
     table = np.array([[80, 0, 0], [15, 50, 0], [5, 50, 0]])
     assert served_classes(table, NAMES) == ["sky 80%, tree 15%", "tree 50%, road 50%", "no patch"]
-    figure = expert_maps([example()], counts())
-    texts = [text.get_text() for ax in figure.axes if ax.get_legend() for text in ax.get_legend().get_texts()]
-    assert texts[4:] == ["sky", "tree", "unlabelled"]
+    assert served_classes(np.full((30, 1), 5), tuple(map(str, range(30)))) == ["many classes"]
+    experts, classes = words(expert_maps([example()], counts()))
+    assert [name.split(":")[0] for name in experts] == ["0", "1", "2", "3"]
+    assert classes == ["sky", "tree", "unlabelled"]
 
 
 def test_a_hundred_classes_are_not_all_named() -> None:
     names = tuple(f"class {i}" for i in range(150))
     one = example()._replace(classes=np.arange(600).reshape(20, 30) % 150)
     table = RoutingCounts((10, 11), (4, 4), names, np.ones((2, 150, 4), dtype=np.int64))
-    legends = [ax.get_legend() for ax in expert_maps([one], table).axes if ax.get_legend()]
-    assert len(legends[1].get_texts()) == 24
+    assert len(words(expert_maps([one], table))[1]) == 24
+
+
+def test_images_keep_their_width_and_legends_their_place() -> None:
+    names = ("a very long name of a class indeed", *(f"another long name of a class {i}" for i in range(23)))
+    one = example(12)._replace(classes=np.arange(600).reshape(20, 30) % 24)
+    table = RoutingCounts(tuple(range(12)), (8,) * 12, names, np.ones((12, 24, 8), dtype=np.int64))
+    figure = expert_maps([one, one], table)
+    figure.draw_without_rendering()
+    widths = [ax.get_window_extent().width / figure.dpi for ax in figure.axes if ax.images]
+    assert min(widths) > 1.6
+    boxes = [found.get_window_extent() for found in figure.legends]
+    assert not any(box.overlaps(ax.get_tightbbox()) for box in boxes for ax in figure.axes if ax.images)
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_any_class_name_can_be_drawn(name: str) -> None:
+    table = RoutingCounts((10, 11), (4, 4), (name, "tree", "road"), np.ones((2, 3, 4), dtype=np.int64))
+    assert embed(expert_maps([example()], table), "name", "").svg

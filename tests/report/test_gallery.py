@@ -8,8 +8,7 @@ import torch
 from PIL import Image
 
 from tests.analysis.examples import analysis
-from tests.report.test_expert_maps import example
-from vimoe.report.gallery import MAP, THUMBNAIL, gallery_places, map_panels, thumbnail, thumbnails, to_pixels
+from vimoe.report.gallery import THUMBNAIL, gallery_places, thumbnail, thumbnails, to_pixels
 
 
 def pixels(uri: str) -> np.ndarray:
@@ -66,11 +65,3 @@ def test_large_images_become_small_jpegs() -> None:
     assert (small.width, small.height) == (64, 43)
     assert small.uri.startswith("data:image/jpeg;base64,")
     assert len(small.uri) < 3500
-
-
-def test_an_expert_map_has_a_image_its_classes_and_a_panel_a_layer() -> None:
-    one = example()
-    panels = map_panels(one, 3, {10: 4, 11: 4})
-    assert (pixels(panels.image.uri) == one.image).all()
-    assert sorted(panels.experts) == [10, 11]
-    assert max(panels.classes.width, panels.classes.height) <= MAP

@@ -1,5 +1,6 @@
 """The page in headless Chromium, as its readers have it."""
 
+import re
 import shutil
 from collections.abc import Iterator
 from typing import Any
@@ -67,8 +68,6 @@ def test_it_loads_without_errors_or_requests_and_fits_its_window(
     browser: Any, written: dict[str, str], name: str, width: int, scheme: str
 ) -> None:
     shown = opened(browser, written[name], width, scheme)
-    for button in shown.locator("button.zoom").all():
-        button.click()
     for details in shown.locator("details").all():
         details.evaluate("element => element.open = true")
     assert shown.evaluate("document.documentElement.scrollWidth") == width
@@ -85,7 +84,7 @@ def test_it_loads_without_errors_or_requests_and_fits_its_window(
 
 def heatmap(shown: Any, number: int) -> Any:
     """A heatmap in the middle of the window, at rest: scrolling puts its words away."""
-    whole = shown.locator(f"#heatmap-{number} .whole")
+    whole = shown.locator(f"#block-{number} .whole")
     whole.evaluate("element => element.scrollIntoView({block: 'center'})")
     shown.wait_for_timeout(150)
     return whole
@@ -113,10 +112,8 @@ def test_text_stands_out_from_the_page(browser: Any, written: dict[str, str], sc
     ground = colour("body", "backgroundColor")
     for selector in ("body", ".soft", "main a", "nav a.pruned"):
         assert contrast(colour(selector), ground) >= 4.5
-    dark = shown.locator("#heatmap-2 .cells").evaluate("image => image.currentSrc") != shown.locator(
-        "#heatmap-2 .cells"
-    ).evaluate("image => image.src")
-    assert dark == (scheme == "dark")
+    drawn = [colour(f"#block-2 .drawing {part}", "fill") for part in ("text", "svg")]
+    assert all(contrast(found, ground) >= 4.5 for found in drawn)
     shown.close()
 
 
@@ -158,23 +155,32 @@ def test_the_navigation_leads_to_a_layer_and_says_where_the_reader_is(browser: A
     shown.close()
 
 
+def test_the_grid_of_all_layers_answers_to_the_pointer_too(browser: Any, written: dict[str, str]) -> None:
+    shown = opened(browser, written["images"])
+    panel = shown.locator('#heatmaps .whole[data-block="1"]')
+    panel.hover(position={"x": 3, "y": 3})
+    assert shown.locator("#tip").inner_text() == "a → expert 0\n60 % of the class: 12 of 20 images"
+    cells = shown.locator("#heatmaps svg image").nth(1).bounding_box()  # blocks 2 and 1
+    place = panel.bounding_box()
+    assert all(abs(cells[key] - place[key]) < 1.5 for key in ("x", "y", "width", "height"))
+    shown.close()
+
+
 def test_class_names_of_many_classes_can_be_read_and_found(browser: Any, written: dict[str, str]) -> None:
     shown = opened(browser, written["hundred"])
-    names = shown.locator("#heatmap-2 .names div")
-    assert names.count() == 0
-    shown.locator('button[data-map="heatmap-2"]').click()
-    assert names.count() == 100
-    assert sorted(names.all_inner_texts()) == sorted(HUNDRED)
+    names = [text for text in shown.locator("#block-2 svg text").all_text_contents() if text.startswith("species")]
+    assert sorted(names) == sorted(HUNDRED)
+    assert not [text for text in shown.locator("#heatmaps svg text").all_text_contents() if text.startswith("species")]
     shown.locator("#find").fill("species 42")
     assert shown.locator("#hits").inner_text() == "“species 42” is framed in every layer"
-    frames, row = shown.locator(".found"), names.all_inner_texts().index("species 42")
-    assert frames.count() == 2
-    framed, named = shown.locator("#heatmap-2 .found").bounding_box(), names.nth(row).bounding_box()
+    assert shown.locator(".found").count() == 4  # in two panels together and two alone
+    framed = shown.locator("#block-2 .found").bounding_box()
+    named = shown.locator("#block-2 svg text", has_text=re.compile("^species 42$")).bounding_box()
     assert abs(framed["y"] + framed["height"] / 2 - named["y"] - named["height"] / 2) < 6
     shown.locator("#find").fill("species 4")
-    assert shown.locator("#heatmap-1 .found").count() == 1
+    assert shown.locator("#block-1 .found").count() == 1
     shown.locator("#find").fill("")
-    assert frames.count() == 0
+    assert shown.locator(".found").count() == 0
     shown.close()
 
 
@@ -183,6 +189,6 @@ def test_it_prints_without_what_only_a_screen_can_do(browser: Any, written: dict
     shown.emulate_media(media="print")
     assert not shown.locator("nav").is_visible()
     assert not shown.locator("#find").is_visible()
-    assert shown.locator("#heatmap-2 .cells").is_visible()
+    assert shown.locator("#block-2 .drawing svg").is_visible()
     assert len(shown.pdf(format="A4")) > 10_000
     shown.close()

@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.report.test_results import STATES
+from tests.report.test_comparison import STATES
 from tests.training.tiny import recipe
 from vimoe.analysis.analyze_run import analyze_run, write_plan
 from vimoe.data.digits import digits
@@ -37,8 +37,8 @@ def test_an_analyzed_run_is_reported_from_its_folder(analyzed: Path) -> None:
     labels = [label for _, label in digits().val]
     assert all(image.label == labels[place] for place, image in report.images.items())
     html = page(report)
-    assert "Load of its experts" in html
-    assert "What each expert sees" in html
+    assert "Load of the experts" in html
+    assert "What each expert gets" in html
 
 
 def test_a_run_that_was_not_analyzed_gets_one_line(tmp_path: Path) -> None:
@@ -52,7 +52,7 @@ def test_what_pruning_did_comes_with_the_analysis_and_the_plan_that_was_carried_
     write_plan(Plan((LayerPlan(1, ()), LayerPlan(2, (0,)))), tmp_path / "plan.json")
     report = pruning_report(analyzed, tmp_path, STATES[:2], "top1", 360, "vimoe prune moe")
     assert report.title == "What pruning moe did"
-    assert report.conclusion.startswith("Pruned, without recovery training, the model has 85.0 %")
+    assert report.conclusion.startswith("“pruned, without recovery training” reaches 85.0 % top-1 on 360 test images")
     assert [part.experts for part in report.plan.layers] == [(), (0,)]
     assert list(report.rows) == ["training"]
     recovered = train(recipe(tmp_path, epochs=1))
@@ -71,7 +71,7 @@ def test_a_segmentation_run_is_reported_with_its_expert_maps(tmp_path: Path) -> 
     assert report.maps[0].experts[1].shape == (4, 4)
     masks = [digit_scenes().val[place][1] for place in range(0, 200, 200 // MAPS)]  # from all over the split
     assert all((one.classes == mask.numpy()).all() for one, mask in zip(report.maps, masks, strict=False))
-    assert report.tables[0].header[1] == "pixels right % (95 %)"
+    assert report.tables[0].header[1] == "pixel accuracy % (95 %)"
     html = page(report)
-    assert "Where the patches go" in html
+    assert "where the patches of an image go" in html
     assert "each patch of an image" in html

@@ -1,10 +1,7 @@
 import csv
 import io
 
-from vimoe.report.comparison import Variant
-from vimoe.report.results import variants_table
 from vimoe.report.tables import Table, cost_table, giga_macs, millions
-from vimoe.vit.cost import Cost
 from vimoe.vit.inspection import compare_costs
 
 TABLE = Table(("what", "gain_%"), [["a & b", "1.0 ± 0.5"], ["c|d", "-22.5"]], ["A note."])
@@ -48,12 +45,6 @@ def test_numbers_keep_three_figures() -> None:
         "135.5 M",
     ]
     assert [giga_macs(n) for n in (10_500_000, 6_123_945_984)] == ["10.5 MMAC", "6.12 GMAC"]
-
-
-def test_an_variant_is_one_line_with_its_error() -> None:
-    table = variants_table([Variant("dense", 96.66, 1.04, 360, Cost(600_000, 600_000, 10_500_000), 57.4)]).text()
-    assert table.splitlines()[2].split("  ")[0] == "dense"
-    assert "96.7 ± 1.0" in table
 
 
 def test_the_cost_table_holds_the_papers_figures_and_the_routing_degree() -> None:

@@ -7,7 +7,7 @@ from torchmetrics.classification import MulticlassAccuracy, MulticlassJaccardInd
 
 from vimoe.data.masks import IGNORE
 from vimoe.errors import UserError
-from vimoe.tasks.confusion_matrix import ConfusionMatrix, bootstrap_error
+from vimoe.tasks.confusion_matrix import ConfusionMatrix
 
 
 def random_images(classes: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -74,15 +74,3 @@ def test_what_is_no_class_is_refused_and_not_counted_as_another(
     with pytest.raises(UserError, match=line):
         matrix.add(prediction, target)
     assert matrix.counts.sum() == 0
-
-
-def test_the_bootstrap_error_is_that_of_a_mean_where_iou_is_one() -> None:
-    # One class that is labelled in every pixel and missed in all pixels of one image in four: IoU is a plain mean.
-    right, wrong = torch.tensor([[10, 0], [0, 0]]), torch.tensor([[0, 10], [0, 0]])
-    matrices = torch.stack([right, right, right, wrong] * 25)
-    share = matrices.sum(0)[0, 0] / matrices.sum()
-    assert share == 0.75
-    # mean IoU is (share + 0) / 2, since the other class is predicted and never labelled
-    expected = 100 * math.sqrt(0.75 * 0.25 / 100) / 2
-    assert bootstrap_error(matrices) == pytest.approx(expected, rel=0.15)
-    assert bootstrap_error(torch.stack([right] * 10)) == 0

@@ -47,7 +47,7 @@ def run(arguments: Sequence[str]) -> None:
 
 def evidence_table(evidence: Evidence) -> str:
     """Accuracy, cost and speed, a line a state."""
-    from vimoe.report.results import pruning_table
+    from vimoe.report.comparison import pruning_table
 
     return pruning_table(evidence.states, evidence.metric, evidence.images).text()
 

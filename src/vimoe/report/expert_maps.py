@@ -15,10 +15,11 @@ from numpy.typing import NDArray
 from vimoe.analysis.counts import RoutingCounts
 from vimoe.analysis.patches import ExpertMap
 from vimoe.data.masks import IGNORE
+from vimoe.report.plots import LETTERS, legend, short
 from vimoe.tasks.palette import class_colours, expert_colours
 
-# Inches: width of a panel, space between panels, height of a line of the legend, width of one of its letters.
-PANEL, GAP, LINE, LETTER = 1.9, 0.06, 0.2, 0.065
+# Inches: width of a panel, height of a line of the legends.
+PANEL, LINE = 1.9, 0.2
 # How much of a panel's colour is the expert's; the rest is the image in grey, from this grey to white, so that
 # experts look alike in dark images and in light ones.
 STRENGTH, DARKEST = 0.66, 60
@@ -38,55 +39,34 @@ def expert_maps(maps: Sequence[ExpertMap], counts: RoutingCounts, columns: int =
         counts: The model's routing counts.
         columns: Panels in a row; more layers go on in further rows.
     """
-    class_names, num_experts = counts.class_names, dict(zip(counts.layers, counts.num_experts, strict=True))
+    num_experts = dict(zip(counts.layers, counts.num_experts, strict=True))
     numbers = sorted(maps[0].experts, reverse=True)
     columns = min(columns, 2 + len(numbers))
     rows_each = math.ceil((2 + len(numbers)) / columns)
     heights = [PANEL * one.image.shape[0] / one.image.shape[1] for one in maps for _ in range(rows_each)]
-    experts, classes = _expert_handles(counts), _class_handles(maps, class_names)
-    per_line = [_fitting(handles, columns * (PANEL + GAP)) for handles in (experts, classes)]
-    legends = [LINE * (math.ceil(len(h) / n) + 1.2) for h, n in zip((experts, classes), per_line, strict=True)]
-    figure = Figure(figsize=(columns * (PANEL + GAP), sum(heights) + GAP * len(heights) + sum(legends) + 0.3))
-    grid = figure.add_gridspec(
-        len(heights) + 2,
-        columns,
-        height_ratios=[*heights, *legends],
-        left=0.005,
-        right=0.995,
-        bottom=0.0,
-        top=1 - 0.26 / figure.get_figheight(),
-        wspace=GAP / PANEL,
-        hspace=GAP / PANEL,
-    )
-    for i, one in enumerate(maps):
-        panels = [("image", one.image), ("classes", class_panel(one, len(class_names)))]
+    width = columns * PANEL
+    keys = [_expert_key(counts), _class_key(maps, counts.class_names)]
+    per_line = [max(1, int(width / (0.5 + 0.062 * max(len(short(name, LETTERS)) for name in key)))) for key in keys]
+    legends = sum(LINE * (math.ceil(len(key) / n) + 1.5) for key, n in zip(keys, per_line, strict=True))
+    figure = Figure(figsize=(width, sum(heights) + 0.28 * len(heights) + legends), layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.02, h_pad=0.04, wspace=0, hspace=0)  # type: ignore[union-attr, call-arg]
+    axes = figure.subplots(len(heights), columns, height_ratios=heights, squeeze=False)
+    for one, mine in zip(maps, axes.reshape(len(maps), -1), strict=True):
+        panels = [("image", one.image), ("classes", class_panel(one, len(counts.class_names)))]
         panels += [(f"block {number}", expert_panel(one, number, num_experts[number])) for number in numbers]
-        for j, (title, panel) in enumerate(panels):
-            ax = figure.add_subplot(grid[i * rows_each + j // columns, j % columns])
-            ax.imshow(panel, interpolation="nearest")
+        for ax in mine:
             ax.set_axis_off()
-            if i == 0 or rows_each > 1:
-                ax.set_title(title, fontsize=9, pad=4)
-            if j >= 2:
-                ax.add_collection(_borders(one, numbers[j - 2]))
+        for ax, (title, panel) in zip(mine, panels, strict=False):
+            ax.imshow(panel, interpolation="nearest")
+            if one is maps[0] or rows_each > 1:
+                ax.set_title(title, fontsize=9, pad=3)
+        for ax, number in zip(mine[2:], numbers, strict=False):
+            ax.add_collection(_borders(one, number))
     served = f"expert, and the classes it serves in block {numbers[0]} (share of its patches)"
-    for row, title, handles in ((-2, served, experts), (-1, "class", classes)):
-        ax = figure.add_subplot(grid[row, :])
-        ax.set_axis_off()
-        ax.legend(
-            handles=handles,
-            title=title,
-            ncols=per_line[row],
-            loc="upper left",
-            frameon=False,
-            fontsize=8,
-            title_fontsize=8,
-            alignment="left",
-            handlelength=1.1,
-            handleheight=1.1,
-            columnspacing=1.2,
-            borderpad=0.2,
-        )
+    for key, columns, title, place in zip(keys, per_line, (served, "class"), ("lower", "upper"), strict=True):
+        patches = [Patch(color=tuple((colour / 255).tolist())) for colour in key.values()]
+        look = {"title": title, "title_fontsize": 8, "alignment": "left", "ncols": columns}
+        legend(figure, patches, list(key), loc=f"outside {place} left", **look)
     return figure
 
 
@@ -135,42 +115,27 @@ def served_classes(table: NDArray[np.int64], class_names: Sequence[str], most: i
     """
     shares = table / np.maximum(table.sum(0), 1)
     best = np.argsort(-shares, axis=0, kind="stable")[:most]
-    return [
-        ", ".join(f"{class_names[c]} {shares[c, e]:.0%}" for c in best[:, e] if shares[c, e] >= 0.1) or "no patch"
+    named = [
+        ", ".join(f"{short(class_names[c], 16)} {shares[c, e]:.0%}" for c in best[:, e] if shares[c, e] >= 0.1)
         for e in range(table.shape[1])
     ]
+    return [words or ("many classes" if used else "no patch") for words, used in zip(named, table.sum(0), strict=True)]
 
 
-def shown_classes(maps: Sequence[ExpertMap], num_classes: int, most: int = NAMED_CLASSES) -> list[int]:
-    """The classes in the images, in their own order; the rarest are left out if there are more than `most`."""
-    pixels = np.zeros(num_classes, np.int64)
-    for one in maps:
-        pixels += np.bincount(one.classes.ravel(), minlength=num_classes)[:num_classes]
-    order = np.argsort(-pixels, kind="stable").tolist()
-    return sorted([label for label in order if pixels[label]][:most])
-
-
-def _expert_handles(counts: RoutingCounts) -> list[Patch]:
-    """As the experts look over a middle grey."""
+def _expert_key(counts: RoutingCounts) -> dict[str, NDArray[Any]]:
+    """By name and what they serve, the experts' colours over a middle grey."""
     colours = _over(np.array((DARKEST + 255) / 2), expert_colours(max(counts.num_experts)))
-    last = served_classes(counts.layer(max(counts.layers)), counts.class_names)
-    names = [f"{e}: {last[e]}" if e < len(last) else str(e) for e in range(len(colours))]
-    return [_swatch(colour, name) for colour, name in zip(colours, names, strict=True)]
+    served = served_classes(counts.layer(max(counts.layers)), counts.class_names)
+    served += [""] * (len(colours) - len(served))
+    return {f"{e}: {words}".rstrip(": "): colour for e, (words, colour) in enumerate(zip(served, colours, strict=True))}
 
 
-def _fitting(handles: Sequence[Patch], width: float) -> int:
-    """How many entries of a legend fit in a line of `width` inches."""
-    longest = max(len(str(handle.get_label())) for handle in handles)
-    return max(1, int(width / (0.42 + LETTER * longest)))
-
-
-def _class_handles(maps: Sequence[ExpertMap], class_names: Sequence[str]) -> list[Patch]:
-    """The classes in the images, in their own order."""
+def _class_key(maps: Sequence[ExpertMap], class_names: Sequence[str]) -> dict[str, NDArray[Any]]:
+    """By name, the colours of the most frequent classes in the images, in their own order."""
     colours = class_colours(len(class_names))
-    handles = [_swatch(colours[i], class_names[i]) for i in shown_classes(maps, len(class_names))]
-    some_unlabelled = any((one.classes == IGNORE).any() for one in maps)
-    return handles + ([_swatch(np.array(UNLABELLED), "unlabelled")] if some_unlabelled else [])
-
-
-def _swatch(colour: NDArray[Any], name: str) -> Patch:
-    return Patch(facecolor=tuple((colour / 255).tolist()), edgecolor="none", label=name)
+    pixels = np.bincount(np.concatenate([one.classes.ravel() for one in maps]), minlength=IGNORE + 1)
+    often = np.argsort(-pixels[: len(class_names)], kind="stable")[:NAMED_CLASSES]
+    key: dict[str, NDArray[Any]] = {class_names[i]: colours[i] for i in sorted(often.tolist()) if pixels[i]}
+    if pixels[IGNORE]:
+        key["unlabelled"] = np.array(UNLABELLED)
+    return key

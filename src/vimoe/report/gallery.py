@@ -13,12 +13,9 @@ from PIL import Image
 from torch import Tensor
 
 from vimoe.analysis.analysis_result import Analysis
-from vimoe.analysis.patches import ExpertMap
-from vimoe.report.expert_maps import class_panel, expert_panel
-from vimoe.report.heatmap import png_uri
 
-# Pixels of a thumbnail's longer side, and of an expert map's.
-THUMBNAIL, MAP = 64, 256
+# Pixels of a thumbnail's longer side.
+THUMBNAIL = 64
 # Images in a page: some 2 kB each, so that a page of 100 classes stays well under 5 MB.
 MOST_IMAGES = 900
 # Up to so many pixels a side an image is kept as it is: JPEG would save nothing and blur it.
@@ -39,20 +36,6 @@ class Thumbnail(NamedTuple):
     width: int
     height: int
     label: int
-
-
-class MapPanels(NamedTuple):
-    """An image with a class and an expert for every patch.
-
-    Attributes:
-        image: The image.
-        classes: Its classes in colour.
-        experts: By block, its patches' experts in colour over the image.
-    """
-
-    image: Thumbnail
-    classes: Thumbnail
-    experts: dict[int, Thumbnail]
 
 
 def gallery_places(analysis: Analysis, most: int = MOST_IMAGES) -> list[int]:
@@ -103,32 +86,9 @@ def to_pixels(image: Tensor, mean: Sequence[float], std: Sequence[float]) -> NDA
 
 def thumbnail(pixels: NDArray[np.uint8], side: int, label: int = -1) -> Thumbnail:
     """`[H, W, 3]` uint8 as a small JPEG, or as a PNG where it is tiny."""
-    image = Image.fromarray(np.ascontiguousarray(pixels))
-    if max(image.size) <= TINY:
-        return Thumbnail(png_uri(image), *image.size, label)
-    image.thumbnail((side, side), Image.Resampling.LANCZOS)
-    buffer = io.BytesIO()
-    image.save(buffer, "JPEG", quality=72, optimize=True)
-    return Thumbnail(f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}", *image.size, label)
-
-
-def map_panels(one: ExpertMap, num_classes: int, num_experts: dict[int, int]) -> MapPanels:
-    """The panels of an expert map.
-
-    Args:
-        one: The image and where its patches went.
-        num_classes: Number of classes.
-        num_experts: By block.
-    """
-    return MapPanels(
-        thumbnail(one.image, MAP),
-        _flat(class_panel(one, num_classes)),
-        {number: thumbnail(expert_panel(one, number, num_experts[number]), MAP) for number in one.experts},
-    )
-
-
-def _flat(pixels: NDArray[np.uint8]) -> Thumbnail:
-    """A panel of few colours: PNG, and no colours between them."""
-    image = Image.fromarray(pixels)
-    image.thumbnail((MAP, MAP), Image.Resampling.NEAREST)
-    return Thumbnail(png_uri(image), *image.size, -1)
+    image, buffer = Image.fromarray(np.ascontiguousarray(pixels)), io.BytesIO()
+    kind = "png" if max(image.size) <= TINY else "jpeg"
+    if kind == "jpeg":
+        image.thumbnail((side, side), Image.Resampling.LANCZOS)
+    image.save(buffer, kind, quality=72, optimize=True)
+    return Thumbnail(f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}", *image.size, label)

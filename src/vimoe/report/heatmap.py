@@ -1,44 +1,28 @@
-"""Class × expert heatmaps for the page: images of one pixel a cell, and the numbers that hovering tells."""
+"""Class × expert heatmaps, for files, page and studies alike."""
 
 from __future__ import annotations
 
-import base64
-import io
-from typing import Any, NamedTuple
+import itertools
+import math
+from collections.abc import Mapping, Sequence
 
+import matplotlib
+import matplotlib.cm
+import matplotlib.colors
 import numpy as np
-from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from numpy.typing import NDArray
-from PIL import Image
 
 from vimoe.analysis.counts import RoutingCounts
-from vimoe.report.plots import order_by_expert
+from vimoe.analysis.specialisation import Specialisation
+from vimoe.report.plots import legend, short
+from vimoe.vit.plan import Plan
 
-# From 0 to 1, on a light page and on a dark one: more is always further from the page.
-RAMPS = {
-    "light": ("#f3f7fb", "#c6dbef", "#6baed6", "#2171b5", "#08306b"),
-    "dark": ("#18212b", "#173f63", "#1f6aa5", "#5fb0e8", "#e4f3ff"),
-}
-# Up to so many classes every row is as high as its name; more are drawn small, to be enlarged.
-NAMED_CLASSES = 40
-
-
-class Heatmap(NamedTuple):
-    """One layer's heatmap.
-
-    Attributes:
-        light: Its image as a data URI, for a light page; a row a class, a column an expert.
-        dark: The same for a dark page.
-        names: Of the rows, from the top; empty where they are too many to be shown at once.
-        classes: How many rows.
-        experts: How many columns.
-    """
-
-    light: str
-    dark: str
-    names: tuple[str, ...]
-    classes: int
-    experts: int
+# Up to so many classes every row is named, in a grid of layers and in a figure of one layer.
+NAMED, NAMED_ALONE = 24, 200
+# Rows of fewer choices than this are grey: their shares say little.
+FEW = 10
 
 
 def class_shares(table: NDArray[np.int64]) -> NDArray[np.float64]:
@@ -47,44 +31,100 @@ def class_shares(table: NDArray[np.int64]) -> NDArray[np.float64]:
     return shares
 
 
-def heatmap(counts: RoutingCounts, number: int) -> Heatmap:
-    """One block's heatmap, rows ordered by their dominant expert, colours from 0 to 1 in every layer."""
+def row_order(counts: RoutingCounts, number: int) -> NDArray[np.int64]:
+    """The order of a heatmap's rows: by super-class where there are many classes, then by dominant expert.
+
+    Args:
+        counts: Routing counts.
+        number: The block.
+
+    Returns:
+        `[classes]` labels; of one expert the class that is most faithful to it first.
+    """
     shares = class_shares(counts.layer(number))
-    order = order_by_expert(shares)
-    names = tuple(counts.class_names[i] for i in order) if len(order) <= NAMED_CLASSES else ()
-    light, dark = (shares_uri(shares[order], ramp) for ramp in ("light", "dark"))
-    return Heatmap(light, dark, names, *shares.shape)
+    keys = [-shares.max(1), shares.argmax(1)]
+    if groups := _groups(counts):
+        keys.append(np.unique(groups, return_inverse=True)[1])
+    return np.lexsort(keys)
 
 
-def scale() -> Heatmap:
-    """The colours from 0 to 1, as a heatmap of one row."""
-    light, dark = (shares_uri(np.linspace(0, 1, 128)[None], ramp) for ramp in ("light", "dark"))
-    return Heatmap(light, dark, (), 1, 128)
+def _groups(counts: RoutingCounts) -> tuple[str, ...]:
+    return counts.super_classes if len(counts.class_names) > NAMED else ()
 
 
-def shares_uri(shares: NDArray[np.float64], ramp: str) -> str:
-    """Shares `[rows, columns]` between 0 and 1 as a PNG of as many pixels, in a data URI."""
-    colours = LinearSegmentedColormap.from_list(ramp, RAMPS[ramp])(np.linspace(0, 1, 256))[:, :3]
-    image = Image.fromarray((255 * shares).round().astype(np.uint8), mode="P")
-    image.putpalette((255 * colours).round().astype(np.uint8).tobytes())
-    return png_uri(image)
+def routing_heatmaps(
+    counts: RoutingCounts,
+    measures: Mapping[int, Specialisation],
+    plan: Plan | None = None,
+    *,
+    blocks: Sequence[int] | None = None,
+    unit: str = "image",
+    columns: int = 6,
+) -> Figure:
+    """Class × expert heatmaps, the last layer first, on one colour scale from 0 to 1.
 
+    Each row is the share of a class's choices that fell on each expert, so that rows sum to 1 and panels can be
+    compared by eye. Rows of a class with few choices are grey. The axes are labelled `block N`.
 
-def png_uri(image: Image.Image) -> str:
-    """An image as PNG in a data URI."""
-    buffer = io.BytesIO()
-    image.save(buffer, "PNG", optimize=True)
-    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
-
-
-def hover_data(counts: RoutingCounts) -> dict[str, Any]:
-    """What the page's script reads: class names, and by block the order of the rows and their counts."""
-    layers = {}
-    for number in counts.layers:
+    Args:
+        counts: Routing counts.
+        measures: By block.
+        plan: What becomes of the layers, written over the panels.
+        blocks: The layers to draw; all by default.
+        unit: What the counts count: `image` or `patch`.
+        columns: Panels in a row.
+    """
+    numbers = sorted(counts.layers if blocks is None else blocks, reverse=True)
+    columns = min(columns, len(numbers))
+    rows, alone = math.ceil(len(numbers) / columns), len(numbers) == 1
+    classes, experts = counts.counts.shape[1:]
+    groups = _groups(counts)
+    named = classes <= (NAMED_ALONE if alone else NAMED)
+    letters = min(28, max(map(len, counts.class_names))) if named else min(28, max(map(len, groups), default=0))
+    height = 0.165 * classes if named else max(3.2, 0.16 * len(set(groups)))
+    width = max(3.2, 0.3 * experts) if alone else max(1.35, 0.14 * experts)
+    size = (1.1 + columns * (width + 0.075 * letters), rows * (max(1.2, height) + 0.65) + 0.8)
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for ax in axes.flat[len(numbers) :]:
+        ax.set_visible(False)
+    scale = matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(0, 1), "Blues")
+    parts = {part.layer: part.pruned for part in plan.layers} if plan else {}
+    units, some_few = "patches" if unit == "patch" else "images", False
+    for ax, number in zip(axes.flat, numbers, strict=False):
         table = counts.layer(number)
-        layers[str(number)] = {
-            "experts": table.shape[1],
-            "order": order_by_expert(class_shares(table)).tolist(),
-            "counts": table.ravel().tolist(),
-        }
-    return {"classes": list(counts.class_names), "layers": layers}
+        order, few = row_order(counts, number), table.sum(1) < FEW
+        some_few |= bool(few.any())
+        shares = class_shares(table)[order]
+        colours = np.where(few[order, None, None], matplotlib.colormaps["Greys"](shares), scale.to_rgba(shares))
+        ax.imshow(colours, aspect="auto", interpolation="none")
+        ax.set_label(f"block {number}")
+        fate = "" if plan is None else (", pruned" if parts.get(number) else ", kept")
+        ax.set_title(
+            f"block {number}{fate}\nspecialisation {100 * measures[number].normalised:.0f} %",
+            fontsize=8,
+            fontweight="bold" if plan and not parts.get(number) else "normal",
+            url=f"#block-{number}",
+        )
+        ax.set_xticks(range(table.shape[1]), [str(e) for e in range(table.shape[1])] if table.shape[1] <= 16 else [])
+        if named:
+            names = [short(counts.class_names[i]) for i in order]
+            ax.set_yticks(range(classes), names, parse_math=False)
+        else:
+            spans = [(name, len(list(rows))) for name, rows in itertools.groupby(groups[i] for i in order if groups)]
+            ends = list(itertools.accumulate(size for _, size in spans))
+            middles = [end - (size + 1) / 2 for end, (_, size) in zip(ends, spans, strict=True)]
+            ax.set_yticks(middles, [short(name) for name, _ in spans], parse_math=False)
+            for end in ends[:-1]:
+                ax.axhline(end - 0.5, color="black", linewidth=0.5)
+        ax.tick_params(length=0, labelsize=7)
+    figure.supxlabel("expert", fontsize=9)
+    by = "super-class and " if groups else ""
+    figure.supylabel(f"class, ordered by {by}dominant expert" + ("" if alone else " in each panel"), fontsize=9)
+    bar = figure.colorbar(scale, ax=axes.ravel().tolist(), shrink=min(1.0, 2.4 / size[1] + 0.2), aspect=25, pad=0.02)
+    bar.set_label(f"share of a class's {units}", fontsize=8)
+    bar.ax.tick_params(labelsize=7)
+    if some_few:
+        grey = [Patch(color=matplotlib.colormaps["Greys"](0.5))]
+        legend(figure, grey, [f"class with fewer than {FEW} {units}"], loc="outside upper right")
+    return figure

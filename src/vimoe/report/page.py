@@ -11,38 +11,27 @@ from typing import Any
 import timm
 import torch
 from jinja2 import Environment, PackageLoader, select_autoescape
-from markupsafe import Markup
 from matplotlib.figure import Figure
 
 import vimoe
-from vimoe.analysis.analysis_result import Analysis
+from vimoe.analysis.analysis_result import Analysis, Estimate
 from vimoe.analysis.counts import RoutingCounts
 from vimoe.analysis.patches import ExpertMap
 from vimoe.files import write_text
-from vimoe.report.charts import hex_colour, line_chart, span_labels
-from vimoe.report.comparison import Variant
-from vimoe.report.expert_maps import expert_maps, served_classes, shown_classes
-from vimoe.report.gallery import Thumbnail, map_panels
-from vimoe.report.heatmap import hover_data, scale
-from vimoe.report.layers import change_span, layer_views
-from vimoe.report.plots import (
-    ablations,
-    load_over_time,
-    metric_of,
-    routing_heatmaps,
-    specialisation_by_depth,
-    training_curves,
-)
-from vimoe.report.results import variants_table
-from vimoe.report.saving import save_figure
+from vimoe.report.expert_maps import expert_maps
+from vimoe.report.gallery import Thumbnail
+from vimoe.report.heatmap import routing_heatmaps, row_order
+from vimoe.report.layers import layer_views
+from vimoe.report.plots import ablations, load_over_time, removal_curve, specialisation_by_depth, training_curves
+from vimoe.report.results import decision_table
+from vimoe.report.saving import embed, embed_pixels, save_figure
 from vimoe.report.tables import Table
-from vimoe.tasks.palette import class_colours
 from vimoe.vit.plan import Plan
 
 
 @dataclass(frozen=True)
 class Report:
-    """What a report tells.
+    """What a report says.
 
     Attributes:
         title: Its heading.
@@ -53,10 +42,10 @@ class Report:
         rows: Name of a run to the rows of its `metrics.jsonl`; the last one with routing trained the routers.
         recipes: Name of a run to its recipe as YAML.
         command: What makes this report again.
-        variants: Models that were trained side by side.
-        tables: Other results.
+        tables: Results.
         images: By place, images that the analysis names.
         maps: Images with an expert for every patch.
+        control: Name and score of a dense model on the analysis' images.
     """
 
     title: str
@@ -67,106 +56,111 @@ class Report:
     rows: Mapping[str, Sequence[Mapping[str, Any]]]
     recipes: Mapping[str, str]
     command: str
-    variants: Sequence[Variant] = ()
     tables: Sequence[Table] = ()
     images: Mapping[int, Thumbnail] = field(default_factory=dict)
     maps: Sequence[ExpertMap] = ()
+    control: tuple[str, Estimate] | None = None
+
+
+# What a figure shows, for those who cannot see it.
+_WORDS = {
+    "heatmaps": "class by expert heatmaps of all MoE layers",
+    "depth": "specialisation by block",
+    "removal": "the score as MoE layers are removed one after the other",
+    "ablations": "change of the score when one layer is ablated",
+    "curves": "training loss, validation metric and experts in use over the epochs",
+    "load": "load of the experts over the epochs",
+}
 
 
 def write_page(report: Report, path: Path) -> Path:
-    """Write the page and, under `figures/` beside it, its figures for papers as PNG, SVG and PDF.
+    """Write the page and, under `figures/` beside it, its figures as PNG, SVG and PDF.
 
     Returns:
         `path`.
     """
-    for name, figure in paper_figures(report).items():
+    drawn = figures(report)
+    for name, figure in drawn.items():
         save_figure(figure, path.parent / "figures" / name)
-    write_text(path, page(report))
+    write_text(path, page(report, drawn))
     return path
 
 
-def page(report: Report) -> str:
-    """The page as HTML."""
+def page(report: Report, drawn: Mapping[str, Figure] | None = None) -> str:
+    """The page as HTML.
+
+    Args:
+        report: What it says.
+        drawn: Its `figures`, if they were drawn already.
+    """
     environment = Environment(
         loader=PackageLoader("vimoe.report", "."),
         autoescape=select_autoescape(default=True),
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    routed = routed_rows(report)
-    classes = len(report.counts.class_names)
-    sizes = dict(zip(report.counts.layers, report.counts.num_experts, strict=True))
+    drawn, analysis = drawn or figures(report), report.analysis
+    measures = {layer.layer: layer.specialisation for layer in analysis.layers}
+    heatmaps = {
+        n: embed(
+            routing_heatmaps(report.counts, measures, report.plan, blocks=[n], unit=analysis.unit),
+            f"heatmap-{n}",
+            f"heatmap of block {n}",
+        )
+        for n in measures
+    }
     return environment.get_template("page.html.j2").render(
         report=report,
-        analysis=report.analysis,
-        unit=report.analysis.unit,
-        tables=([variants_table(report.variants)] if report.variants else []) + list(report.tables),
-        layers=layer_views(report.counts, report.plan, report.analysis, routed, report.images),
-        change_scale=span_labels(change_span(report.analysis)),
-        scale=scale(),
+        analysis=analysis,
+        units="patches" if analysis.unit == "patch" else "images",
+        decisions=decision_table(analysis, report.plan),
+        layers=layer_views(report.plan, analysis),
+        drawings={name: embed(figure, name, _WORDS[name]) for name, figure in drawn.items() if name in _WORDS},
+        heatmaps=heatmaps,
+        maps=embed_pixels(drawn["expert_maps"]) if "expert_maps" in drawn else None,
         hover=hover_data(report.counts),
-        maps=[map_panels(one, classes, sizes) for one in report.maps],
-        served={number: served_classes(report.counts.layer(number), report.counts.class_names) for number in sizes},
-        map_classes=map_classes(report.maps, report.counts.class_names),
-        curves=training_charts(report.rows, routed),
         versions=f"vimoe {vimoe.__version__}, torch {torch.__version__}, timm {timm.__version__}, "
         f"Python {platform.python_version()}",
     )
 
 
-def map_classes(maps: Sequence[ExpertMap], class_names: Sequence[str]) -> list[tuple[str, str]]:
-    """Name and colour of the classes in the images (see `shown_classes`)."""
-    colours = class_colours(len(class_names)).tolist()
-    return [(class_names[label], hex_colour(colours[label])) for label in shown_classes(maps, len(class_names))]
+def figures(report: Report) -> dict[str, Figure]:
+    """By file name, the page's figures."""
+    analysis, plan = report.analysis, report.plan
+    measures = {layer.layer: layer.specialisation for layer in analysis.layers}
+    drawn = {
+        "heatmaps": routing_heatmaps(report.counts, measures, plan, unit=analysis.unit),
+        "depth": specialisation_by_depth(measures, plan),
+    }
+    if any(not step.drop for step in analysis.steps):
+        drawn["removal"] = removal_curve(analysis, report.control)
+    if any(layer.ablations for layer in analysis.layers):
+        drawn["ablations"] = ablations(analysis)
+    routed = routed_rows(report)
+    if some := {name: history for name, history in report.rows.items() if history}:
+        drawn["curves"] = training_curves(some, routed)
+    if routed:
+        drawn["load"] = load_over_time(routed)
+    if report.maps:
+        drawn["expert_maps"] = expert_maps(report.maps, report.counts)
+    return drawn
 
 
 def routed_rows(report: Report) -> Sequence[Mapping[str, Any]]:
-    """The rows of the run that trained the routers: the one that tells of all layers."""
+    """The rows of the run that trained the routers: the first one that has all layers."""
     wanted = {str(number) for number in report.counts.layers}
-    told = [rows for rows in report.rows.values() if rows and wanted <= set(rows[-1].get("routing", {}))]
-    return told[0] if told else []
+    found = (rows for rows in report.rows.values() if rows and wanted <= set(rows[-1].get("routing", {})))
+    return next(found, [])
 
 
-def training_charts(
-    rows: Mapping[str, Sequence[Mapping[str, Any]]], routed: Sequence[Mapping[str, Any]]
-) -> list[tuple[Markup, list[str]]]:
-    """Charts of the training, each with the names of its lines, none where they are ordered."""
-    some = {name: history for name, history in rows.items() if history}
-    if not some:
-        return []
-    key, words = metric_of(next(iter(some.values())))
-    charts = []
-    for field_name, label in (("loss", "training loss"), (key, words)):
-        series = {
-            name: [(row["epoch"], row[field_name]) for row in history if row.get(field_name) is not None]
-            for name, history in some.items()
+def hover_data(counts: RoutingCounts) -> dict[str, Any]:
+    """What the page's script reads: class names, and by block the order of the rows and their counts."""
+    layers = {
+        str(number): {
+            "experts": counts.layer(number).shape[1],
+            "order": row_order(counts, number).tolist(),
+            "counts": counts.layer(number).ravel().tolist(),
         }
-        series = {name: points for name, points in series.items() if points}
-        if series:
-            charts.append((line_chart(series, "epoch of the run", label), list(series)))
-    if routed:
-        used = {
-            f"block {number}": [(row["epoch"], row["routing"][number]["effective_experts"]) for row in routed]
-            for number in sorted(routed[0]["routing"], key=int)
-        }
-        charts.append((line_chart(used, "epoch", "experts in use (effective number)", ordered=True), []))
-    return charts
-
-
-def paper_figures(report: Report) -> dict[str, Figure]:
-    """By file name, the page's figures as papers have them."""
-    measures = {layer.layer: layer.specialisation for layer in report.analysis.layers}
-    figures = {
-        "heatmaps": routing_heatmaps(report.counts, measures, report.plan, unit=report.analysis.unit),
-        "depth": specialisation_by_depth(measures, report.plan),
+        for number in counts.layers
     }
-    some = {name: history for name, history in report.rows.items() if history}
-    if some:
-        figures["curves"] = training_curves(some, metric_of(next(iter(some.values())))[0])
-    if routed := routed_rows(report):
-        figures["load"] = load_over_time(routed)
-    if any(layer.ablations for layer in report.analysis.layers):
-        figures["ablations"] = ablations(report.analysis)
-    if report.maps:
-        figures["expert_maps"] = expert_maps(report.maps, report.counts)
-    return figures
+    return {"classes": list(counts.class_names), "layers": layers}

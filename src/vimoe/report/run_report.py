@@ -15,9 +15,10 @@ from vimoe.analysis.counts import RoutingCounts
 from vimoe.analysis.held_out import held_out
 from vimoe.analysis.patches import ExpertMap, expert_map
 from vimoe.data.splits import Splits
+from vimoe.report.comparison import Variant, comparison_sentence, pruning_table
 from vimoe.report.gallery import gallery_places, thumbnails
 from vimoe.report.page import Report
-from vimoe.report.results import State, plan_conclusion, plan_table, pruning_conclusion, pruning_table
+from vimoe.report.results import plan_sentence, plan_table
 from vimoe.tasks.model import load_model
 from vimoe.tasks.segmenter import Segmenter
 from vimoe.training.recipe import load_recipe
@@ -55,7 +56,7 @@ def analysis_report(path: Path, command: str, dataset: str | None = None, data_d
     )
     return Report(
         title=f"Which MoE layers of {path.resolve().name} earn their keep",
-        conclusion=plan_conclusion(analysis, plan, before, after),
+        conclusion=plan_sentence(analysis, plan, before, after),
         counts=RoutingCounts.load(path / "routing" / f"{analysis.split}.npz"),
         analysis=analysis,
         plan=plan,
@@ -71,7 +72,7 @@ def analysis_report(path: Path, command: str, dataset: str | None = None, data_d
 def pruning_report(
     path: Path,
     output: Path,
-    states: Sequence[State],
+    states: Sequence[Variant],
     metric: str,
     images: int,
     command: str,
@@ -82,7 +83,7 @@ def pruning_report(
     Args:
         path: The run folder.
         output: The pruned model's folder, with the plan that was carried out.
-        states: The model before, right after the surgery, and recovered where it was.
+        states: The model before pruning, right after it, and recovered where it was.
         metric: What their score counts.
         images: Test images.
         command: What pruned it.
@@ -91,10 +92,12 @@ def pruning_report(
     Raises:
         UserError: The run was not analyzed, or its images cannot be used.
     """
+    before, last = replace(states[0], name="before pruning"), states[-1]
+    last = replace(last, name="pruned and recovered" if len(states) > 2 else "pruned, without recovery training")
     report = replace(
         analysis_report(path, command, data_dir=data_dir),
         title=f"What pruning {path.resolve().name} did",
-        conclusion=pruning_conclusion(states, metric, images),
+        conclusion=comparison_sentence(last, before, metric, images),
         tables=[pruning_table(states, metric, images)],
         plan=read_plan(output / "plan.json"),
     )

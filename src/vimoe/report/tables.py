@@ -8,11 +8,10 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from vimoe.report.comparison import Variant
 from vimoe.vit.inspection import CostComparison
 
-# The figures that models are judged by, in the order in which they are looked for, as readers know them.
-METRICS = {"top1": "top-1 %", "miou": "mean IoU %", "pixels": "pixels right %"}
+# The metrics that models are judged by, in the order in which they are looked for.
+METRICS = {"top1": "top-1", "miou": "mean IoU", "pixels": "pixel accuracy"}
 
 # A sign before anything but a number starts a formula.
 _FORMULA = re.compile(r"[=@\t\r]|[+-](?=[^\d.\s])")
@@ -71,6 +70,11 @@ class Table(NamedTuple):
         return "\n".join([*(f"% {note}" for note in self.notes), *body]) + "\n"
 
 
+def metric_name(key: str) -> str:
+    """What readers call a metric: `top-1` for `top1`."""
+    return METRICS.get(key, key)
+
+
 def millions(count: int) -> str:
     """A count in millions: three figures, and never less than a hundredth."""
     value = count / 1e6
@@ -106,28 +110,8 @@ def cost_table(comparison: CostComparison) -> str:
     )
 
 
-def variant_header(variants: Sequence[Variant]) -> tuple[str, ...]:
-    """What stands over the cells of a comparison."""
-    return ("model", f"test {variants[0].metric} %", "activated", "stored", "multiply-adds", "seconds")
-
-
-def variant_rows(variants: Sequence[Variant]) -> list[list[str]]:
-    """The cells of a comparison, one row a variant, under `variant_header`."""
-    return [
-        [
-            variant.name,
-            f"{variant.score:.1f} ± {variant.error:.1f}",
-            millions(variant.cost.activated_params),
-            millions(variant.cost.stored_params),
-            giga_macs(variant.cost.macs),
-            f"{variant.seconds:.0f}",
-        ]
-        for variant in variants
-    ]
-
-
-def metrics_table(figures: Mapping[str, float]) -> str:
-    """The figures of an evaluation, one a line."""
+def metrics_table(metrics: Mapping[str, float]) -> str:
+    """The metrics of an evaluation, one a line."""
     words = {
         "top1": ("top-1", "%"),
         "top5": ("top-5", "%"),
@@ -141,6 +125,6 @@ def metrics_table(figures: Mapping[str, float]) -> str:
     }
     rows = [
         (words[key][0], f"{value:.2f}" if words[key][1] else f"{value:.0f}", words[key][1])
-        for key, value in figures.items()
+        for key, value in metrics.items()
     ]
     return "\n".join(f"{name:20} {value:>8} {unit}".rstrip() for name, value, unit in rows)

@@ -1,26 +1,25 @@
-"""The product's whole story: dense, its control, the ViMoE, and the ViMoE pruned to the layers that are worth it."""
+"""The demo: a dense ViT, its control, the ViMoE, and the ViMoE pruned to the layers that are worth it."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from vimoe.analysis.ablation_scores import image_scores
 from vimoe.analysis.analyze_run import analyze_run
-from vimoe.data.loaders import batches
-from vimoe.data.splits import Splits
-from vimoe.report.comparison import Variant, conclusion, standard_error
+from vimoe.analysis.held_out import held_out
+from vimoe.analysis.paired import mean_loss, mean_score
+from vimoe.data.splits import Images, Splits
+from vimoe.report.comparison import Variant, comparison_sentence, comparison_table
 from vimoe.report.page import write_page
-from vimoe.report.results import variants_table
+from vimoe.report.results import decision_table
 from vimoe.report.run_report import analysis_report
-from vimoe.tasks.classification import Classification, evaluating
-from vimoe.tasks.confusion_matrix import ConfusionMatrix, bootstrap_error
 from vimoe.tasks.model import load_model
 from vimoe.training.fit import recipe_task, train
 from vimoe.training.parallel import pick_device
@@ -67,6 +66,13 @@ class Stages:
     control_recovered: Recipe
     vimoe: Recipe
     pruned: Recipe
+
+
+# Below the comparison.
+NOTE = (
+    "Changes are against the dense model above with as many steps. Intervals are over test images; this is one seed, "
+    "and another one would move every row. Seconds are of training since the dense model (for that one, its own)."
+)
 
 
 def demo_recipes(folder: Path, seed: int, device: str, task: str = "classification") -> Stages:
@@ -116,36 +122,49 @@ def run_demo(folder: Path, seed: int, device: str, task: str = "classification")
     _say("3/5  the control: the dense model goes on for the same number of steps")
     control = train(stages.control)
     _say("4/5  what is each layer worth? Layers that matter stay, the others become plain FFNs")
-    _, plan = analyze_run(vimoe.path, device=device)
-    for part in plan.layers:
-        _say(f"     block {part.layer:2}  {'prune' if part.pruned else 'keep '}  {part.reason}")
+    analysis, plan = analyze_run(vimoe.path, device=device)
+    _say(decision_table(analysis, plan).text())
     _prune(vimoe, plan, stages.vimoe, splits)
-    _say("5/5  the pruned model recovers, and the control keeps step")
+    _say("5/5  the pruned model recovers, and the control is trained as long")
     pruned = train(stages.pruned)
     recovered = train(stages.control_recovered)
-    variants = [
-        _measure(name, run, recipes, splits)
-        for name, run, recipes in (
-            ("dense", dense, [stages.dense]),
-            ("dense, as many steps as the ViMoE", control, [stages.control]),
-            ("ViMoE, all layers", vimoe, [stages.vimoe]),
-            ("dense, as many steps as the pruned", recovered, [stages.control, stages.control_recovered]),
-            ("ViMoE, pruned and recovered", pruned, [stages.vimoe, stages.pruned]),
-        )
+    device = pick_device(device)
+    # Name, run, the recipes that trained it since the dense model, and the run that it is compared with.
+    compared: list[tuple[str, RunFolder, list[Recipe], RunFolder | None]] = [
+        ("dense", dense, [stages.dense], None),
+        ("dense, as many steps as the ViMoE", control, [stages.control], None),
+        ("ViMoE, all layers", vimoe, [stages.vimoe], control),
+        ("dense, as many steps as the pruned", recovered, [stages.control, stages.control_recovered], None),
+        ("ViMoE, pruned and recovered", pruned, [stages.vimoe, stages.pruned], recovered),
     ]
-    sentence = conclusion(variants[4], variants[3])
+    scores = {run.path: _scores(run, splits.test, splits, device) for _, run, *_ in compared}
+    variants = [
+        Variant(
+            name=name,
+            score=mean_score(scores[run.path]),
+            cost=cost(load_model(run.model)),
+            lost=None if other is None else mean_loss(scores[other.path], scores[run.path]),
+            training=sum(RunFolder(Path(recipe.output)).read_rows()[-1]["seconds"] for recipe in recipes),
+        )
+        for name, run, recipes, other in compared
+    ]
+    metric, images = analysis.metric, len(splits.test)
+    table = comparison_table(variants, metric, images, NOTE)
+    sentence = comparison_sentence(variants[4], variants[3], metric, images)
     runs = {"dense": dense, "dense, trained on": control, "ViMoE, pruned": pruned, "ViMoE, all layers": vimoe}
     command = f"vimoe demo --seed {seed}" + ("" if task == "classification" else f" --task {task}")
+    found = analysis_report(vimoe.path, command)
     report = replace(
-        analysis_report(vimoe.path, command),
+        found,
         title=COURSES[task].title,
         conclusion=sentence,
-        variants=variants,
+        tables=[table, *found.tables],
         rows={name: run.read_rows() for name, run in runs.items()},
         recipes={name: (run.path / "recipe.yaml").read_text() for name, run in runs.items()},
+        control=("dense, as many steps", mean_score(_scores(control, splits.val, splits, device))),
     )
     path = write_page(report, folder / "report.html")
-    print(f"\n{variants_table(variants).text()}\n\n{sentence}\nThe report lies in {path}")
+    print(f"\n{table.text()}\n\n{sentence}\nThe report lies in {path}")
     return path
 
 
@@ -153,29 +172,11 @@ def _prune(run: RunFolder, plan: Plan, recipe: Recipe, splits: Splits) -> None:
     recipe_task(recipe, splits).save(prune(load_model(run.model), plan), run.path / "pruned_model", splits)
 
 
-def _measure(name: str, run: RunFolder, recipes: list[Recipe], splits: Splits) -> Variant:
-    """Test figure and cost of a finished run; its seconds are of all training since the dense model."""
-    device, classes, images = pick_device(recipes[0].device), len(splits.class_names), len(splits.test)
+def _scores(run: RunFolder, images: Images, splits: Splits, device: str) -> Tensor:
+    """`[N]` share of each image that a finished run's model has right."""
     model = load_model(run.model, device)
-    seconds = sum(RunFolder(Path(recipe.output)).read_rows()[-1]["seconds"] for recipe in recipes)
-    if recipes[0].task == "classification":
-        top1 = Classification(classes).evaluate(model, splits.test, device)["top1"]
-        return Variant(name, top1, standard_error(top1, images), images, cost(model), seconds)
-    confusions = torch.stack(list(_confusions(model, splits, device)))
-    whole = ConfusionMatrix(classes)
-    whole.counts = confusions.sum(0)
-    miou = whole.metrics()["miou"]
-    return Variant(name, miou, bootstrap_error(confusions), images, cost(model), seconds, "mean IoU")
-
-
-def _confusions(model: nn.Module, splits: Splits, device: str) -> Iterator[Tensor]:
-    """`[label, prediction]` of each test image."""
-    with evaluating(model):
-        for images, masks in batches(splits.test):
-            for answer, mask in zip(model(images.to(device)).argmax(1).cpu(), masks, strict=True):
-                confusion = ConfusionMatrix(len(splits.class_names))
-                confusion.add(answer, mask)
-                yield confusion.counts
+    seen = held_out(model, images, len(splits.class_names))
+    return image_scores(model, seen.batches(), seen.score, device)
 
 
 def _say(line: str) -> None:

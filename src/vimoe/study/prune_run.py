@@ -10,39 +10,20 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from vimoe.analysis.ablation_scores import image_scores
-from vimoe.analysis.analysis_result import Estimate
 from vimoe.analysis.analyze_run import finished_run, read_plan, run_images, write_plan
 from vimoe.analysis.held_out import HeldOut, held_out
 from vimoe.analysis.paired import mean_loss, mean_score
 from vimoe.errors import UserError
 from vimoe.files import write_text
+from vimoe.report.comparison import Variant
 from vimoe.study.recovery import RECOVERY, recovery, recovery_epochs
-from vimoe.study.speed import Speed, compare_speed
+from vimoe.study.speed import compare_speed
 from vimoe.tasks.model import load_model
 from vimoe.training.fit import recipe_task, train
 from vimoe.training.parallel import pick_device
-from vimoe.vit.cost import Cost, cost
+from vimoe.vit.cost import cost
 from vimoe.vit.plan import Plan
 from vimoe.vit.pruning import prune
-
-
-@dataclass(frozen=True)
-class State:
-    """The model at one point of the way.
-
-    Attributes:
-        name: `before`, `right after` or `recovered`.
-        score: Share of the test images (or of their pixels) that are right, in percent.
-        lost: Percentage points lost against `before`, on the same images; negative for a gain.
-        cost: Parameters and multiply-adds.
-        speed: Time and memory.
-    """
-
-    name: str
-    score: Estimate
-    lost: Estimate
-    cost: Cost
-    speed: Speed
 
 
 @dataclass(frozen=True)
@@ -57,7 +38,7 @@ class Evidence:
         output: The folder of the pruned model.
     """
 
-    states: tuple[State, ...]
+    states: tuple[Variant, ...]
     metric: str
     images: int
     epochs: int
@@ -65,7 +46,7 @@ class Evidence:
 
     def save(self, path: Path) -> None:
         """Write the numbers as JSON."""
-        states = [{**asdict(s), "cost": s.cost._asdict(), "speed": s.speed._asdict()} for s in self.states]
+        states = [{**asdict(s), "cost": s.cost._asdict(), "speed": s.speed and s.speed._asdict()} for s in self.states]
         told = {"metric": self.metric, "images": self.images, "epochs": self.epochs, "states": states}
         write_text(path, json.dumps(told, indent=2))
 
@@ -128,13 +109,19 @@ def prune_run(
 
 def _states(
     models: dict[str, nn.Module], seen: HeldOut, image_shape: tuple[int, int, int], device: str
-) -> tuple[State, ...]:
+) -> tuple[Variant, ...]:
     scores: dict[str, Tensor] = {
         name: image_scores(model, seen.batches(), seen.score, device) for name, model in models.items()
     }
     speeds = compare_speed(list(models.values()), image_shape, device)
     return tuple(
-        State(name, mean_score(scores[name]), mean_loss(scores["before"], scores[name]), cost(model), speed)
+        Variant(
+            name=name,
+            score=mean_score(scores[name]),
+            cost=cost(model),
+            lost=None if name == "before" else mean_loss(scores["before"], scores[name]),
+            speed=speed,
+        )
         for (name, model), speed in zip(models.items(), speeds, strict=True)
     )
 

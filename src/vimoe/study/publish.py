@@ -13,7 +13,7 @@ from vimoe.analysis.counts import RoutingCounts
 from vimoe.analysis.specialisation import specialisation
 from vimoe.errors import UserError
 from vimoe.files import write_text
-from vimoe.report.plots import routing_heatmaps
+from vimoe.report.heatmap import routing_heatmaps
 from vimoe.report.saving import save_figure
 from vimoe.study.comparisons import comparisons, spread
 from vimoe.study.study_plots import Curves, study_figures

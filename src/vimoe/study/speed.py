@@ -6,28 +6,15 @@ import statistics
 import time
 import weakref
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from vimoe.report.comparison import Speed
 from vimoe.tasks.classification import evaluating
-
-
-class Speed(NamedTuple):
-    """Measured on this machine.
-
-    Attributes:
-        seconds: For one image in a batch of `batch_size`, median of several runs.
-        peak_bytes: The most memory that weights and activations took at once while a batch was computed.
-        batch_size: Images at once.
-    """
-
-    seconds: float
-    peak_bytes: int
-    batch_size: int
 
 
 def compare_speed(

@@ -26,23 +26,6 @@ class ClassMetrics(NamedTuple):
     pixels: int
 
 
-def bootstrap_error(matrices: Tensor, resamples: int = 200) -> float:
-    """Standard error of the mean IoU over images, in percentage points (the bootstrap, Efron 1979).
-
-    Args:
-        matrices: `[N, label, prediction]` int64, the counts of each image.
-        resamples: How often N images are drawn with replacement.
-    """
-    drawn = torch.Generator().manual_seed(0)
-    values = []
-    for _ in range(resamples):
-        times = torch.bincount(torch.randint(len(matrices), (len(matrices),), generator=drawn), minlength=len(matrices))
-        confusion = ConfusionMatrix(matrices.shape[1])
-        confusion.counts = (matrices * times[:, None, None]).sum(0)
-        values.append(confusion.metrics()["miou"])
-    return float(torch.tensor(values, dtype=torch.float64).std())
-
-
 class ConfusionMatrix:
     """Pixels by label and prediction, those labelled `IGNORE` left out.
 
