@@ -16,6 +16,7 @@ from vimoe.tasks.segmenter_folder import holds_segmenter, load_segmenter
 from vimoe.training.recipe import Recipe
 from vimoe.vit.blocks import find_backbone
 from vimoe.vit.checkpoint import load
+from vimoe.vit.inspection import check_model_name
 from vimoe.vit.upcycle import upcycle
 from vimoe.vit.widen import widen
 
@@ -38,6 +39,11 @@ def build_model(recipe: Recipe, splits: Splits) -> nn.Module:
     else:
         make = _read if recipe.initial_checkpoint else _create
         model = build_segmenter(make(recipe, splits, 0, dynamic_img_size=True), recipe.decoder, classes)
+    patch, side = getattr(model, "patch_embed", None), min(splits.image_shape[1:])
+    if patch is not None and side < max(patch.patch_size):
+        raise UserError(
+            f"images of {side} pixels are smaller than a patch of this model, {max(patch.patch_size)} pixels"
+        )
     _change(model, recipe)
     if recipe.task == "segmentation":
         check_token_routing(model)
@@ -74,6 +80,7 @@ def _read(recipe: Recipe, splits: Splits, num_classes: int, **changes: Any) -> n
 
 
 def _create(recipe: Recipe, splits: Splits, num_classes: int, **changes: Any) -> nn.Module:
+    check_model_name(recipe.model)
     channels, height, width = splits.image_shape
     args = {"img_size": (height, width), "in_chans": channels, **changes, **recipe.model_args}
     try:
