@@ -8,6 +8,7 @@ import torch
 
 from vimoe.data.registry import EMBEDDED
 from vimoe.data.splits import Splits
+from vimoe.data.transforms import ImageForm
 from vimoe.training.build import build_model
 from vimoe.training.recipe import load_recipe
 from vimoe.training.source import open_recipe_data
@@ -38,11 +39,11 @@ def test_a_recipe_makes_a_model_of_its_size_from_scratch(path: Path) -> None:
     channels = recipe.model_args.get("in_chans", 3)
     if recipe.dataset in EMBEDDED:
         splits = open_recipe_data(recipe)
-        channels, side, _ = splits.image_shape
+        channels, side, _ = splits.form.input_size
     else:
         nothing: list[object] = []
         half = channels * (0.5,)
-        splits = Splits(nothing, nothing, nothing, ("a", "b"), (channels, side, side), half, half)  # type: ignore[arg-type]
+        splits = Splits(nothing, nothing, nothing, ("a", "b"), ImageForm((channels, side, side), half, half))  # type: ignore[arg-type]
     with torch.device("meta"):
         model = build_model(recipe, splits)
     assert cost(model, side).macs > 0

@@ -80,8 +80,8 @@ def test_routers_that_hold_nan_are_refused(trained: Path, tmp_path: Path) -> Non
 
 def test_a_class_with_no_image_is_told(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     splits = digits()
-    keep = splits.val.labels != 7  # type: ignore[attr-defined]
-    splits.val.images, splits.val.labels = splits.val.images[keep], splits.val.labels[keep]  # type: ignore[attr-defined]
+    keep = splits.val.targets != 7  # type: ignore[attr-defined]
+    splits.val.images, splits.val.targets = splits.val.images[keep], splits.val.targets[keep]  # type: ignore[attr-defined]
     monkeypatch.setattr("vimoe.analysis.analyze_run.open_recipe_data", lambda _: splits)
     copy = RunFolder(tmp_path / "copy")
     copy.write_recipe(recipe(tmp_path / "copy", last=2, num_experts=3))

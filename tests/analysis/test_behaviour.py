@@ -9,7 +9,7 @@ from torch import Tensor, nn
 import vimoe
 from tests.vit.families import make, make_images, randomise, spread_routing
 from vimoe.analysis.behaviour import EXAMPLES, Behaviour, agreement, vary_a_little
-from vimoe.data.splits import generator
+from vimoe.data.epoch_order import generator
 from vimoe.moe.router import Selection
 from vimoe.vit.blocks import moe_layers
 

@@ -3,13 +3,16 @@
 import csv
 import io
 import json
+import os
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.data.image_files import write_folder
 from vimoe.cli import main
-from vimoe.data.folder import image_form
+from vimoe.data.transforms import image_form
 from vimoe.training.recipe import load_recipe
 from vimoe.training.source import _recipe_form
 from vimoe.vit.checkpoint import read_config
@@ -56,8 +59,11 @@ def test_evaluate_needs_the_model_folder_and_the_images_alone(
     assert f"top-1 {figures['top1']:23.2f} %" in shown
     rows = list(csv.DictReader(io.StringIO((tmp_path / "e.csv").read_text())))
     assert [row["class"] for row in rows] == ["<script>", "blue sky", "grass"]
+    assert shown.startswith(f"12 images of test of {trained / 'data'}\n\n")
     assert main(["evaluate", str(trained / "run"), *where[:2], "--device", "cpu"]) == 0
-    assert capsys.readouterr().out == shown
+    own = capsys.readouterr().out
+    assert own.startswith("12 images of test of the run's own data\n\n")
+    assert own.splitlines()[1:] == shown.splitlines()[1:]
 
 
 def test_predict_says_labels_and_experts_and_leaves_broken_images_out(
@@ -94,7 +100,9 @@ def test_a_glob_is_expanded_and_each_image_answered_once(trained: Path, capsys: 
     ("arguments", "line"),
     [
         (["evaluate", "nowhere"], "nowhere is not a model folder: it holds no config.json"),
-        (["evaluate", "RUN"], "dataset 'folder' needs data_dir, the folder of images"),
+        (["evaluate", "RUN/model"], "dataset 'folder' needs data_dir, the folder of images"),
+        (["evaluate", "RUN", "--split", "fold3"], "DATA has no split 'fold3'; there is test, train, val"),
+        (["predict", "RUN", ""], "there is no image at ''"),
         (["evaluate", "RUN", "--data-dir", "nowhere"], "data_dir nowhere is not a folder"),
         (["evaluate", "RUN", "--dataset", "digits"], "the images have other classes than the model: 10 against 3"),
         (["evaluate", "RUN", "--batch-size", "0"], "--batch-size: must be at least 1, got 0"),
@@ -108,7 +116,7 @@ def test_what_cannot_be_used_is_one_line(
 ) -> None:
     assert main([argument.replace("RUN", str(trained / "run")) for argument in arguments]) == 2
     last = capsys.readouterr().err.splitlines()[-1]
-    assert last.startswith(f"vimoe: error: {line}")
+    assert last.startswith(f"vimoe: error: {line.replace('DATA', str(trained / 'data'))}")
 
 
 def test_too_many_broken_images_stop_the_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -118,3 +126,91 @@ def test_too_many_broken_images_stop_the_run(tmp_path: Path, capsys: pytest.Capt
     flags = ["--dataset", "folder", "--data-dir", str(root), "--output", str(tmp_path / "run"), "--batch-size", "4"]
     assert main(["train", *flags, *MODEL, *ARGS, "--epochs", "1", "--max-broken", "0.1"]) == 2
     assert "2 of 12 training images are broken, more than max_broken 0.1 allows" in capsys.readouterr().err
+
+
+def train_on(root: Path, output: Path, *more: str) -> list[dict[str, Any]]:
+    """One epoch; gives the rows of its metrics."""
+    flags = ["--dataset", "folder", "--data-dir", str(root), "--output", str(output), "--device", "cpu"]
+    assert main(["train", *flags, *MODEL, *ARGS, "--epochs", "1", "--batch-size", "4", *more]) == 0
+    return [json.loads(line) for line in (output / "metrics.jsonl").read_text().splitlines()]
+
+
+def evaluated(tmp_path: Path, *arguments: str) -> dict[str, Any]:
+    assert main(["evaluate", *arguments, "--json", str(tmp_path / "e.json"), "--device", "cpu"]) == 0
+    return json.loads((tmp_path / "e.json").read_text())
+
+
+def test_a_run_on_an_unsplit_folder_is_evaluated_on_what_it_set_aside_and_other_data_on_all_of_it(
+    tmp_path: Path,
+) -> None:
+    root, run = write_folder(tmp_path / "data", {"": 10}), str(tmp_path / "run")
+    (row,) = train_on(root, tmp_path / "run", "--seed", "1", "--val-share", "0.2")
+    own = evaluated(tmp_path, run)
+    assert (own["images"], own["data"]) == (6, "val (there is no test) of the run's own data")
+    assert own["nll"] == pytest.approx(row["val_nll"], rel=1e-5)  # of these very images
+    assert evaluated(tmp_path, run, "--data-dir", f"{root}/") == own
+    assert evaluated(tmp_path, run, "--split", "train")["images"] == 24
+    for model in (run, f"{run}/model"):
+        other = evaluated(tmp_path, model, "--data-dir", str(write_folder(tmp_path / model[-5:], {"": 7})))
+        assert (other["images"], other["data"]) == (21, f"{tmp_path / model[-5:]}, all of it")
+
+
+def test_other_data_may_hold_one_split_alone_and_several_are_chosen_from(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = str(trained / "run")
+    alone = evaluated(tmp_path, run, "--data-dir", str(write_folder(tmp_path / "a", {"test": 2})))
+    assert (alone["images"], alone["data"]) == (6, f"test of {tmp_path / 'a'}")
+    several = ["--data-dir", str(write_folder(tmp_path / "b", {"train": 1, "validation": 2, "night": 3}))]
+    assert evaluated(tmp_path, run, *several)["data"] == f"validation of {tmp_path / 'b'}"
+    assert evaluated(tmp_path, run, *several, "--split", "night")["images"] == 9
+    (tmp_path / "b" / "validation").rename(tmp_path / "b" / "dusk")
+    assert main(["evaluate", run, *several]) == 2
+    assert "has several splits; name one with --split: there is dusk, night, train" in capsys.readouterr().err
+
+
+def test_evaluation_sees_images_as_training_did_whatever_it_began_from(trained: Path, tmp_path: Path) -> None:
+    data = write_folder(tmp_path / "data", {"train": 4, "val": 3}, size=30)
+    start = tmp_path / "start"
+    shutil.copytree(trained / "run" / "model", start)
+    config = read_config(start)
+    config["pretrained_cfg"]["crop_pct"] = 0.5
+    (start / "config.json").write_text(json.dumps(config))
+    flags = ["--initial-checkpoint", str(start), "--last", "0", "--img-size", "16"]
+    for name, more, share in (("files", [], 0.5), ("memory", ["--in-memory"], 1.0)):
+        (row,) = train_on(data, tmp_path / name, *flags, *more)
+        found = evaluated(tmp_path, str(tmp_path / name / "model"), "--data-dir", str(data))
+        assert found["nll"] == pytest.approx(row["val_nll"], rel=1e-5)
+        assert read_config(tmp_path / name / "model")["pretrained_cfg"]["crop_pct"] == share
+
+
+def test_broken_validation_images_are_listed_and_too_many_stop_the_run(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = write_folder(tmp_path / "data", {"train": 4, "val": 2})
+    broken = root / "val" / "grass" / "001.jpg"
+    broken.write_bytes(b"")
+    (row,) = train_on(root, tmp_path / "run", "--max-broken", "0.2")
+    assert row["val_images"] == 5
+    assert f"{broken} is no image that can be read" in (tmp_path / "run" / "skipped.csv").read_text()
+    for path in (root / "val").glob("*/*"):
+        path.write_bytes(b"")
+    flags = ["--dataset", "folder", "--data-dir", str(root), "--output", str(tmp_path / "other"), "--batch-size", "4"]
+    assert main(["train", *flags, *MODEL, *ARGS, "--epochs", "1", "--max-broken", "1"]) == 2
+    assert "6 of the 6 images to evaluate on are broken" in capsys.readouterr().err
+    assert not (tmp_path / "other" / "model").exists()
+
+
+def test_names_of_any_bytes_are_answered_in_ascii_and_open_the_file(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = [b"caf\xe9.jpg", "ü.jpg".encode()]
+    for name in names:
+        shutil.copy(trained / "data" / "test" / "grass" / "000.jpg", tmp_path / os.fsdecode(name))
+    (tmp_path / os.fsdecode(b"bad\xff.jpg")).write_bytes(b"")
+    assert main(["predict", str(trained / "run"), str(tmp_path)]) == 0
+    shown = capsys.readouterr()
+    assert shown.out.isascii()
+    answered = [os.fsencode(Path(json.loads(line)["path"]).name) for line in shown.out.splitlines()]
+    assert answered == sorted(names, key=os.fsdecode)
+    assert "bad\\udcff.jpg is no image that can be read" in shown.err

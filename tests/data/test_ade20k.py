@@ -7,13 +7,15 @@ import torch
 from PIL import Image
 
 from tests.data.scenes_on_disk import CLASSES, write_ade20k
-from vimoe.data.ade20k import ImagesWithMasks, open_ade20k, read_class_names
+from vimoe.data.ade20k import read_class_names
 from vimoe.data.decode import BrokenImageError
-from vimoe.data.folder import ImageForm
+from vimoe.data.images import ImageFiles, Images
 from vimoe.data.loaders import batches, training_batches
 from vimoe.data.mask_augmentation import JointAugmentation
 from vimoe.data.masks import IGNORE
-from vimoe.data.splits import Images, Splits
+from vimoe.data.registry import open_masks
+from vimoe.data.splits import Splits
+from vimoe.data.transforms import ImageForm
 from vimoe.errors import UserError
 
 FORM = ImageForm((3, 16, 16), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), "bicubic", 0.9)
@@ -22,12 +24,12 @@ FORM = ImageForm((3, 16, 16), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), "bicubic", 0.9)
 def open_(
     root: Path, augmentation: JointAugmentation | None = None, reduce_zero_label: bool = True, **how: object
 ) -> Splits:
-    return open_ade20k(root, FORM, augmentation, reduce_zero_label, **how)  # type: ignore[arg-type]
+    return open_masks("ade20k", str(root), FORM, augmentation, reduce_zero_label, **how)  # type: ignore[arg-type]
 
 
 def names(images: Images) -> list[str]:
-    assert isinstance(images, ImagesWithMasks)
-    return [f"{image.parent.name}/{image.stem}" for image, _ in images.pairs]
+    assert isinstance(images, ImageFiles)
+    return [f"{image.parent.name}/{image.stem}" for image, _ in images.samples]
 
 
 def test_splits_are_found_by_their_usual_names_and_masks_stand_by_their_images(tmp_path: Path) -> None:
@@ -35,8 +37,8 @@ def test_splits_are_found_by_their_usual_names_and_masks_stand_by_their_images(t
     assert splits.class_names == CLASSES
     assert [len(part) for part in (splits.train, splits.val, splits.test)] == [3, 2, 1]
     for part in (splits.train, splits.val, splits.test):
-        assert isinstance(part, ImagesWithMasks)
-        for image, mask in (part.read(i) for i in range(len(part))):
+        assert isinstance(part, ImageFiles)
+        for image, mask in (part.read(*sample) for sample in part.samples):
             red = np.asarray(image)[..., 0]
             assert ((red / 40).round() == np.where(mask == IGNORE, 0, mask + 1)).mean() > 0.95
             assert (mask[0] == IGNORE).all()

@@ -12,9 +12,11 @@ from tests.data.archives import image_bytes, spoil, write_tar
 from tests.data.image_files import write_folder
 from vimoe.data.archive import Member, find_tar, members, read_bytes, read_member
 from vimoe.data.decode import BrokenImageError, read_image
-from vimoe.data.folder import ImageForm, find_folder
+from vimoe.data.folder import find_folder
 from vimoe.data.loaders import batches, training_batches
 from vimoe.data.registry import open_dataset
+from vimoe.data.splits import AS_USUAL, RunSplits
+from vimoe.data.transforms import ImageForm
 from vimoe.errors import UserError
 
 FORM = ImageForm((3, 8, 8), (0.5,) * 3, (0.5,) * 3, "bicubic", 1.0)
@@ -25,7 +27,7 @@ def placed(prefix: str, files: dict[str, bytes] = FILES) -> dict[str, bytes]:
     return {prefix + name: content for name, content in files.items()}
 
 
-def what_is_found(root: Path, wanted: tuple[str, str, str] = ("", "", "")) -> dict[str, list[tuple[str, int]]]:
+def what_is_found(root: Path, wanted: RunSplits = AS_USUAL) -> dict[str, list[tuple[str, int]]]:
     """By split, the last two parts of every image's path and its label."""
     parts = find_tar(root, wanted).parts
     return {
@@ -101,9 +103,9 @@ def test_a_tar_that_is_not_split_has_some_set_aside_and_other_files_are_passed_o
 
 def test_splits_are_taken_by_name_where_they_are_told(tmp_path: Path) -> None:
     path = write_tar(tmp_path / "a.tar", placed("fold1/") | placed("fold2/"))
-    assert what_is_found(path, ("fold2", "fold1", "")) == {"train": EVERYTHING, "val": EVERYTHING}
+    assert what_is_found(path, RunSplits("fold2", "fold1", "")) == {"train": EVERYTHING, "val": EVERYTHING}
     with pytest.raises(UserError, match="has no split 'fold3'; there is fold1, fold2"):
-        find_tar(path, ("fold1", "fold3", ""))
+        find_tar(path, RunSplits("fold1", "fold3"))
 
 
 def test_workers_read_the_same_archive_at_once(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 import torch
 
 from vimoe.data.digits import digits, shift_by_a_pixel
-from vimoe.data.splits import generator
+from vimoe.data.epoch_order import generator
 
 
 def test_the_splits_are_disjoint_whole_and_stratified() -> None:
@@ -11,7 +11,7 @@ def test_the_splits_are_disjoint_whole_and_stratified() -> None:
     images = torch.cat([part.images.flatten(1) for part in (splits.train, splits.val, splits.test)])
     assert len(images.unique(dim=0)) == 1797
     for part in (splits.val, splits.test):
-        counts = torch.bincount(part.labels, minlength=10)
+        counts = torch.bincount(part.targets, minlength=10)
         assert counts.min() >= 34
         assert counts.max() <= 38
 
@@ -20,7 +20,7 @@ def test_the_splits_are_the_same_every_time_and_an_item_is_a_image_with_its_labe
     first, second = digits(), digits()
     assert torch.equal(first.test.images, second.test.images)
     image, label = first.train[3]
-    assert image.shape == first.image_shape
+    assert image.shape == first.form.input_size
     assert first.class_names[label] == str(label)
 
 

@@ -8,10 +8,11 @@ import torch
 from PIL import Image
 
 from tests.data.image_files import COLOURS, write_folder
-from vimoe.data.folder import Augmentation, ImageFiles, ImageForm
+from vimoe.data.images import ImageFiles
 from vimoe.data.loaders import batches, training_batches
 from vimoe.data.registry import open_dataset
 from vimoe.data.splits import Splits
+from vimoe.data.transforms import Augmentation, ImageForm
 from vimoe.errors import UserError
 
 FORM = ImageForm((3, 16, 16), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "bicubic", 1.0)

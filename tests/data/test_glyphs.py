@@ -3,11 +3,12 @@ from typing import Any
 import pytest
 import torch
 
+from vimoe.data.epoch_order import generator
 from vimoe.data.glyph_bank import FAMILIES, characters
 from vimoe.data.glyphs import Views, augment_glyphs, draw_views, glyphs, open_glyphs, show
 from vimoe.data.loaders import training_batches
 from vimoe.data.registry import open_dataset
-from vimoe.data.splits import Splits, generator
+from vimoe.data.splits import Splits
 from vimoe.errors import UserError
 
 SMALL: dict[str, Any] = {"classes": 20, "train_images": 330, "val_images": 85, "test_images": 160}
@@ -116,6 +117,6 @@ def test_a_wrong_argument_is_named(wrong: dict[str, Any], message: str) -> None:
 
 def test_the_registry_hands_arguments_on_and_refuses_them_elsewhere() -> None:
     splits = open_dataset("glyphs", dataset_args={"side": 16, **SMALL})
-    assert splits.image_shape == splits.test[0][0].shape == (1, 16, 16)
-    with pytest.raises(UserError, match="dataset 'digits' takes no dataset_args, got classes"):
+    assert splits.form.input_size == splits.test[0][0].shape == (1, 16, 16)
+    with pytest.raises(UserError, match="dataset 'digits' is embedded and takes no dataset_args"):
         open_dataset("digits", dataset_args={"classes": 5})

@@ -8,7 +8,6 @@ from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
-from vimoe.data.folder import ImageForm, evaluation_transform
 from vimoe.data.mask_augmentation import (
     JointAugmentation,
     colour_change,
@@ -18,6 +17,7 @@ from vimoe.data.mask_augmentation import (
     training_pair,
 )
 from vimoe.data.masks import IGNORE
+from vimoe.data.transforms import ImageForm, evaluation_transform
 
 FORM = ImageForm((3, 16, 24), (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), "nearest", 1.0)
 PLAIN = JointAugmentation(hflip=0, color_jitter=0)
@@ -44,9 +44,9 @@ def test_image_and_mask_are_cut_resized_and_mirrored_alike_and_padded_with_ignor
     torch.manual_seed(seed)
     image, mask = chequered(height, width)
     augmented, labels = training_pair(image, mask, form=FORM, augmentation=JointAugmentation(0.5, 0))
-    assert augmented.shape == FORM.shape
+    assert augmented.shape == FORM.input_size
     assert augmented.dtype == torch.float32
-    assert labels.shape == FORM.shape[1:]
+    assert labels.shape == FORM.input_size[1:]
     assert labels.dtype == torch.int64
     assert type(labels) is Tensor
     there = labels != IGNORE
@@ -63,7 +63,7 @@ def test_the_size_varies_between_half_and_twice_and_the_ratio_is_kept() -> None:
     columns = np.broadcast_to(np.arange(200, dtype=np.uint8), (200, 200))
     image = Image.fromarray(np.stack([columns, columns.T, columns], -1))
     mask = torch.arange(200).repeat(200, 1) % 2
-    form = FORM._replace(shape=(3, 32, 32), interpolation="bilinear")
+    form = FORM._replace(input_size=(3, 32, 32), interpolation="bilinear")
     steps = []
     for seed in range(80):
         torch.manual_seed(seed)
@@ -77,7 +77,7 @@ def test_the_size_varies_between_half_and_twice_and_the_ratio_is_kept() -> None:
 
 
 def test_the_shorter_side_can_be_brought_to_a_size_first_but_a_strip_is_not_blown_up() -> None:
-    form = FORM._replace(shape=(3, 64, 64))
+    form = FORM._replace(input_size=(3, 64, 64))
     image, mask = chequered(20, 30, classes=2)
     _, labels = training_pair(image, mask, form=form, augmentation=None, short_side=40)
     assert int((labels != IGNORE).sum()) == 40 * 60
@@ -158,8 +158,8 @@ def test_evaluation_sees_the_whole_image_at_its_own_size_normalised_as_for_class
     image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (9, 13, 3), dtype=np.uint8))
     form = ImageForm((3, 9, 13), (0.4, 0.5, 0.6), (0.2, 0.3, 0.4), "bicubic", 1.0)
     mask = torch.zeros(9, 13, dtype=torch.int64)
-    seen, labels = evaluation_pair(image, mask, form=form._replace(shape=(3, 32, 32)))
-    torch.testing.assert_close(seen, evaluation_transform(form)(image))
+    seen, labels = evaluation_pair(image, mask, form=form._replace(input_size=(3, 32, 32)))
+    torch.testing.assert_close(seen, evaluation_transform(form)(image, 0)[0])
     assert torch.equal(labels, mask)
 
 

@@ -7,10 +7,10 @@ from torch import Tensor
 
 from tests.data.image_files import write_folder
 from vimoe.data.decode import BrokenImageError
-from vimoe.data.folder import Augmentation, ImageForm
 from vimoe.data.memory import augment_batch, hold_in_memory
 from vimoe.data.registry import open_dataset
 from vimoe.data.splits import Splits
+from vimoe.data.transforms import Augmentation, ImageForm
 from vimoe.errors import UserError
 
 FORM = ImageForm((3, 8, 8), (0.5, 0.4, 0.3), (0.5, 0.5, 0.5), "bicubic", 1.0)

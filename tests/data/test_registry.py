@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 
 from tests.data.image_files import write_folder
-from vimoe.data.folder import ImageForm
 from vimoe.data.registry import open_dataset
+from vimoe.data.transforms import ImageForm
 from vimoe.errors import UserError
 
 FORM = ImageForm((3, 8, 8), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "bicubic", 1.0)
@@ -16,7 +16,7 @@ def test_an_unknown_dataset_is_answered_with_the_known_ones() -> None:
 
 
 def test_digits_are_there_without_a_folder() -> None:
-    assert open_dataset("digits").image_shape == (1, 8, 8)
+    assert open_dataset("digits").form.input_size == (1, 8, 8)
 
 
 def test_a_folder_dataset_without_a_folder_is_told_what_it_needs() -> None:

@@ -4,10 +4,12 @@ import pytest
 import torch
 
 from vimoe.data import scenes
-from vimoe.data.digits import InMemory, digits
+from vimoe.data.digits import digits
+from vimoe.data.epoch_order import generator
+from vimoe.data.images import InMemory
 from vimoe.data.loaders import batches, training_batches
-from vimoe.data.scenes import SIDE, Scenes, change_colours, compose, digit_scenes
-from vimoe.data.splits import Splits, generator
+from vimoe.data.scenes import SIDE, change_colours, compose, digit_scenes
+from vimoe.data.splits import Splits
 
 
 @pytest.fixture(scope="module")
@@ -15,9 +17,9 @@ def splits() -> Splits:
     return digit_scenes()
 
 
-def parts(splits: Splits) -> dict[str, Scenes]:
+def parts(splits: Splits) -> dict[str, InMemory]:
     found = {"train": splits.train, "val": splits.val, "test": splits.test}
-    assert all(isinstance(part, Scenes) for part in found.values())
+    assert all(isinstance(part, InMemory) for part in found.values())
     return found  # type: ignore[return-value]
 
 
@@ -25,7 +27,7 @@ def test_sizes_classes_and_shapes(splits: Splits) -> None:
     assert [len(part) for part in parts(splits).values()] == [1500, 200, 200]
     assert splits.class_names == ("ground", *(str(digit) for digit in range(10)))
     image, mask = splits.val[7]
-    assert image.shape == splits.image_shape == (3, SIDE, SIDE)
+    assert image.shape == splits.form.input_size == (3, SIDE, SIDE)
     assert (image.dtype, mask.dtype) == (torch.float32, torch.int64)  # type: ignore[attr-defined]
     assert mask.shape == (SIDE, SIDE)  # type: ignore[attr-defined]
 
@@ -34,7 +36,7 @@ def test_the_scenes_are_the_same_every_time_and_no_two_are_alike(splits: Splits)
     again = parts(digit_scenes())
     for name, part in parts(splits).items():
         assert torch.equal(part.images, again[name].images)
-        assert torch.equal(part.masks, again[name].masks)
+        assert torch.equal(part.targets, again[name].targets)
     every = torch.cat([part.images[:, 0, 0, :4] for part in parts(splits).values()])
     assert len(every.unique(dim=0)) == len(every)
 
@@ -44,14 +46,16 @@ def test_training_pixels_have_mean_0_and_deviation_1_and_the_scene_can_be_shown_
     torch.testing.assert_close(images.mean((0, 2, 3)), torch.zeros(3), atol=1e-4, rtol=0)
     torch.testing.assert_close(images.std((0, 2, 3)), torch.ones(3), atol=1e-4, rtol=0)
     for part in parts(splits).values():
-        shown = part.images * torch.tensor(splits.std)[:, None, None] + torch.tensor(splits.mean)[:, None, None]
+        shown = (
+            part.images * torch.tensor(splits.form.std)[:, None, None] + torch.tensor(splits.form.mean)[:, None, None]
+        )
         assert shown.min() > -1e-5
         assert shown.max() < 1 + 1e-5
 
 
 def test_every_class_occurs_about_alike_in_every_split_and_most_pixels_are_ground(splits: Splits) -> None:
     for part in parts(splits).values():
-        share = torch.bincount(part.masks.flatten(), minlength=11) / part.masks.numel()
+        share = torch.bincount(part.targets.flatten(), minlength=11) / part.targets.numel()
         assert len(share) == 11
         assert 0.6 < share[0] < 0.8
         assert share[1:].min() > 0.015
@@ -65,7 +69,7 @@ def corner_areas(masks: torch.Tensor) -> torch.Tensor:
 
 
 def test_a_scene_has_two_to_four_digits(splits: Splits) -> None:
-    counts = (corner_areas(parts(splits)["train"].masks) > 30).sum(1)
+    counts = (corner_areas(parts(splits)["train"].targets) > 30).sum(1)
     assert counts.unique().tolist() == [2, 3, 4]
 
 
@@ -78,12 +82,12 @@ def test_digits_vary_in_size() -> None:
 def test_each_split_is_composed_of_its_own_scans_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     source = digits()
     only = {
-        name: InMemory(part.images, torch.full_like(part.labels, digit))
+        name: InMemory(part.images, torch.full_like(part.targets, digit))
         for name, part, digit in (("train", source.train, 1), ("val", source.val, 2), ("test", source.test, 3))
     }
     monkeypatch.setattr(scenes, "digits", lambda: replace(source, **only))
     for (_, part), digit in zip(parts(digit_scenes()).items(), (1, 2, 3), strict=True):
-        assert part.masks.unique().tolist() == [0, digit + 1]
+        assert part.targets.unique().tolist() == [0, digit + 1]
 
 
 def test_a_mask_lies_on_its_digit() -> None:
@@ -105,7 +109,7 @@ def test_masks_and_images_come_in_batches_to_learn_from_and_to_evaluate(splits: 
     images, masks = next(iter(training_batches(splits.train, 8, 0, 0)))
     assert images.shape == (8, 3, SIDE, SIDE)
     assert masks.shape == (8, SIDE, SIDE)
-    assert torch.equal(torch.cat([masks for _, masks in batches(splits.test, 64)]), parts(splits)["test"].masks)
+    assert torch.equal(torch.cat([masks for _, masks in batches(splits.test, 64)]), parts(splits)["test"].targets)
 
 
 def test_changed_colours_are_a_channel_of_the_same_image_brighter_or_darker() -> None:

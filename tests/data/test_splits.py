@@ -4,15 +4,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vimoe.data.digits import digits
+from vimoe.data.epoch_order import epoch_order, generator
 from vimoe.data.loaders import batches
-from vimoe.data.splits import EpochOrder, choose_splits, generator
+from vimoe.data.splits import RunSplits
 from vimoe.errors import UserError
 
 
 @given(st.integers(1, 200), st.integers(1, 40), st.integers(0, 5), st.integers(0, 5))
 @settings(deadline=None, max_examples=40)
 def test_an_epoch_shows_each_image_at_most_once_in_full_batches(size: int, batch: int, seed: int, epoch: int) -> None:
-    order = EpochOrder(size, batch, seed, epoch)
+    order = epoch_order(size, batch, seed, epoch)
     seen = [i for part in order for i in part]
     assert len(order) == size // batch
     assert len(set(seen)) == len(seen) == len(order) * batch
@@ -20,16 +21,16 @@ def test_an_epoch_shows_each_image_at_most_once_in_full_batches(size: int, batch
 
 
 def test_the_order_depends_on_seed_and_epoch_alone() -> None:
-    assert list(EpochOrder(50, 5, 1, 2)) == list(EpochOrder(50, 5, 1, 2))
-    assert list(EpochOrder(50, 5, 1, 2)) != list(EpochOrder(50, 5, 1, 3))
-    assert list(EpochOrder(50, 5, 1, 2)) != list(EpochOrder(50, 5, 2, 2))
+    assert list(epoch_order(50, 5, 1, 2)) == list(epoch_order(50, 5, 1, 2))
+    assert list(epoch_order(50, 5, 1, 2)) != list(epoch_order(50, 5, 1, 3))
+    assert list(epoch_order(50, 5, 1, 2)) != list(epoch_order(50, 5, 2, 2))
 
 
 @given(st.integers(1, 60), st.integers(1, 12), st.integers(1, 4))
 @settings(deadline=None, max_examples=60)
 def test_repeats_show_fewer_images_in_as_many_batches_side_by_side(size: int, batch: int, repeats: int) -> None:
-    plain = [i for part in EpochOrder(size, batch, 1, 2) for i in part]
-    numbers = [i for part in EpochOrder(size, batch, 1, 2, repeats) for i in part]
+    plain = [i for part in epoch_order(size, batch, 1, 2) for i in part]
+    numbers = [i for part in epoch_order(size, batch, 1, 2, repeats) for i in part]
     assert len(numbers) == len(plain)
     assert numbers == [plain[j // repeats] + size * (j % repeats) for j in range(len(plain))]
 
@@ -37,8 +38,8 @@ def test_repeats_show_fewer_images_in_as_many_batches_side_by_side(size: int, ba
 @given(st.integers(1, 60), st.integers(1, 6), st.integers(1, 4), st.integers(1, 3))
 @settings(deadline=None, max_examples=40)
 def test_processes_share_out_the_batches_of_one(size: int, share: int, world: int, repeats: int) -> None:
-    whole = EpochOrder(size, share * world, 3, 4, repeats)
-    parts = [EpochOrder(size, share * world, 3, 4, repeats, (rank, world)) for rank in range(world)]
+    whole = epoch_order(size, share * world, 3, 4, repeats)
+    parts = [epoch_order(size, share * world, 3, 4, repeats, (rank, world)) for rank in range(world)]
     assert {len(part) for part in parts} == {len(whole)}
     for batch, *shares in zip(whole, *parts, strict=True):
         assert [len(one) for one in shares] == [share] * world
@@ -46,26 +47,26 @@ def test_processes_share_out_the_batches_of_one(size: int, share: int, world: in
 
 
 def test_splits_are_chosen_by_name_or_by_the_usual_names() -> None:
-    assert choose_splits(["training", "valid", "test"], ("", "", ""), "x") == {
+    assert RunSplits().choose(["training", "valid", "test"], "x") == {
         "train": "training",
         "val": "valid",
         "test": "test",
     }
-    assert choose_splits(["a", "b", "test"], ("b", "a", ""), "x") == {"train": "b", "val": "a", "test": "test"}
-    assert choose_splits(["train"], ("", "", "train"), "x") == {"train": "train", "test": "train"}
+    assert RunSplits("b", "a").choose(["a", "b", "test"], "x") == {"train": "b", "val": "a", "test": "test"}
+    assert RunSplits(test="train").choose(["train"], "x") == {"train": "train", "test": "train"}
 
 
 def test_a_split_that_is_not_there_is_answered_with_those_that_are() -> None:
     with pytest.raises(UserError, match="x has no split 'dev'; there is train, test"):
-        choose_splits(["train", "test"], ("", "dev", ""), "x")
+        RunSplits(val="dev").choose(["train", "test"], "x")
     with pytest.raises(UserError, match="x has no training split; name one with train_split: there is val, test"):
-        choose_splits(["val", "test"], ("", "", ""), "x")
+        RunSplits().choose(["val", "test"], "x")
 
 
 def test_evaluation_sees_every_image_once_in_its_own_order() -> None:
     part = digits().test
     labels = torch.cat([labels for _, labels in batches(part, 100)])
-    assert torch.equal(labels, part.labels)
+    assert torch.equal(labels, part.targets)
 
 
 def test_generators_of_different_keys_draw_different_numbers() -> None:

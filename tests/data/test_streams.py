@@ -11,11 +11,12 @@ from tests.data.archives import image_bytes, spoil, write_tar
 from tests.data.image_files import COLOURS, write_folder
 from vimoe.data.archive import members, read_member
 from vimoe.data.decode import BrokenImageError
-from vimoe.data.folder import ImageFiles, ImageForm
+from vimoe.data.images import ImageFiles
 from vimoe.data.loaders import batches, training_batches
 from vimoe.data.registry import open_dataset
-from vimoe.data.splits import Splits
+from vimoe.data.splits import RunSplits, Splits
 from vimoe.data.streams import expand, find_torchvision, find_webdataset
+from vimoe.data.transforms import ImageForm
 from vimoe.errors import UserError
 
 FORM = ImageForm((3, 8, 8), (0.5,) * 3, (0.5,) * 3, "bicubic", 1.0)
@@ -33,7 +34,7 @@ def greys(splits: Splits, part: str = "train") -> list[tuple[int, int]]:
     """Every image's grey value and label."""
     images = getattr(splits, part)
     assert isinstance(images, ImageFiles)
-    return [(images.read(where).getpixel((0, 0))[0], label) for where, label in images.samples]  # type: ignore[index]
+    return [(images.read(*sample)[0].getpixel((0, 0))[0], sample[1]) for sample in images.samples]  # type: ignore[index]
 
 
 @pytest.mark.parametrize("kind", ["cls", "json"])
@@ -123,10 +124,10 @@ def test_labels_that_cannot_be_are_one_line(tmp_path: Path, labels: list[str], l
 
 def test_shards_without_labels_or_that_are_not_there_are_one_line(tmp_path: Path) -> None:
     write_tar(tmp_path / "train-0.tar", {"a.png": image_bytes(0)})
-    with pytest.raises(UserError, match="holds no training images with a label"):
+    with pytest.raises(UserError, match="holds no train images with a label"):
         find_webdataset(tmp_path)
     with pytest.raises(UserError, match=r"train-1.tar cannot be read: No such file"):
-        find_webdataset(tmp_path, ("train-{0..1}.tar", "", ""))
+        find_webdataset(tmp_path, RunSplits("train-{0..1}.tar"))
 
 
 def write_mnist(root: Path, labels: dict[str, list[int]]) -> None:
@@ -159,7 +160,7 @@ def test_torchvisions_files_are_read_like_any_others(tmp_path: Path) -> None:
     assert {where.suffix for where, _ in found.parts["train"]} == {".jpg"}
     (tmp_path / "val" / "grass" / "000.jpg").write_text("no image")
     with pytest.raises(BrokenImageError, match="is no image that can be read"):
-        [found.read(where) for where, _ in found.parts["val"]]
+        [found.read(*sample) for sample in found.parts["val"]]
 
 
 def test_a_torchvision_set_that_is_unknown_or_not_there_is_one_line(tmp_path: Path) -> None:

@@ -37,7 +37,7 @@ def accuracy(folder: Path) -> float:
     test = digits().test
     with torch.no_grad():
         answers = load(folder)(test.images).argmax(-1)  # type: ignore[attr-defined]
-    return 100 * (answers == test.labels).float().mean().item()  # type: ignore[attr-defined]
+    return 100 * (answers == test.targets).float().mean().item()  # type: ignore[attr-defined]
 
 
 def test_a_run_is_pruned_recovers_and_is_not_touched_itself(trained: Path, tmp_path: Path) -> None:

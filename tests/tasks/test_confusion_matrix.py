@@ -45,7 +45,7 @@ def test_figures_of_a_case_worked_by_hand() -> None:
     assert matrix.metrics() == pytest.approx(
         {"miou": 100 * (2 / 3 + 1 / 3 + 0) / 3, "aacc": 100 * 3 / 5, "macc": 100 * (2 / 3 + 1 / 2) / 2}
     )
-    ious, accs, pixels = zip(*matrix.per_class(), strict=True)
+    pixels, ious, accs = zip(*matrix.per_class(), strict=True)
     np.testing.assert_allclose(ious, [200 / 3, 100 / 3, 0, math.nan])
     np.testing.assert_allclose(accs, [200 / 3, 50, math.nan, math.nan])
     assert pixels == (3, 2, 0, 0)

@@ -7,55 +7,19 @@ import torch
 from PIL import Image
 
 from tests.tasks.scenery import NAMES, small_segmenter
-from tests.tasks.test_segmentation import Sizes
-from vimoe import UserError
 from vimoe.data.decode import read_image
-from vimoe.data.folder import ImageForm
 from vimoe.data.mask_augmentation import normalised
 from vimoe.data.masks import read_mask
-from vimoe.data.splits import Splits
+from vimoe.data.transforms import ImageForm
 from vimoe.tasks.mask_inference import (
     class_shares,
-    default_view,
-    evaluate_masks,
     mask_png,
     overlay_png,
     predict_masks,
 )
 from vimoe.tasks.palette import class_colours
-from vimoe.tasks.segmentation import Segmentation
 from vimoe.tasks.segmenter_folder import save_segmenter
 from vimoe.tasks.windows import View
-
-
-def splits_of(images: Sizes, names: tuple[str, ...] = NAMES) -> Splits:
-    return Splits(images, images, images, names, (3, 32, 32), (0.5,) * 3, (0.5,) * 3)
-
-
-def test_a_folder_is_evaluated_as_the_model_in_memory_is(tmp_path: Path) -> None:
-    model, images = small_segmenter(), Sizes([(20, 30), (33, 8)])
-    save_segmenter(model, tmp_path / "model", NAMES, reduce_zero_label=True, short_side=24)
-    asked: list[tuple[ImageForm, bool]] = []
-
-    def open_splits(form: ImageForm, reduce_zero_label: bool) -> Splits:
-        asked.append((form, reduce_zero_label))
-        return splits_of(images)
-
-    view = default_view(tmp_path)
-    assert view == View(short_side=24)
-    result = evaluate_masks(tmp_path, open_splits, "test", view, 0, "cpu")
-    assert asked[0][1]
-    assert asked[0][0].shape[0] == 3
-    expected = Segmentation(3, view=view).evaluate(model, images, "cpu")
-    assert result.confusion.metrics() | {"images": result.images} == expected
-    assert result.broken == []
-
-
-def test_other_classes_than_the_models_are_refused(tmp_path: Path) -> None:
-    save_segmenter(small_segmenter(), tmp_path, NAMES)
-    for names, line in ((("sky", "tree", "sea"), "first that differs is 'road'"), (NAMES[::-1], "in another order")):
-        with pytest.raises(UserError, match=line):
-            evaluate_masks(tmp_path, lambda *_, names=names: splits_of(Sizes([]), names), "test", View(), 0, "cpu")
 
 
 @pytest.mark.parametrize("reduce_zero_label", [True, False])
@@ -64,7 +28,7 @@ def test_a_predicted_mask_reads_back_as_the_models_own_labels(tmp_path: Path, re
     save_segmenter(model, tmp_path / "model", NAMES, reduce_zero_label)
     file = tmp_path / "image.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (21, 34, 3), dtype=np.uint8)).save(file)
-    (answer,) = predict_masks(tmp_path, [file], View(), "cpu", lambda line: None)
+    (answer,) = predict_masks(tmp_path / "model", [file], View(), "cpu", lambda line: None)
     (tmp_path / "mask.png").write_bytes(answer.mask)
     config = model.backbone.pretrained_cfg
     form = ImageForm((3, 32, 32), config["mean"], config["std"], "bicubic", 1.0)

@@ -7,10 +7,11 @@ from torch.nn import functional as F
 
 from tests.tasks.scenery import NAMES, small_segmenter
 from vimoe import UserError
-from vimoe.data.loaders import batches
+from vimoe.data.images import Images
 from vimoe.data.masks import IGNORE
-from vimoe.data.splits import Images, Splits
-from vimoe.tasks.segmentation import Segmentation, segment
+from vimoe.data.splits import Splits
+from vimoe.data.transforms import ImageForm
+from vimoe.tasks.segmentation import Segmentation
 from vimoe.tasks.segmenter_folder import load_segmenter, read_segmentation
 from vimoe.tasks.task import Task
 from vimoe.tasks.windows import View
@@ -88,8 +89,8 @@ def test_what_makes_processes_come_out_even_counts_nowhere(monkeypatch: pytest.M
     pixels = []
     for part in range(3):
         monkeypatch.setattr("vimoe.data.loaders.rank", lambda part=part: part)
-        confusion, count = segment(Reader(), batches(shown, 1), 3, "cpu", View())
-        assert count == (2, 2, 1)[part]
+        confusion = Segmentation(3).measure(Reader(), shown, "cpu")
+        assert confusion.images == (2, 2, 1)[part]
         pixels.append(int(confusion.counts.sum()))
     assert pixels == [48, 48, 24]
 
@@ -102,7 +103,7 @@ def test_evaluation_gives_the_mode_back() -> None:
 
 
 def test_a_finished_model_is_kept_with_what_its_masks_mean(tmp_path: Path) -> None:
-    splits = Splits(Sizes([]), Sizes([]), Sizes([]), NAMES, (3, 32, 32), (0.5,) * 3, (0.5,) * 3)
+    splits = Splits(Sizes([]), Sizes([]), Sizes([]), NAMES, ImageForm((3, 32, 32), (0.5,) * 3, (0.5,) * 3))
     model = small_segmenter()
     Segmentation(3, view=View(short_side=24), reduce_zero_label=True).save(model, tmp_path, splits)
     entry = read_segmentation(tmp_path)

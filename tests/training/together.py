@@ -74,4 +74,4 @@ def _run(
 
 
 def _fewer(splits: Any, val: int) -> Any:
-    return replace(splits, val=type(splits.val)(splits.val.images[:val], splits.val.labels[:val]))
+    return replace(splits, val=type(splits.val)(splits.val.images[:val], splits.val.targets[:val]))

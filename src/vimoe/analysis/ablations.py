@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from vimoe.data.splits import generator
+from vimoe.data.epoch_order import generator
 from vimoe.moe.config import MoEConfig
 from vimoe.moe.layer import MoELayer
 from vimoe.moe.router import Selection, select_experts

@@ -10,7 +10,8 @@ from pathlib import Path
 from vimoe.analysis.analysis import analyze
 from vimoe.analysis.analysis_result import Analysis
 from vimoe.analysis.held_out import held_out
-from vimoe.data.splits import Images, Splits, check_classes
+from vimoe.data.images import ImageFiles, Images
+from vimoe.data.splits import Splits, check_classes
 from vimoe.errors import UserError
 from vimoe.files import write_text
 from vimoe.tasks.model import load_model
@@ -144,6 +145,6 @@ def read_plan(path: Path) -> Plan:
 
 def _paths(images: Images, places: set[int]) -> dict[int, str]:
     """Where images from files lie."""
-    samples = getattr(images, "samples", getattr(images, "pairs", ()))
+    samples = images.samples if isinstance(images, ImageFiles) else ()
     found = {place: samples[place][0] for place in sorted(places) if place < len(samples)}
     return {place: str(source) for place, source in found.items() if isinstance(source, str | Path)}

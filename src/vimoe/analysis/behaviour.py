@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from vimoe.analysis.expert_similarity import output_gram
 from vimoe.analysis.observations import ImageObservations, Observations, PatchObservations
 from vimoe.analysis.specialisation import entropy_bits, mutual_information
-from vimoe.data.splits import generator
+from vimoe.data.epoch_order import generator
 from vimoe.moe.layer import MoELayer
 from vimoe.vit.blocks import moe_layers
 

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from vimoe.analysis.ablation_scores import Score, share_of_right_labels, share_of_right_pixels
 from vimoe.analysis.patches import patch_classes, resized_masks
+from vimoe.data.images import Images
 from vimoe.data.loaders import OnBroken, batches
-from vimoe.data.splits import Images
 from vimoe.tasks.segmenter import Segmenter
 from vimoe.tasks.windows import resized, view_size
 

@@ -1,4 +1,4 @@
-"""`vimoe evaluate`: a finished model on labelled images, from its folder alone."""
+"""`vimoe evaluate`: a finished model on labelled images."""
 
 from __future__ import annotations
 
@@ -6,24 +6,24 @@ import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from vimoe.cli.arguments import Parser, add_view, chosen_view, mapping
 from vimoe.errors import UserError
 
+if TYPE_CHECKING:
+    from vimoe.data.images import Images
+
 
 def run(arguments: Sequence[str]) -> None:
     """Print the metrics; with --json and --csv, write them."""
-    parser = Parser("evaluate", "Prints overall metrics and a table by class.")
+    parser = Parser("evaluate", "A run is evaluated on its own data; other data, or a model folder's, on all of it.")
     parser.value("model", "a run folder or a model folder", type=Path)
     parser.group("data")
-    parser.flag(
-        "--dataset",
-        "folder or ade20k (default: as the model's task), digits, glyphs, digit_scenes, or a name of timm's",
-    )
+    parser.flag("--dataset", "the kind of data (default: as the run's, else folder or ade20k)")
     parser.flag("--dataset-args", "arguments of glyphs, such as '{test_family: serif}'", type=mapping)
     parser.shared("--data-dir")
-    parser.flag("--split", "train, val, test, or a split's own name", "test")
+    parser.flag("--split", "train, val, test, or a split's own name (default: test, or what there is)")
     parser.group("output")
     parser.flag("--json", "write all metrics to this file", type=Path)
     parser.flag("--csv", "write the table by class to this file", type=Path)
@@ -33,77 +33,68 @@ def run(arguments: Sequence[str]) -> None:
     args = parser.parse(arguments)
     from vimoe.files import write_text
     from vimoe.report.tables import Table, metrics_table
-    from vimoe.tasks.inference import model_folder
+    from vimoe.tasks.evaluation import evaluate_folder
+    from vimoe.tasks.mask_inference import default_view
+    from vimoe.tasks.model import model_folder
     from vimoe.tasks.segmenter_folder import holds_segmenter
+    from vimoe.training.parallel import pick_device
 
-    of_pixels = holds_segmenter(model_folder(args.model))
-    metrics, header, rows, broken = (_pixels if of_pixels else _images)(args)
-    for line in broken:
+    folder, device = model_folder(args.model), pick_device(args.device)
+    view = chosen_view(args, default_view(folder)) if holds_segmenter(folder) else None
+    images, class_names, what = _own_images(args) or _other_images(args, folder)
+    found = evaluate_folder(folder, images, class_names, device, args.batch_size, args.workers, view)
+    for line in found.broken:
         parser.note(line)
-    if not metrics["images"]:
+    if not found.summary["images"]:
         raise UserError("none of the images can be read")
-    cells = [[name, str(count), *(f"{value:.1f}" for value in values)] for name, count, *values in rows]
-    table = Table(header, cells)
-    print(f"{metrics_table(metrics)}\n\n{table.text()}")
+    cells = [[name, str(count), *(f"{value:.1f}" for value in values)] for name, count, *values in found.per_class]
+    table = Table(("class", *found.columns), cells)
+    print(f"{found.summary['images']} images of {what}\n\n{metrics_table(found.summary)}\n\n{table.text()}")
     if args.json:
-        by_class = [dict(zip(("class", *header[1:]), row, strict=True)) for row in rows]
-        told = {**metrics, "broken": len(broken), "classes": by_class}
-        write_text(args.json, json.dumps(told, indent=2, ensure_ascii=False) + "\n")
+        by_class = [dict(zip(("class", *found.columns), row, strict=True)) for row in found.per_class]
+        report = {**found.summary, "data": what, "broken": len(found.broken), "classes": by_class}
+        write_text(args.json, json.dumps(report, indent=2) + "\n")
     if args.csv:
         write_text(args.csv, table.csv())
 
 
-Told = tuple[dict[str, float], tuple[str, ...], list[tuple[Any, ...]], list[str]]
+Choice = tuple["Images", tuple[str, ...], str]
 
 
-def _images(args: argparse.Namespace) -> Told:
-    """Metrics, header and rows of the table by class, and lines on broken images, of a classifier."""
-    from vimoe.tasks.inference import evaluate_folder
-    from vimoe.training.parallel import pick_device
+def _own_images(args: argparse.Namespace) -> Choice | None:
+    """A split of the run's own data, its classes, and what it is; None where the flags or the folder say otherwise."""
+    if not (args.model / "recipe.yaml").exists() or args.dataset or args.dataset_args:
+        return None
+    from vimoe.analysis.analyze_run import finished_run, run_images
 
-    device, dataset = pick_device(args.device), args.dataset or "folder"
-    role, names = _role(args.split)
-    result = evaluate_folder(
-        args.model,
-        dataset,
-        args.data_dir,
-        role,
-        args.batch_size,
-        args.workers,
-        device,
-        names,
-        args.dataset_args,
-    )
-    rows = zip(result.class_names, result.metrics.per_class(), strict=True)
-    table = [(name, images, top1) for name, (images, top1) in rows]
-    return result.metrics.summary(), ("class", "images", "top-1 %"), table, result.broken
+    run, recipe = finished_run(args.model)
+    split = args.split or "test"
+    moved = args.data_dir and (not recipe.data_dir or Path(args.data_dir).resolve() != Path(recipe.data_dir).resolve())
+    if moved or split not in ("train", "val", "test"):
+        return None
+    splits = run_images(run, recipe)
+    if split == "test" and splits.test is splits.val:
+        split = "val (there is no test)"
+    return getattr(splits, split.split()[0]), splits.class_names, f"{split} of the run's own data"
 
 
-def _pixels(args: argparse.Namespace) -> Told:
-    """The same of a segmentation model."""
-    from vimoe.data.registry import open_masks
-    from vimoe.tasks.mask_inference import default_view, evaluate_masks
-    from vimoe.training.parallel import pick_device
+def _other_images(args: argparse.Namespace, folder: Path) -> Choice:
+    """The same of any data: all of it, or of one split."""
+    from vimoe.data.registry import EMBEDDED, open_one_split
+    from vimoe.data.splits import check_classes
+    from vimoe.tasks.model import model_classes, model_form
+    from vimoe.tasks.segmenter_folder import holds_segmenter, read_segmentation
+    from vimoe.training.recipe import load_recipe
 
-    if args.dataset_args:
-        raise UserError("--dataset-args is for dataset glyphs, which has no masks")
-    view, (role, names) = chosen_view(args, default_view(args.model)), _role(args.split)
-    result = evaluate_masks(
-        args.model,
-        lambda form, reduce: open_masks(
-            args.dataset or "ade20k", args.data_dir, form, None, reduce, names, view.short_side
-        ),
-        role,
-        view,
-        args.workers,
-        pick_device(args.device),
-    )
-    rows = zip(result.class_names, result.confusion.per_class(), strict=True)
-    table = [(name, metrics.pixels, metrics.iou, metrics.acc) for name, metrics in rows]
-    metrics = {**result.confusion.metrics(), "images": result.images}
-    return metrics, ("class", "pixels", "IoU %", "accuracy %"), table, result.broken
-
-
-def _role(split: str) -> tuple[str, tuple[str, str, str]]:
-    """Which split is meant, and the names to look for: one that is none of the three is looked for as `test`."""
-    return (split, ("", "", "")) if split in ("train", "val", "test") else ("test", ("", "", split))
+    of_pixels = holds_segmenter(folder)
+    dataset, data_dir = args.dataset or ("ade20k" if of_pixels else "folder"), args.data_dir
+    if not args.dataset and (args.model / "recipe.yaml").exists():
+        recipe = load_recipe(args.model / "recipe.yaml")
+        dataset = dataset if args.data_dir and recipe.dataset in EMBEDDED else recipe.dataset
+        data_dir = data_dir or recipe.data_dir
+    known = model_classes(folder)
+    reduce = read_segmentation(folder).reduce_zero_label if of_pixels else True
+    found = open_one_split(dataset, data_dir, model_form(folder), args.split or "", known, reduce, args.dataset_args)
+    check_classes(found.class_names, known or found.class_names, "the images have other classes than the model")
+    where = data_dir or dataset
+    return found.images, found.class_names, f"{found.split} of {where}" if found.split else f"{where}, all of it"

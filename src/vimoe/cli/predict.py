@@ -6,15 +6,19 @@ import argparse
 import csv
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from vimoe.cli.arguments import Parser, add_view, at_least, chosen_view
 from vimoe.errors import UserError
 
+# What is said about an image: a JSON record, and rows of a table.
+Answer = tuple[dict[str, Any], list[dict[str, Any]]]
+
 
 def run(arguments: Sequence[str]) -> None:
-    """Print one JSON or CSV line an image, write masks for a segmentation model; broken images are told."""
+    """Print one JSON line or some CSV lines an image, and write masks for a segmentation model."""
     parser = Parser("predict", "Needs the model folder alone. Broken images are named on stderr and left out.")
     parser.value("model", "a run folder or a model folder", type=Path)
     parser.value("images", "image files, folders, or globs in quotes", nargs="+")
@@ -27,65 +31,63 @@ def run(arguments: Sequence[str]) -> None:
     parser.shared("--device")
     add_view(parser)
     args = parser.parse(arguments)
-    from vimoe.tasks.inference import find_images, model_folder
+    from vimoe.tasks.label_inference import find_images
+    from vimoe.tasks.model import model_folder
     from vimoe.tasks.segmenter_folder import holds_segmenter
 
-    paths = find_images(args.images)
-    of_pixels = holds_segmenter(model_folder(args.model))
-    if not (_masks if of_pixels else _labels)(args, paths, parser):
+    paths, folder = find_images(args.images), model_folder(args.model)
+    answered = 0
+    for record, rows in (_masks if holds_segmenter(folder) else _labels)(args, folder, paths, parser):
+        if args.format == "jsonl":
+            print(json.dumps(record), flush=True)
+        else:
+            writer = csv.DictWriter(sys.stdout, list(rows[0]), lineterminator="\n")
+            if not answered:
+                writer.writeheader()
+            writer.writerows(rows)
+        answered += 1
+    if not answered:
         raise UserError("none of the images can be read")
 
 
-def _labels(args: argparse.Namespace, paths: list[Path], parser: Parser) -> int:
-    """Print what a classifier says; gives the number of images."""
-    from vimoe.tasks.inference import predict
+def _labels(args: argparse.Namespace, folder: Path, paths: list[Path], parser: Parser) -> Iterator[Answer]:
+    """What a classifier says."""
+    from vimoe.tasks.label_inference import predict_labels
     from vimoe.training.parallel import pick_device
 
-    writer = csv.writer(sys.stdout, lineterminator="\n")
-    told = 0
-    for answer in predict(args.model, paths, args.top_k, args.batch_size, pick_device(args.device), parser.note):
-        if args.format == "jsonl":
-            record = {
-                "path": str(answer.path),
-                "labels": [{"label": label, "probability": round(p, 6)} for label, p in answer.labels],
+    for answer in predict_labels(folder, paths, args.top_k, args.batch_size, pick_device(args.device), parser.note):
+        path, labels = str(answer.path), [(label, round(p, 6)) for label, p in answer.labels]
+        experts = " ".join(f"{block}:{'+'.join(map(str, ids))}" for block, ids in answer.experts.items())
+        yield (
+            {
+                "path": path,
+                "labels": [{"label": label, "probability": p} for label, p in labels],
                 "experts": {str(block): ids for block, ids in answer.experts.items()},
-            }
-            print(json.dumps(record, ensure_ascii=False), flush=True)
-        else:
-            if not told:
-                writer.writerow(["path", "rank", "label", "probability", "experts"])
-            experts = " ".join(f"{block}:{'+'.join(map(str, ids))}" for block, ids in answer.experts.items())
-            for rank, (label, p) in enumerate(answer.labels, 1):
-                writer.writerow([answer.path, rank, label, f"{p:.6f}", experts])
-        told += 1
-    return told
+            },
+            [
+                {"path": path, "rank": rank, "label": label, "probability": f"{p:.6f}", "experts": experts}
+                for rank, (label, p) in enumerate(labels, 1)
+            ],
+        )
 
 
-def _masks(args: argparse.Namespace, paths: list[Path], parser: Parser) -> int:
-    """Write masks and overlays and print the shares of the classes; gives the number of images."""
+def _masks(args: argparse.Namespace, folder: Path, paths: list[Path], parser: Parser) -> Iterator[Answer]:
+    """The shares of the classes; masks and overlays are written."""
     from vimoe.files import write_bytes
     from vimoe.tasks.mask_inference import default_view, predict_masks
     from vimoe.training.parallel import pick_device
 
-    view = chosen_view(args, default_view(args.model))
-    writer = csv.writer(sys.stdout, lineterminator="\n")
-    names = _distinct(paths)
-    told = 0
-    for answer in predict_masks(args.model, paths, view, pick_device(args.device), parser.note):
+    view, names = chosen_view(args, default_view(folder)), _distinct(paths)
+    for answer in predict_masks(folder, paths, view, pick_device(args.device), parser.note):
         mask, overlay = (args.output / f"{names[answer.path]}{end}.png" for end in ("", ".overlay"))
         write_bytes(mask, answer.mask)
         write_bytes(overlay, answer.overlay)
-        if args.format == "jsonl":
-            shares = {name: round(share, 6) for name, share in answer.shares.items()}
-            record = {"path": str(answer.path), "mask": str(mask), "overlay": str(overlay), "shares": shares}
-            print(json.dumps(record, ensure_ascii=False), flush=True)
-        else:
-            if not told:
-                writer.writerow(["path", "mask", "class", "share"])
-            for name, share in answer.shares.items():
-                writer.writerow([answer.path, mask, name, f"{share:.6f}"])
-        told += 1
-    return told
+        files = {"path": str(answer.path), "mask": str(mask)}
+        shares = {name: round(share, 6) for name, share in answer.shares.items()}
+        yield (
+            {**files, "overlay": str(overlay), "shares": shares},
+            [{**files, "class": name, "share": f"{share:.6f}"} for name, share in shares.items()],
+        )
 
 
 def _distinct(paths: list[Path]) -> dict[Path, str]:

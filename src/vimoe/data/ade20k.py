@@ -10,7 +10,7 @@ mask of colours, decimals or values beyond the classes. Broken pairs are told an
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
@@ -18,79 +18,23 @@ from PIL import Image
 from torch import Tensor
 
 from vimoe.data.decode import SUFFIXES, BrokenImageError, read_image
-from vimoe.data.folder import ImageForm, files_below
-from vimoe.data.mask_augmentation import JointAugmentation, evaluation_pair, training_pair
+from vimoe.data.folder import files_below, folders
 from vimoe.data.masks import IGNORE, read_mask
-from vimoe.data.splits import Images, Splits, choose_splits
+from vimoe.data.splits import AS_USUAL, Found, Wanted
 from vimoe.errors import UserError
 
 CLASS_FILES = ("classes.txt", "objectInfo150.txt")
 
-JointTransform = Callable[[Image.Image, Tensor], tuple[Tensor, Tensor]]
-Pairs = Sequence[tuple[Path, Path]]
 
-
-class ImagesWithMasks(Images):
-    """Image files with mask files; an item is (image `[C, H, W]` fp32, mask `[H, W]` int64).
-
-    Args:
-        pairs: Each image and its mask.
-        num_classes: Number of classes.
-        reduce_zero_label: Whether masks say 0 for unlabelled.
-        transform: From image and mask at their own size to what the model sees.
-    """
-
-    from_files = True
-
-    def __init__(self, pairs: Pairs, num_classes: int, reduce_zero_label: bool, transform: JointTransform) -> None:
-        self.pairs = pairs
-        self.num_classes = num_classes
-        self.reduce_zero_label = reduce_zero_label
-        self.transform = transform
-
-    def __len__(self) -> int:
-        return len(self.pairs)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        return self.transform(*self.read(index))
-
-    def read(self, index: int) -> tuple[Image.Image, Tensor]:
-        """The image in RGB and its mask, at their own size.
-
-        Raises:
-            BrokenImageError: One of them cannot be used, or their sizes differ.
-        """
-        image_file, mask_file = self.pairs[index]
-        image = read_image(image_file)
-        mask = read_mask(mask_file, self.num_classes, self.reduce_zero_label)
-        height, width = mask.shape
-        if (width, height) != image.size:
-            raise BrokenImageError(
-                f"{image_file} is {image.width} x {image.height} pixels, its mask {mask_file} {width} x {height}"
-            )
-        return image, mask
-
-
-def open_ade20k(
-    root: Path,
-    form: ImageForm,
-    augmentation: JointAugmentation | None,
-    reduce_zero_label: bool = True,
-    splits: tuple[str, str, str] = ("", "", ""),
-    short_side: int | None = None,
-) -> Splits:
+def find_ade20k(root: Path, wanted: Wanted = AS_USUAL, reduce_zero_label: bool = True) -> Found:
     """Find the splits and classes of a folder in ADE20K's layout.
 
-    Without a split to report on (`test`) it is the one that decides (`val`), and the reverse. What is only in
-    `images` or only in `annotations`, such as a test split without masks, is no split.
+    What is only in `images` or only in `annotations`, such as a test split without masks, is no split.
 
     Args:
         root: The folder.
-        form: How the model wants its images; training crops have its height and width.
-        augmentation: How training images are augmented; None shows their middle.
+        wanted: Which splits.
         reduce_zero_label: Masks say 0 for unlabelled and 1 to K for the classes; else 0 to K - 1, and 255.
-        splits: Names of the splits `train`, `val` and `test`; where one is empty, a usual name is looked for.
-        short_side: See `vimoe.data.mask_augmentation.training_pair`.
 
     Raises:
         UserError: The folder, a split or the names of the classes are missing, or an image or a mask stands alone.
@@ -98,28 +42,32 @@ def open_ade20k(
     if not root.is_dir():
         raise UserError(f"data_dir {root} is not a folder")
     class_names = read_class_names(root, reduce_zero_label)
-    there = sorted(_folders(root / "images") & _folders(root / "annotations"))
-    chosen = choose_splits(there, splits, str(root))
-    if "val" not in chosen and "test" not in chosen:
-        raise UserError(f"{root} has no split to decide on; name one with val_split: there is {', '.join(there)}")
-    pairs = {role: find_pairs(root, split) for role, split in chosen.items()}
-    val = pairs.get("val", pairs.get("test", []))
-    images = partial(ImagesWithMasks, num_classes=len(class_names), reduce_zero_label=reduce_zero_label)
-    evaluation = partial(evaluation_pair, form=form)
-    training = partial(training_pair, form=form, augmentation=augmentation, short_side=short_side)
-    return Splits(
-        train=images(pairs["train"], transform=training),
-        val=images(val, transform=evaluation),
-        test=images(pairs.get("test", val), transform=evaluation),
-        class_names=class_names,
-        image_shape=form.shape,
-        mean=form.mean,
-        std=form.std,
-        interpolation=form.interpolation,
+    there = sorted(_splits(root / "images") & _splits(root / "annotations"))
+    parts = {role: find_pairs(root, split) for role, split in wanted.choose(there, str(root)).items()}
+    return Found(
+        parts, class_names, partial(read_pair, num_classes=len(class_names), reduce_zero_label=reduce_zero_label)
     )
 
 
-def find_pairs(root: Path, split: str) -> Pairs:
+def read_pair(
+    image_file: Path, mask_file: Path, num_classes: int, reduce_zero_label: bool
+) -> tuple[Image.Image, Tensor]:
+    """The image in RGB and its mask `[H, W]` int64, at their own size.
+
+    Raises:
+        BrokenImageError: One of them cannot be used, or their sizes differ.
+    """
+    image = read_image(image_file)
+    mask = read_mask(mask_file, num_classes, reduce_zero_label)
+    height, width = mask.shape
+    if (width, height) != image.size:
+        raise BrokenImageError(
+            f"{image_file} is {image.width} x {image.height} pixels, its mask {mask_file} {width} x {height}"
+        )
+    return image, mask
+
+
+def find_pairs(root: Path, split: str) -> Sequence[tuple[Path, Path]]:
     """The images of a split with their masks, in the order of their names.
 
     Raises:
@@ -180,10 +128,10 @@ def _numbered(file: Path, lines: list[str], reduce_zero_label: bool) -> list[str
     return [name for _, name in named]
 
 
-def _folders(root: Path) -> set[str]:
+def _splits(root: Path) -> set[str]:
     if not root.is_dir():
         raise UserError(f"{root} is missing: images are in images/SPLIT, their masks in annotations/SPLIT")
-    return {entry.name for entry in root.iterdir() if entry.is_dir() and not entry.name.startswith(".")}
+    return set(folders(root))
 
 
 def _name(file: Path, root: Path) -> Path:

@@ -1,7 +1,7 @@
 """Images in tar archives, read where they lie: an index of the members, then random access by offset.
 
 timm's reader of tars keeps archives open, which worker processes must not share, passes over what it cannot read, and
-takes a member's innermost folder for its class whatever the split. Here an archive is opened for each read (decoding a
+takes a member's innermost folder for its class whatever the split. Here an archive is opened for each read (decoding an
 image takes twenty times as long), every damaged member is named, and a tree of archives means what the same tree of
 folders means.
 
@@ -16,18 +16,23 @@ import os
 import re
 import tarfile
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import BinaryIO, NamedTuple
 
 from PIL import Image
 
 from vimoe.data.decode import SUFFIXES, BrokenImageError, read_image
-from vimoe.data.folder import label_by_class
-from vimoe.data.splits import Found, choose_splits, is_split
+from vimoe.data.folder import files_below, label_by_class
+from vimoe.data.images import labelled
+from vimoe.data.splits import AS_USUAL, UNSPLIT, Found, Wanted, is_split
 from vimoe.errors import UserError
 
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\xfd7": "xz", b"(\xb5": "zstd"}
 SHARD = re.compile(r"(^|[-_.])\d+$")
+_BLOCK, _ZEROS = 512, bytes(2**20)
+_EXTENSIONS = (b"L", b"K", b"x", b"g", b"X")  # a long name or attributes, before the header that they belong to
+_LARGEST = 2**30
 
 
 class Member(NamedTuple):
@@ -38,7 +43,7 @@ class Member(NamedTuple):
         name: The member's path in it.
         offset: Where its bytes begin.
         size: How many there are.
-        lost: What is wrong where the archive is damaged so that there is nothing to read; else empty.
+        lost: What is wrong where there is nothing that can be read; else empty.
     """
 
     archive: Path
@@ -49,17 +54,6 @@ class Member(NamedTuple):
 
     def __str__(self) -> str:
         return f"{self.archive}: {self.name}"
-
-
-class NamedBytes(io.BytesIO):
-    """A file's content that answers to the file's name."""
-
-    def __init__(self, content: bytes, name: str) -> None:
-        super().__init__(content)
-        self.name = name
-
-    def __str__(self) -> str:
-        return self.name
 
 
 def read_member(member: Member) -> Image.Image:
@@ -74,7 +68,7 @@ def read_member(member: Member) -> Image.Image:
         content = read_bytes(member)
     except OSError as error:
         raise BrokenImageError(f"{member} cannot be read: {error.strerror}") from error
-    return read_image(NamedBytes(content, str(member)))  # type: ignore[arg-type]  # Pillow reads files as it reads paths
+    return read_image(member, io.BytesIO(content))
 
 
 def read_bytes(member: Member) -> bytes:
@@ -86,39 +80,83 @@ def read_bytes(member: Member) -> bytes:
 def members(archive: Path) -> Iterator[Member]:
     """The files of a plain tar in their order, with a lost one for every stretch that is damaged.
 
+    Members of more than 1 GiB and sparse ones are lost too.
+
     Raises:
         UserError: It cannot be read, is compressed or no tar at all, or ends too early.
     """
-    name, end, found = "its beginning", 0, False
+    name = ""
     try:
         with archive.open("rb") as file:
             start = next((kind for magic, kind in _COMPRESSED.items() if file.peek(2)[:2] == magic), None)
             if start:
                 raise UserError(f"{archive} is compressed ({start}): images are read by position, so unpack it first")
-            with tarfile.open(fileobj=file, mode="r:", ignore_zeros=True) as tar:  # goes on behind a damaged header
-                while (info := tar.next()) is not None:
-                    tar.members.clear()  # type: ignore[attr-defined]  # else it remembers all, a kilobyte each
-                    if _damaged(file.fileno(), end, info.offset):
-                        if not found:
-                            break
-                        yield Member(archive, f"member at byte {end}", lost="has a damaged header")
-                    name, end, found = info.name, tar.offset, True
-                    if info.isreg():
-                        yield Member(archive, info.name, info.offset_data, info.size)
-            if found and _damaged(file.fileno(), end, os.fstat(file.fileno()).st_size):
-                yield Member(archive, f"member at byte {end}", lost="has a damaged header")
-    except tarfile.ReadError as error:
-        where = f"ends in the middle of {name}: it was not copied whole" if found else "is no tar archive"
+            for info in _headers(file):
+                if isinstance(info, int):
+                    if name:
+                        yield Member(archive, f"member at byte {info}", lost="has a damaged header")
+                    continue
+                name = info.name
+                if info.issparse():
+                    yield Member(archive, name, lost="is stored with holes (sparse), which is not read")
+                elif info.isreg():
+                    lost = "" if info.size <= _LARGEST else "is larger than 1 GiB"
+                    yield Member(archive, name, info.offset_data, info.size, lost)
+    except tarfile.TarError as error:
+        where = f"ends in the middle of {name}: it was not copied whole" if name else "is no tar archive"
         raise UserError(f"{archive} {where}") from error
     except OSError as error:
         raise UserError(f"{archive} cannot be read: {error.strerror}") from error
-    if not found:
+    if not name:
         raise UserError(f"{archive} is no tar archive")
 
 
-def _damaged(file: int, start: int, end: int) -> bool:
-    """Whether something other than zeros lies between two members."""
-    return end > start and any(os.pread(file, end - start, start))
+def _headers(file: BinaryIO) -> Iterator[tarfile.TarInfo | int]:
+    """The members of a tar, and where each stretch begins that is neither a member nor zeros.
+
+    Raises:
+        tarfile.TarError: It does not begin as a tar, or ends within a member.
+    """
+    _check_extensions(file, 0)
+    tar, size = tarfile.TarFile(fileobj=file), os.fstat(file.fileno()).st_size
+    place, end, damaged = 0, 0, -1
+    while place < size:
+        block = os.pread(file.fileno(), _BLOCK, place)
+        if not any(block):
+            place = _behind_zeros(file, place)
+            continue
+        file.seek(place)
+        try:
+            _check_extensions(file, place)
+            info = tarfile.TarInfo.fromtarfile(tar)
+        except (tarfile.HeaderError, ValueError):
+            damaged, place = place if damaged < 0 else damaged, place + _BLOCK
+            continue
+        if damaged >= 0:
+            yield damaged
+        yield info
+        place, end, damaged = tar.offset, tar.offset, -1
+    if end > size:
+        raise tarfile.ReadError("unexpected end of data")
+    if damaged >= 0:
+        yield damaged
+
+
+def _behind_zeros(file: BinaryIO, place: int) -> int:
+    """The first block from here on that is not all zeros."""
+    while (chunk := os.pread(file.fileno(), len(_ZEROS), place)) == _ZEROS:
+        place += len(chunk)
+    zeros = len(chunk) - len(chunk.lstrip(b"\0"))
+    return place + (zeros if zeros == len(chunk) else zeros - zeros % _BLOCK)
+
+
+def _check_extensions(file: BinaryIO, place: int) -> None:
+    """What stands before a member's header is read whole: nothing long, and no map of holes."""
+    while (block := os.pread(file.fileno(), _BLOCK, place))[156:157] in _EXTENSIONS:
+        size = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape").size
+        if size > len(_ZEROS) or b"GNU.sparse" in os.pread(file.fileno(), size, place + _BLOCK):
+            raise tarfile.HeaderError
+        place += _BLOCK + -(-size // _BLOCK) * _BLOCK
 
 
 def find_archives(root: Path) -> dict[tuple[str, ...], Path]:
@@ -131,18 +169,18 @@ def find_archives(root: Path) -> dict[tuple[str, ...], Path]:
         return {(): root}
     if not root.is_dir():
         raise UserError(f"data_dir {root} is no tar archive and no folder of them")
-    found = {path.relative_to(root).with_suffix("").parts: path for path in sorted(root.rglob("*.tar"))}
+    found = {path.relative_to(root).with_suffix("").parts: path for path in files_below(root, (".tar",))}
     if not found:
         raise UserError(f"{root} holds no plain tar archives (*.tar); compressed ones must be unpacked")
     return found
 
 
-def find_tar(root: Path, wanted: tuple[str, str, str] = ("", "", "")) -> Found:
+def find_tar(root: Path, wanted: Wanted = AS_USUAL) -> Found:
     """Find the splits and classes of images in tars.
 
     Args:
         root: A tar, or a folder of tars.
-        wanted: Names of the splits `train`, `val` and `test`; where one is empty, a usual name is looked for.
+        wanted: Which splits.
 
     Raises:
         UserError: An archive cannot be used, an image is in no class, a split is missing, or the splits have
@@ -152,19 +190,19 @@ def find_tar(root: Path, wanted: tuple[str, str, str] = ("", "", "")) -> Found:
     if not placed:
         raise UserError(f"{root} holds no images")
     while all(len(place) > 1 for place, _ in placed) and len(tops := {place[0] for place, _ in placed}) == 1:
-        if is_split(tops, ("", "", "")) or not tops.isdisjoint(wanted):
+        if is_split(tops, AS_USUAL) or not tops.isdisjoint(wanted):
             break
         placed = [(place[1:], member) for place, member in placed]  # a folder around everything
     split = is_split({place[0] for place, _ in placed if place}, wanted)
     tree: dict[str, dict[str, list[Member]]] = {}
     for place, member in placed:
-        place = place if split else ("", *place)
+        place = place if split else (UNSPLIT, *place)
         if len(place) < 2:
             raise UserError(f"{member} is in no class folder")
         tree.setdefault(place[0], {}).setdefault(place[1], []).append(member)
-    chosen = choose_splits(sorted(tree), wanted, str(root)) if split else {"train": ""}
+    chosen = wanted.choose(sorted(tree), str(root))
     parts, class_names = label_by_class({role: tree[name] for role, name in chosen.items()}, root)
-    return Found(parts, class_names, read_member)
+    return Found(parts, class_names, partial(labelled, read_member))
 
 
 def _places(path: tuple[str, ...], archive: Path) -> Iterator[tuple[tuple[str, ...], Member]]:

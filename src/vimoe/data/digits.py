@@ -8,7 +8,9 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor
 from torch.nn import functional as F
 
-from vimoe.data.splits import Images, Splits
+from vimoe.data.images import InMemory
+from vimoe.data.splits import Splits
+from vimoe.data.transforms import ImageForm
 
 # The order in which the scans are dealt to the splits is part of the data set, not of a run's seed.
 _SPLIT_SEED = 0
@@ -33,25 +35,9 @@ def digits() -> Splits:
         val=InMemory(images[val], labels[val]),
         test=InMemory(images[test], labels[test]),
         class_names=tuple(str(name) for name in source.target_names),
-        image_shape=(1, 8, 8),
-        mean=(mean.item(),),
-        std=(std.item(),),
+        form=ImageForm((1, 8, 8), (mean.item(),), (std.item(),)),
         augment=shift_by_a_pixel,
     )
-
-
-class InMemory(Images):
-    """Images `[N, C, H, W]` and labels `[N]` that fit in memory."""
-
-    def __init__(self, images: Tensor, labels: Tensor) -> None:
-        self.images = images
-        self.labels = labels
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self.images[index], int(self.labels[index])
 
 
 def shift_by_a_pixel(images: Tensor, generator: torch.Generator) -> Tensor:

@@ -17,9 +17,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from vimoe.data.epoch_order import generator
 from vimoe.data.glyph_bank import FAMILIES, characters, draw, glyph_bank, script
-from vimoe.data.memory import DecodedImages
-from vimoe.data.splits import Splits, generator
+from vimoe.data.images import InMemory
+from vimoe.data.splits import Splits
+from vimoe.data.transforms import ImageForm
 from vimoe.errors import UserError
 
 # Pixel values between 0 and 1: the ground's, and what full ink adds at full contrast. Noise seldom leaves the range.
@@ -93,9 +95,7 @@ def glyphs(
         val=_seen(pixels, labels, val_images, augment, "val"),
         test=_seen(*held_out, test_images, augment, "test"),
         class_names=tuple(f"U+{point:04X} {chr(point)}" for point in points),
-        image_shape=(1, side, side),
-        mean=(_MEAN,),
-        std=(_STD,),
+        form=_form(side),
         augment=augment,
         super_classes=tuple(script(point) for point in points),
     )
@@ -148,26 +148,29 @@ def show(images: Tensor, views: Views) -> Tensor:
     return torch.addcmul(noise, ink, contrast[:, None, None, None]).add_(_GROUND).clamp_(0, 1).sub_(_MEAN).div_(_STD)
 
 
-class _Drawings(DecodedImages):
+class _Drawings(InMemory):
     """So many plain drawings, all in turn as often as it takes."""
 
     def __init__(self, pixels: Tensor, labels: Tensor, size: int) -> None:
-        super().__init__(pixels, labels, torch.tensor([_MEAN]), torch.tensor([_STD]))
+        super().__init__(pixels, labels, _form(pixels.shape[-1]))
         self.size = size
 
     def __len__(self) -> int:
         return self.size
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return super().__getitem__(index % len(self.labels))
+        return super().__getitem__(index % len(self.targets))
 
 
-def _seen(pixels: Tensor, labels: Tensor, size: int, augment: Any, split: str) -> DecodedImages:
+def _seen(pixels: Tensor, labels: Tensor, size: int, augment: Any, split: str) -> InMemory:
     """So many views of the drawings, drawn once."""
-    mean, std = torch.tensor([_MEAN]), torch.tensor([_STD])
     places = torch.arange(size) % len(labels)
     images = augment((pixels[places] / 255 - _MEAN) / _STD, generator("glyphs", split))
-    return DecodedImages((images * _STD + _MEAN).mul(255).round().byte(), labels[places], mean, std)
+    return InMemory((images * _STD + _MEAN).mul(255).round().byte(), labels[places], _form(images.shape[-1]))
+
+
+def _form(side: int) -> ImageForm:
+    return ImageForm((1, side, side), (_MEAN,), (_STD,))
 
 
 def _on_ground(ink: np.typing.NDArray[np.uint8]) -> Tensor:

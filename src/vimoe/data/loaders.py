@@ -1,10 +1,13 @@
-"""Batches of images: in an order, with random augmentation, and broken files told of."""
+"""Batches of images: in an order, with random augmentation, and broken files listed."""
 
 from __future__ import annotations
 
+import contextlib
 import math
 import random
-from collections.abc import Callable, Iterable, Iterator
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -13,17 +16,33 @@ from torch.utils.data import DataLoader, Dataset
 from torch.utils.data import default_collate as stack
 
 from vimoe.data.decode import BrokenImageError
-from vimoe.data.splits import EpochOrder, Images, generator
+from vimoe.data.epoch_order import epoch_order, generator
+from vimoe.data.images import Images
 from vimoe.distributed import rank, world_size
 from vimoe.errors import UserError
 
 OnBroken = Callable[[str], None]
-Item = tuple[tuple[Tensor, int] | None, list[str]]
+Item = tuple[tuple[Tensor, Any] | None, list[str]]
+Batch = tuple[Tensor, Tensor]
 
 # The label of an image that is not to be counted, and of all its pixels where these are labelled.
 NOBODY = -1
 # So many unreadable images in a row are no accident: the disk is gone, or the data set is no data set.
 _PATIENCE = 32
+# Workers are forked where that is safe: spawned ones import torch anew, which takes longer than many an epoch.
+_CONTEXT = "fork" if sys.platform == "linux" else None
+
+
+class _View(NamedTuple):
+    """One view of a training image: everything that its augmentation depends on."""
+
+    seed: int
+    epoch: int
+    number: int
+
+
+# What is asked of the images, batch by batch: by number, or as a view.
+Keys = Sequence[Sequence[int | _View]]
 
 
 def training_batches(
@@ -36,12 +55,12 @@ def training_batches(
     on_broken: OnBroken | None = None,
     repeats: int = 1,
     part: tuple[int, int] = (0, 1),
-) -> Iterator[tuple[Tensor, Tensor]]:
+) -> Iterator[Batch]:
     """The batches of one epoch from number `first` on.
 
     What an image's augmentation draws depends on seed, epoch, image and view alone: neither the number of workers or
-    processes nor where the epoch was taken up again changes it. The next image that can be read stands in for a
-    broken one, so that every process has the same number of batches, all of the same size.
+    processes nor where the epoch was resumed changes it. A broken image is replaced by the next one that can be read,
+    so that every process has the same number of batches, all of the same size.
 
     Args:
         images: The training images.
@@ -49,16 +68,17 @@ def training_batches(
         seed: The run's seed.
         epoch: The epoch, from 0.
         first: The first batch to give.
-        workers: Processes that decode.
-        on_broken: Told of every broken image, one line each.
-        repeats: Views of each image (see `EpochOrder`).
-        part: This process's number and how many there are.
+        workers: Processes that decode; they are kept for the next epoch.
+        on_broken: Called with one line for every broken image.
+        repeats: Views of each image (see `epoch_order`).
+        part: This process's rank and the world size.
 
     Raises:
-        UserError: Dozens of images in a row cannot be read.
+        UserError: Dozens of images in a row cannot be read, or a worker was killed.
     """
-    order = EpochOrder(len(images), batch_size, seed, epoch, repeats, part).batches[first:]
-    for batch in _load(_Augmented(images, seed, epoch), workers, on_broken, batch_sampler=order):
+    order = epoch_order(len(images), batch_size, seed, epoch, repeats, part)[first:]
+    views = [[_View(seed, epoch, number) for number in numbers] for numbers in order]
+    for batch in _load(images, views, workers, on_broken):
         if batch is None or len(batch[1]) < len(order[0]):
             raise UserError(f"{min(len(images), _PATIENCE)} training images in a row cannot be read: are they there?")
         yield batch
@@ -66,53 +86,43 @@ def training_batches(
 
 def batches(
     images: Images, batch_size: int = 256, workers: int = 0, on_broken: OnBroken | None = None
-) -> Iterable[tuple[Tensor, Tensor]]:
+) -> Iterator[Batch]:
     """All images once, in their own order, for evaluation; broken ones are left out.
 
-    With several processes each gets every so manieth image, so that together they see each one once. Where the
-    images do not come out even, some get one more that is labelled `NOBODY`, so that all take as many steps.
+    With several processes each gets its share, so that together they see each image once. Where the images do not
+    divide evenly, some processes get one more that is labelled `NOBODY`, so that all take as many steps.
     """
-    everyone = math.ceil(len(images) / world_size()) * world_size()
-    mine = range(rank(), everyone, world_size())
-    loaded = _load(_Told(images), workers, on_broken, batch_size=batch_size, sampler=mine)
-    return (batch for batch in loaded if batch is not None)
+    mine = range(rank(), math.ceil(len(images) / world_size()) * world_size(), world_size())
+    order = [list(mine[start : start + batch_size]) for start in range(0, len(mine), batch_size)]
+    return (batch for batch in _load(images, order, workers, on_broken) if batch is not None)
 
 
-class _Told(Dataset[Item]):
-    """Images whose broken ones are a line of text, so that a worker process can tell of them."""
+class _Items(Dataset[Item]):
+    """Images by number or by view; broken ones are lines of text, which a worker can send."""
 
     def __init__(self, images: Images) -> None:
         self.images = images
 
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> Item:
+    def __getitem__(self, key: int | _View) -> Item:
+        if isinstance(key, _View):
+            return self._augmented(key)
         try:
-            if index >= len(self.images):
-                image, label = self.images[index % len(self.images)]
-                return (image, torch.full_like(label, NOBODY) if isinstance(label, Tensor) else NOBODY), []
-            return self.images[index], []
+            if key < len(self.images):
+                return self.images[key], []
+            image, label = self.images[key % len(self.images)]
+            return (image, torch.full_like(label, NOBODY) if isinstance(label, Tensor) else NOBODY), []
         except BrokenImageError as error:
             return None, [_line(error)]
 
-
-class _Augmented(_Told):
-    """One epoch's views of training images, by the numbers of `EpochOrder`."""
-
-    def __init__(self, images: Images, seed: int, epoch: int) -> None:
-        super().__init__(images)
-        self.seed, self.epoch = seed, epoch
-
-    def __getitem__(self, index: int) -> Item:
+    def _augmented(self, view: _View) -> Item:
         if self.images.from_files:
-            drawn = generator("image", self.seed, self.epoch, index).initial_seed()
+            drawn = generator("image", *view).initial_seed()
             torch.default_generator.manual_seed(drawn)  # torch.manual_seed would take a fifth of a millisecond
             random.seed(drawn)
             np.random.seed(drawn)
         size, broken = len(self.images), list[str]()
         for following in range(min(size, _PATIENCE)):
-            item, lines = super().__getitem__((index + following) % size)
+            item, lines = self[(view.number + following) % size]
             broken += lines
             if item is not None:
                 return item, broken
@@ -129,14 +139,42 @@ def _collate(items: list[Item]) -> tuple[list[Tensor] | None, list[str]]:
     return stack(whole) if whole else None, [line for _, lines in items for line in lines]
 
 
-def _load(
-    told: _Told, workers: int, on_broken: OnBroken | None, **batching: object
-) -> Iterator[tuple[Tensor, Tensor] | None]:
+# Loaders whose workers wait for the next pass: of a run's training and validation split, and one more.
+_idle: list[DataLoader[Item]] = []
+_MOST_IDLE = 3
+
+
+def _load(images: Images, order: Keys, workers: int, on_broken: OnBroken | None) -> Iterator[Batch | None]:
     """The batches, None for one of which nothing could be read."""
-    workers = workers if told.images.from_files else 0
-    loader = DataLoader(told, num_workers=workers, collate_fn=_collate, **batching)  # type: ignore[arg-type]
-    for batch, broken in loader:
-        for line in broken:
-            if on_broken is not None:
-                on_broken(line)
-        yield None if batch is None else (batch[0], batch[1])
+    loader = _take_loader(images, workers if images.from_files else 0)
+    loader.batch_sampler[:] = order  # type: ignore[index]
+    with contextlib.suppress(GeneratorExit):  # a pass that is broken off leaves the loader as good as new
+        try:
+            for batch, broken in loader:
+                for line in broken:
+                    if on_broken is not None:
+                        on_broken(line)
+                yield None if batch is None else (batch[0], batch[1])
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise UserError("a process that decodes images was killed: is memory short? try fewer workers") from error
+    if loader.num_workers:
+        _idle.insert(0, loader)
+        del _idle[_MOST_IDLE:]
+
+
+def _take_loader(images: Images, workers: int) -> DataLoader[Item]:
+    """A loader that no other pass uses."""
+    for i, loader in enumerate(_idle):
+        if loader.dataset.images is images and loader.num_workers == workers:  # type: ignore[attr-defined]
+            return _idle.pop(i)
+    return DataLoader(
+        _Items(images),
+        batch_sampler=[],
+        num_workers=workers,
+        collate_fn=_collate,
+        pin_memory=torch.cuda.is_initialized(),
+        persistent_workers=workers > 0,
+        multiprocessing_context=_CONTEXT if workers else None,
+    )

@@ -15,8 +15,8 @@ from torchvision.transforms import InterpolationMode, v2
 from torchvision.transforms.v2 import functional as F
 from torchvision.tv_tensors import Mask
 
-from vimoe.data.folder import ImageForm
 from vimoe.data.masks import IGNORE
+from vimoe.data.transforms import ImageForm
 
 _SMALLEST, _LARGEST = 0.5, 2.0
 _CLASS_SHARE, _TRIES = 0.75, 10
@@ -75,7 +75,7 @@ def training_pair(
     Returns:
         The normalised image `[C, h, w]` and its mask `[h, w]` int64.
     """
-    crop = form.shape[1:]
+    crop = form.input_size[1:]
     scale = size_factor(*image.size, short_side)
     if augmentation is None:
         window = _window(mask, scale, crop, 0.5, 0.5)
@@ -93,7 +93,7 @@ def training_pair(
 
 def normalised(image: Image.Image, form: ImageForm) -> Tensor:
     """An image in RGB as the model wants it, at its own size: `[C, H, W]` fp32."""
-    image = image if form.shape[0] == 3 else image.convert("L")
+    image = image if form.input_size[0] == 3 else image.convert("L")
     values = F.to_dtype(F.pil_to_tensor(image), torch.float32, scale=True)
     return F.normalize(values, list(form.mean), list(form.std))
 

@@ -29,7 +29,7 @@ def read_mask(path: Path, num_classes: int, reduce_zero_label: bool) -> Tensor:
     Raises:
         BrokenImageError: The file cannot be used.
     """
-    with opened(path, " as a mask") as image:
+    with opened(path, kind=" as a mask") as image:
         values = _values(image)
     labels, wrong = labels_of(values, num_classes, reduce_zero_label)
     if wrong is not None:

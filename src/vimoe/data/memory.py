@@ -3,69 +3,31 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 from functools import partial
 
-import numpy as np
 import torch
-from timm.data import create_transform
 from torch import Tensor
 from torch.nn import functional as F
 
 from vimoe.data.decode import BrokenImageError
-from vimoe.data.folder import Augmentation, ImageFiles
-from vimoe.data.splits import Images, Splits
+from vimoe.data.images import ImageFiles, InMemory
+from vimoe.data.splits import Splits
+from vimoe.data.transforms import Augmentation, ImageForm, evaluation_transform
 from vimoe.errors import UserError
 
 
-class DecodedImages(Images):
-    """Images `[N, C, H, W]` as bytes, normalised when asked for.
-
-    Args:
-        pixels: `[N, C, H, W]` uint8.
-        labels: `[N]` int64.
-        mean: By channel, of pixel values between 0 and 1.
-        std: By channel.
-        broken: By index, what is wrong with the images that could not be read.
-    """
-
-    def __init__(
-        self, pixels: Tensor, labels: Tensor, mean: Tensor, std: Tensor, broken: dict[int, str] | None = None
-    ) -> None:
-        self.pixels, self.labels = pixels, labels
-        self.mean, self.std = mean[:, None, None], std[:, None, None]
-        self.broken = broken or {}
-
-    def __len__(self) -> int:
-        return len(self.labels)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        if index in self.broken:
-            raise BrokenImageError(self.broken[index])
-        return (self.pixels[index] / 255 - self.mean) / self.std, int(self.labels[index])
-
-
-def decode(files: ImageFiles, splits: Splits) -> DecodedImages:
-    """Read all images of one split in the form that `splits` tells, as evaluation sees them."""
-    transform = create_transform(
-        splits.image_shape,
-        interpolation=splits.interpolation,
-        crop_pct=splits.crop_pct,
-        is_training=False,
-        use_prefetcher=True,  # leaves them as bytes
-    )
-    pixels = torch.zeros(len(files), *splits.image_shape, dtype=torch.uint8)
+def decode(files: ImageFiles, form: ImageForm) -> InMemory:
+    """Read all images of one split, as evaluation sees them, and hold them as bytes."""
+    seen = ImageFiles(files.samples, files.read, evaluation_transform(form, as_bytes=True))
+    pixels = torch.zeros(len(files), *form.input_size, dtype=torch.uint8)
+    labels = torch.tensor([label for _, label in files.samples])
     broken = {}
-    for i, (path, _) in enumerate(files.samples):
+    for i in range(len(files)):
         try:
-            image = files.read(path)
+            pixels[i] = seen[i][0]
         except BrokenImageError as error:
             broken[i] = str(error)
-            continue
-        image = image if splits.image_shape[0] == 3 else image.convert("L")
-        pixels[i] = torch.from_numpy(np.atleast_3d(transform(image))).reshape(splits.image_shape)
-    labels = torch.tensor([label for _, label in files.samples])
-    return DecodedImages(pixels, labels, torch.tensor(splits.mean), torch.tensor(splits.std), broken)
+    return InMemory(pixels, labels, form, broken)
 
 
 def hold_in_memory(splits: Splits, augmentation: Augmentation | None) -> Splits:
@@ -79,14 +41,14 @@ def hold_in_memory(splits: Splits, augmentation: Augmentation | None) -> Splits:
         raise UserError("in_memory is for image files that are decoded one by one: use it with dataset 'folder'")
     if augmentation is not None and augmentation.aa:
         raise UserError(f"in_memory augments whole batches and has no policy {augmentation.aa!r}: leave aa empty")
-    splits = replace(splits, crop_pct=1.0)
-    train, val = decode(files[0], splits), decode(files[1], splits)
-    test = val if files[2] is files[1] else decode(files[2], splits)
+    form = splits.form._replace(crop_pct=1.0)
+    train, val = decode(files[0], form), decode(files[1], form)
+    test = val if files[2] is files[1] else decode(files[2], form)
     augment = None
     if augmentation is not None:
-        mean, std = torch.tensor(splits.mean), torch.tensor(splits.std)
+        mean, std = torch.tensor(form.mean), torch.tensor(form.std)
         augment = partial(augment_batch, augmentation=augmentation, mean=mean, std=std)
-    return replace(splits, train=train, val=val, test=test, augment=augment)
+    return Splits(train, val, test, splits.class_names, form, augment)
 
 
 def augment_batch(

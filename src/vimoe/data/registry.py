@@ -3,30 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
-from vimoe.data.ade20k import open_ade20k
+from vimoe.data.ade20k import find_ade20k
 from vimoe.data.archive import find_tar
 from vimoe.data.digits import digits
-from vimoe.data.folder import (
-    Augmentation,
-    ImageFiles,
-    ImageForm,
-    evaluation_transform,
-    find_folder,
-    training_transform,
-)
+from vimoe.data.epoch_order import generator
+from vimoe.data.folder import find_folder
 from vimoe.data.glyphs import open_glyphs
-from vimoe.data.mask_augmentation import JointAugmentation
+from vimoe.data.images import ImageFiles, Images, Samples
+from vimoe.data.mask_augmentation import JointAugmentation, evaluation_pair, training_pair
 from vimoe.data.scenes import digit_scenes
-from vimoe.data.splits import Found, Samples, Splits, generator
+from vimoe.data.splits import Found, OneSplit, RunSplits, Splits, Wanted
 from vimoe.data.streams import find_hugging_face, find_torchvision, find_webdataset
+from vimoe.data.transforms import Augmentation, ImageForm, evaluation_transform, training_transform
 from vimoe.errors import UserError
 
 EMBEDDED = ("digits", "glyphs", "digit_scenes")
+WITH_MASKS = ("digit_scenes", "ade20k")
 NAMES = ("digits", "glyphs", "folder", "tar", "torch/NAME", "wds/NAME", "hfds/NAME", "hfids/NAME")
 
 
@@ -41,10 +39,10 @@ def open_dataset(
     per_class: int | None = None,
     dataset_args: Mapping[str, Any] | None = None,
 ) -> Splits:
-    """The images behind a recipe's `dataset`.
+    """The labelled images behind a recipe's `dataset`.
 
-    Splits are found by their usual names where they are not told. Without `val`, `val_share` of each class is set
-    aside from the training images, drawn with `seed`; without `test`, `val` is reported.
+    Without a `val` split, `val_share` of each class is set aside from the training images, drawn with `seed`; without
+    `test`, `val` is reported.
 
     Args:
         name: `digits` or `glyphs` (embedded; take nothing else but `dataset_args`), `folder` and `tar` (one folder a
@@ -62,35 +60,24 @@ def open_dataset(
     Raises:
         UserError: The name is not known, or the data set cannot be used.
     """
-    if name == "glyphs":
-        return open_glyphs(dataset_args or {})
+    if name in EMBEDDED and name not in WITH_MASKS:
+        return _embedded(name, dataset_args, data_dir=data_dir, per_class=per_class, splits=any(splits))
     if dataset_args:
         raise UserError(f"dataset {name!r} takes no dataset_args, got {', '.join(dataset_args)}")
-    if name == "digits":
-        return digits()
-    found = _find(name, data_dir, splits)
-    if form is None:
-        raise UserError(f"dataset {name!r} needs a model that says in what form it wants its images")
+    if name in WITH_MASKS:
+        raise UserError(f"dataset {name!r} has masks, no labels: it is for segmentation")
+    found = _find(name, data_dir, RunSplits(*splits))
+    class_names = found.class_names or _number_classes(found.parts["train"])
     for part, samples in found.parts.items():
-        _check(samples, part, found.class_names)
-    if "val" not in found.parts:
-        found = found._replace(parts={**found.parts, **_set_aside(found, val_share, seed)})
-    train = found.parts["train"]
+        _check(samples, part, class_names)
+    parts = dict(found.parts)
+    if "val" not in parts:
+        parts |= _set_aside(parts["train"], class_names, val_share, seed)
     if per_class is not None:
-        train = _draw(train, len(found.class_names), per_class, seed)
-    evaluation = evaluation_transform(form)
-    val = found.parts["val"]
-    return Splits(
-        train=ImageFiles(train, training_transform(form, augmentation), found.read),
-        val=ImageFiles(val, evaluation, found.read),
-        test=ImageFiles(found.parts.get("test") or val, evaluation, found.read),
-        class_names=found.class_names,
-        image_shape=form.shape,
-        mean=form.mean,
-        std=form.std,
-        interpolation=form.interpolation,
-        crop_pct=form.crop_pct,
-    )
+        parts["train"] = _draw(parts["train"], len(class_names), per_class, seed)
+    form = _needed(form)
+    found = Found(parts, class_names, found.read)
+    return _splits(found, form, training_transform(form, augmentation), evaluation_transform(form))
 
 
 def open_masks(
@@ -104,11 +91,13 @@ def open_masks(
 ) -> Splits:
     """The images with masks behind a segmentation recipe's `dataset`.
 
+    Without a split to report on (`test`) it is the one that decides (`val`), and the reverse.
+
     Args:
-        name: `digit_scenes` (embedded; takes nothing else) or `ade20k` (see `vimoe.data.ade20k.open_ade20k`).
+        name: `digit_scenes` (embedded; takes nothing else) or `ade20k` (see `vimoe.data.ade20k`).
         data_dir: The folder.
-        form: How the model wants its images.
-        augmentation: How training images are augmented together with their masks.
+        form: How the model wants its images; training crops have its height and width.
+        augmentation: How training images are augmented together with their masks; None shows their middle.
         reduce_zero_label: Whether masks say 0 for unlabelled.
         splits: Names of the splits for `train`, `val` and `test`; empty ones are found by the usual names.
         short_side: Pixels that the shorter side is brought to first.
@@ -117,28 +106,119 @@ def open_masks(
         UserError: The name is not known, or the data set cannot be used.
     """
     if name == "digit_scenes":
-        return digit_scenes()
-    if name != "ade20k":
-        raise UserError(f"dataset {name!r} has no masks; for segmentation there is digit_scenes, ade20k")
-    if data_dir is None or form is None:
-        raise UserError("dataset 'ade20k' needs data_dir, the folder of images and annotations")
-    return open_ade20k(Path(data_dir), form, augmentation, reduce_zero_label, splits, short_side)
+        return _embedded(name, None, data_dir=data_dir, splits=any(splits), short_side=short_side)
+    if name not in WITH_MASKS:
+        raise UserError(f"dataset {name!r} has no masks; for segmentation there is {', '.join(WITH_MASKS)}")
+    found = _find(name, data_dir, RunSplits(*splits), reduce_zero_label)
+    if found.parts.keys() == {"train"}:
+        raise UserError(f"{data_dir} has no split to decide on; name one with val_split")
+    form = _needed(form)
+    training = partial(training_pair, form=form, augmentation=augmentation, short_side=short_side)
+    return _splits(found, form, training, partial(evaluation_pair, form=form))
 
 
-def _find(name: str, data_dir: str | None, splits: tuple[str, str, str]) -> Found:
+class Scored(NamedTuple):
+    """Images to evaluate a model on.
+
+    Attributes:
+        images: All of the split.
+        class_names: By label.
+        split: Its name, empty where the data set is not split.
+    """
+
+    images: Images
+    class_names: tuple[str, ...]
+    split: str
+
+
+def open_one_split(
+    name: str,
+    data_dir: str | None,
+    form: ImageForm,
+    split: str = "",
+    class_names: tuple[str, ...] | None = None,
+    reduce_zero_label: bool = True,
+    dataset_args: Mapping[str, Any] | None = None,
+) -> Scored:
+    """All images of one split, or of a data set that is not split, as evaluation sees them.
+
+    Args:
+        name: As of `open_dataset` or `open_masks`.
+        data_dir: The folder or archive.
+        form: How the model wants its images.
+        split: See `OneSplit`.
+        class_names: What labels are called where the data set has numbers without names.
+        reduce_zero_label: Whether masks say 0 for unlabelled.
+        dataset_args: See `open_dataset`.
+
+    Raises:
+        UserError: The name is not known, or the data set or the split cannot be used.
+    """
+    if name in EMBEDDED:
+        whole = _embedded(name, dataset_args, data_dir=data_dir)
+        role = split or "test"
+        if role not in ("train", "val", "test"):
+            raise UserError(f"dataset {name!r} has no split {split!r}; there is train, val, test")
+        return Scored(getattr(whole, role), whole.class_names, role)
+    found = _find(name, data_dir, OneSplit(split), reduce_zero_label)
+    ((part, samples),) = found.parts.items()
+    class_names = found.class_names or class_names or _number_classes(samples)
+    if name in WITH_MASKS:
+        return Scored(ImageFiles(samples, found.read, partial(evaluation_pair, form=form)), class_names, part)
+    _check(samples, part, class_names)
+    return Scored(ImageFiles(samples, found.read, evaluation_transform(form)), class_names, part)
+
+
+def _find(name: str, data_dir: str | None, wanted: Wanted, reduce_zero_label: bool = True) -> Found:
     kind, _, rest = name.partition("/")
     if kind == "hfids" and not Path(rest).is_dir():
         raise UserError(f"{name} would be streamed, which cannot be resumed exactly: hfds/{rest} is prepared on disk")
     if kind in ("hfds", "hfids") and rest:
-        return find_hugging_face(rest, data_dir, splits)
-    if not (name in ("folder", "tar") or kind == "wds" or (kind == "torch" and rest)):
+        return find_hugging_face(rest, data_dir, wanted)
+    if not (name in ("folder", "tar", "ade20k") or kind == "wds" or (kind == "torch" and rest)):
         raise UserError(f"unknown dataset {name!r}; there is {', '.join(NAMES)}")
-    if data_dir is None:
+    if not data_dir:
         raise UserError(f"dataset {name!r} needs data_dir, the folder of images or archives")
     root = Path(data_dir)
     if kind == "torch":
-        return find_torchvision(rest, root, splits)
-    return {"folder": find_folder, "tar": find_tar, "wds": find_webdataset}[kind](root, splits)
+        return find_torchvision(rest, root, wanted)
+    if kind == "ade20k":
+        return find_ade20k(root, wanted, reduce_zero_label)
+    return {"folder": find_folder, "tar": find_tar, "wds": find_webdataset}[kind](root, wanted)
+
+
+def _embedded(name: str, arguments: Mapping[str, Any] | None, **given: object) -> Splits:
+    for key, value in {**given, "dataset_args": arguments and name != "glyphs"}.items():
+        if value:
+            raise UserError(f"dataset {name!r} is embedded and takes no {key}: leave it out, or name another dataset")
+    if name == "glyphs":
+        return open_glyphs(arguments or {})
+    return digits() if name == "digits" else digit_scenes()
+
+
+def _needed(form: ImageForm | None) -> ImageForm:
+    if form is None:
+        raise UserError("a data set that is not embedded needs a model that says in what form it wants its images")
+    return form
+
+
+def _splits(found: Found, form: ImageForm, training: Any, evaluation: Any) -> Splits:
+    """What is missing of `val` and `test` is the other one."""
+    train, *rest = (
+        ImageFiles(found.parts[part], found.read, training if part == "train" else evaluation)
+        for part in ("train", "val", "test")
+        if part in found.parts
+    )
+    assert found.class_names is not None
+    return Splits(train, rest[0], rest[-1], found.class_names, form)
+
+
+def _number_classes(samples: Samples) -> tuple[str, ...]:
+    """Names for labels without names, as many as are needed."""
+    where, highest = max(samples, key=lambda sample: sample[1])
+    if highest >= len(samples):
+        raise UserError(f"label {highest} of image {where} is out of range: there are {len(samples)} images")
+    return tuple(str(label) for label in range(highest + 1))
 
 
 def _check(samples: Samples, part: str, class_names: tuple[str, ...]) -> None:
@@ -168,13 +248,13 @@ def _draw(samples: Samples, num_classes: int, per_class: int, seed: int) -> Samp
     return [samples[place] for place in sorted(place for places in by_class for place in places[:per_class])]
 
 
-def _set_aside(found: Found, share: float, seed: int) -> Mapping[str, Samples]:
+def _set_aside(samples: Samples, class_names: tuple[str, ...], share: float, seed: int) -> Mapping[str, Samples]:
     """The same share of every class, at least one image, in the samples' own order."""
-    samples, aside = found.parts["train"], set[int]()
-    for label, places in enumerate(_shuffled(samples, len(found.class_names), "set aside", seed)):
+    aside = set[int]()
+    for label, places in enumerate(_shuffled(samples, len(class_names), "set aside", seed)):
         taken = places[: max(1, round(share * len(places)))]
         if places and len(taken) == len(places):
-            raise UserError(f"the class {found.class_names[label]!r} has too few images to set some aside")
+            raise UserError(f"the class {class_names[label]!r} has too few images to set some aside")
         aside |= set(taken)
     return {
         "train": [sample for i, sample in enumerate(samples) if i not in aside],

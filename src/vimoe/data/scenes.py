@@ -9,7 +9,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vimoe.data.digits import digits
-from vimoe.data.splits import Images, Splits, generator
+from vimoe.data.epoch_order import generator
+from vimoe.data.images import Images, InMemory
+from vimoe.data.splits import Splits
+from vimoe.data.transforms import ImageForm
 
 SIDE = 32
 _SIZES = {"train": 1500, "val": 200, "test": 200}
@@ -31,34 +34,18 @@ def digit_scenes() -> Splits:
     Pixel values have mean 0 and standard deviation 1 in each channel of the training scenes.
     """
     source = digits()
-    scans = {split: _scans(getattr(source, split), source.mean[0], source.std[0]) for split in _SIZES}
+    scans = {split: _scans(getattr(source, split), source.form.mean[0], source.form.std[0]) for split in _SIZES}
     drawn = {split: compose(*scans[split], size, generator("scenes", split)) for split, size in _SIZES.items()}
     std, mean = torch.std_mean(drawn["train"][0], dim=(0, 2, 3), keepdim=True)
-    parts = {split: Scenes((images - mean) / std, masks) for split, (images, masks) in drawn.items()}
+    parts = {split: InMemory((images - mean) / std, masks) for split, (images, masks) in drawn.items()}
     return Splits(
         train=parts["train"],
         val=parts["val"],
         test=parts["test"],
         class_names=("ground", *source.class_names),
-        image_shape=(3, SIDE, SIDE),
-        mean=tuple(mean.flatten().tolist()),
-        std=tuple(std.flatten().tolist()),
+        form=ImageForm((3, SIDE, SIDE), tuple(mean.flatten().tolist()), tuple(std.flatten().tolist())),
         augment=change_colours,
     )
-
-
-class Scenes(Images):
-    """Images `[N, C, H, W]` fp32 and masks `[N, H, W]` int64 that fit in memory."""
-
-    def __init__(self, images: Tensor, masks: Tensor) -> None:
-        self.images = images
-        self.masks = masks
-
-    def __len__(self) -> int:
-        return len(self.masks)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:  # type: ignore[override]
-        return self.images[index], self.masks[index]
 
 
 def compose(scans: Tensor, labels: Tensor, size: int, drawn: torch.Generator) -> tuple[Tensor, Tensor]:

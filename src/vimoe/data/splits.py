@@ -1,36 +1,25 @@
-"""What every data set offers, and the order in which a run sees it."""
+"""The splits of a data set, and which of them a run or an evaluation takes."""
 
 from __future__ import annotations
 
-import zlib
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
-from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
 
+from vimoe.data.images import Images, Read, Samples
+from vimoe.data.transforms import ImageForm
 from vimoe.errors import UserError
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
-Samples = Sequence[tuple[Any, int]]
 
-TRAIN_NAMES, VAL_NAMES, TEST_NAMES = ("train", "training"), ("val", "validation", "valid"), ("test", "testing")
-
-
-class Images(Dataset[tuple[Tensor, int]]):
-    """Labelled images that can be counted; an item is (image `[C, H, W]`, label).
-
-    Attributes:
-        from_files: Whether an item has to be read and decoded, which is work for other processes.
-    """
-
-    from_files = False
-
-    def __len__(self) -> int:
-        raise NotImplementedError
+# What the splits are usually called, by their role in a run.
+USUAL = {"train": ("train", "training"), "val": ("val", "validation", "valid"), "test": ("test", "testing")}
+USUAL_NAMES = frozenset(name for names in USUAL.values() for name in names)
+# The name of the one split of a data set that is not split.
+UNSPLIT = ""
 
 
 @dataclass(frozen=True)
@@ -40,13 +29,9 @@ class Splits:
     Attributes:
         train: What is learned from; augmented by `augment`.
         val: What decisions are made on (which layers to keep).
-        test: What is reported; never decides anything.
+        test: What is reported, and never decides anything; the same object as `val` where there is no such split.
         class_names: By label.
-        image_shape: C, H, W.
-        mean: By channel, what was taken off pixel values between 0 and 1.
-        std: By channel, what they were then divided by.
-        interpolation: timm's name of the filter they were resized with.
-        crop_pct: Share of the shorter side that evaluation looks at.
+        form: How the images come out.
         augment: Augments a batch `[B, C, H, W]` of training images, None for no augmentation.
         super_classes: By label, the larger class that it belongs to (the script of a letter); empty without such.
     """
@@ -55,11 +40,7 @@ class Splits:
     val: Images
     test: Images
     class_names: tuple[str, ...]
-    image_shape: tuple[int, int, int]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    interpolation: str = "bicubic"
-    crop_pct: float = 1.0
+    form: ImageForm
     augment: Augment | None = None
     super_classes: tuple[str, ...] = ()
 
@@ -68,43 +49,72 @@ class Found(NamedTuple):
     """What a data set holds, before a model says in what form it wants it.
 
     Attributes:
-        parts: Under `train`, and `val` and `test` where there are such: where each image is, and its label.
-        class_names: By label.
-        read: From where an image is to the image, in RGB.
+        parts: The chosen splits: where each image is, with its label or where its mask is.
+        class_names: By label; None where labels are numbers without names.
+        read: From a sample to the image in RGB and its target.
     """
 
     parts: Mapping[str, Samples]
-    class_names: tuple[str, ...]
-    read: Callable[[Any], Image.Image]
+    class_names: tuple[str, ...] | None
+    read: Read
 
 
-def is_split(inside: Collection[str], wanted: tuple[str, str, str]) -> bool:
+class RunSplits(NamedTuple):
+    """The splits that a run takes; one without a name is looked for by the usual names."""
+
+    train: str = ""
+    val: str = ""
+    test: str = ""
+
+    def choose(self, there: Collection[str], where: str) -> dict[str, str]:
+        """By role (`train`, and `val` and `test` where there are such), which of the splits that are `there` to take.
+
+        Raises:
+            UserError: A split that is named is not there, or none is there to learn from.
+        """
+        if UNSPLIT in there:
+            return {"train": UNSPLIT}
+        chosen = dict[str, str]()
+        for role, name in zip(USUAL, self, strict=True):
+            _check_there(name, there, where)
+            taken = () if role == "train" else (*chosen.values(), *self)
+            if found := name or next((n for n in USUAL[role] if n in there and n not in taken), ""):
+                chosen[role] = found
+        if "train" not in chosen:
+            raise UserError(f"{where} has no training split; name one with train_split: there is {_listed(there)}")
+        return chosen
+
+
+class OneSplit(NamedTuple):
+    """The split that an evaluation takes: `train`, `val`, `test`, its own name; if empty, test, val or the only one."""
+
+    name: str = ""
+
+    def choose(self, there: Collection[str], where: str) -> dict[str, str]:
+        """The same split under its own name.
+
+        Raises:
+            UserError: The split is not there, or it has no name and there are several.
+        """
+        if UNSPLIT in there:
+            return {UNSPLIT: UNSPLIT}
+        wanted = USUAL.get(self.name, ()) if self.name else (*USUAL["test"], *USUAL["val"])
+        found = self.name if self.name in there else next((name for name in wanted if name in there), "")
+        if not found:
+            _check_there(self.name, there, where)
+            if len(there) != 1:
+                raise UserError(f"{where} has several splits; name one with --split: there is {_listed(there)}")
+            (found,) = there
+        return {found: found}
+
+
+Wanted = RunSplits | OneSplit
+AS_USUAL = RunSplits()
+
+
+def is_split(inside: Collection[str], wanted: Wanted) -> bool:
     """Whether a folder is split: a split is wanted by name, or what is `inside` has one of the usual names."""
-    return any(wanted) or not {*TRAIN_NAMES, *VAL_NAMES, *TEST_NAMES}.isdisjoint(inside)
-
-
-def choose_splits(there: Collection[str], wanted: tuple[str, str, str], where: str) -> dict[str, str]:
-    """Which of the splits that are `there` to learn from (`train`), to decide on (`val`) and to report (`test`).
-
-    Args:
-        there: The names of the splits.
-        wanted: The names for `train`, `val` and `test`; where one is empty, a usual name is looked for.
-        where: The data set, for the message.
-
-    Raises:
-        UserError: A split that is wanted is not there, or none is there to learn from.
-    """
-    chosen = dict[str, str]()
-    listed = ", ".join(list(there)[:10]) or "none"
-    for role, name, usual in zip(("train", "val", "test"), wanted, (TRAIN_NAMES, VAL_NAMES, TEST_NAMES), strict=True):
-        if name and name not in there:
-            raise UserError(f"{where} has no split {name!r}; there is {listed}")
-        taken = () if role == "train" else (*chosen.values(), *wanted)
-        if found := name or next((n for n in usual if n in there and n not in taken), ""):
-            chosen[role] = found
-    if "train" not in chosen:
-        raise UserError(f"{where} has no training split; name one with train_split: there is {listed}")
-    return chosen
+    return any(wanted) or not USUAL_NAMES.isdisjoint(inside)
 
 
 def check_classes(found: Sequence[str], expected: Sequence[str], whose: str) -> None:
@@ -121,42 +131,14 @@ def check_classes(found: Sequence[str], expected: Sequence[str], whose: str) -> 
     if tuple(found) == tuple(expected):
         return
     odd = sorted(set(expected) ^ set(found))
-    told = f", the first that differs is {odd[0]!r}" if odd else ", in another order"
-    raise UserError(f"{whose}: {len(found)} against {len(expected)}{told}")
+    difference = f", the first that differs is {odd[0]!r}" if odd else ", in another order"
+    raise UserError(f"{whose}: {len(found)} against {len(expected)}{difference}")
 
 
-def generator(*key: int | str) -> torch.Generator:
-    """A generator that depends on nothing but `key`: what a step draws does not depend on how it was reached."""
-    seed = zlib.crc32(repr(key).encode())
-    return torch.Generator().manual_seed(seed)
+def _check_there(name: str, there: Collection[str], where: str) -> None:
+    if name and name not in there:
+        raise UserError(f"{where} has no split {name!r}; there is {_listed(there)}")
 
 
-class EpochOrder(Sampler[list[int]]):
-    """The batches of one epoch: a permutation that depends on seed and epoch alone, the incomplete batch dropped.
-
-    With repeats (repeated augmentation, Berman et al. 2019, MultiGrain) an epoch has the same number of batches of
-    fewer images, the views of an image side by side. Number `i + size * r` stands for view r of image i.
-
-    Args:
-        size: Number of images.
-        batch_size: Images a batch, over all processes.
-        seed: The run's seed.
-        epoch: The epoch, from 0.
-        repeats: Views of each image.
-        part: This process's number and how many there are; each gets its share of every batch.
-    """
-
-    def __init__(
-        self, size: int, batch_size: int, seed: int, epoch: int, repeats: int = 1, part: tuple[int, int] = (0, 1)
-    ) -> None:
-        order = torch.randperm(size, generator=generator("order", seed, epoch))
-        place = torch.arange(size - size % batch_size)
-        numbers = order[place // repeats] + size * (place % repeats)
-        rank, world = part
-        self.batches = numbers.view(size // batch_size, batch_size)[:, rank::world].tolist()
-
-    def __iter__(self) -> Iterator[list[int]]:
-        return iter(self.batches)
-
-    def __len__(self) -> int:
-        return len(self.batches)
+def _listed(names: Collection[str]) -> str:
+    return ", ".join(list(names)[:10]) or "none"

@@ -1,8 +1,7 @@
 """Data sets that other libraries define, by timm's names: `torch/NAME`, `hfds/NAME`, `hfids/NAME`, `wds/NAME`.
 
-timm reads the last two as streams. A stream can be taken up again only by reading all that came before, its order
-depends on the number of workers and processes, and a broken image has no name. Here every data set is read by
-position: a run that was killed goes on exactly where it was, whatever the machine.
+timm reads the last two as streams. A stream can be resumed only by reading all that came before, its order depends on
+the number of workers and processes, and a broken image has no name. Here every data set is read by position.
 
 - `torch/NAME`: torchvision's, through timm, from where it was downloaded to.
 - `hfds/NAME`: a data set of the Hugging Face Hub (`NAME` is its name), or a local one (`NAME` is its folder), prepared
@@ -14,34 +13,34 @@ position: a run that was killed goes on exactly where it was, whatever the machi
 
 from __future__ import annotations
 
+import io
 import json
 import operator
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
-from itertools import groupby
+from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from PIL import Image
 from timm.data import create_dataset
 
-from vimoe.data.archive import SHARD, Member, NamedBytes, find_archives, members, read_bytes, read_member
+from vimoe.data.archive import SHARD, Member, find_archives, members, read_bytes, read_member
 from vimoe.data.decode import SUFFIXES, BrokenImageError, read_image
-from vimoe.data.splits import TEST_NAMES, TRAIN_NAMES, VAL_NAMES, Found, Samples, choose_splits
+from vimoe.data.images import Samples, labelled
+from vimoe.data.splits import AS_USUAL, USUAL_NAMES, Found, Wanted
 from vimoe.errors import UserError, first_line
-
-Wanted = tuple[str, str, str]
 
 
 class Row(NamedTuple):
     """A place in a table."""
 
-    part: str
+    split: str
     number: int
 
     def __str__(self) -> str:
-        return f"{self.number} of {self.part}"
+        return f"{self.number} of {self.split}"
 
 
 # The splits that timm knows of each torchvision data set.
@@ -51,13 +50,13 @@ _TORCHVISION = {
 }
 
 
-def find_torchvision(name: str, root: Path, wanted: Wanted = ("", "", "")) -> Found:
+def find_torchvision(name: str, root: Path, wanted: Wanted = AS_USUAL) -> Found:
     """A data set of torchvision's.
 
     Args:
         name: timm's name of it, without `torch/`.
         root: Where torchvision keeps it.
-        wanted: Names of the splits `train`, `val` and `test`; where one is empty, a usual name is looked for.
+        wanted: Which splits.
 
     Raises:
         UserError: The name is not known, or the data set is not there or damaged.
@@ -66,19 +65,21 @@ def find_torchvision(name: str, root: Path, wanted: Wanted = ("", "", "")) -> Fo
     if name not in _TORCHVISION:
         raise UserError(f"unknown torchvision data set {name!r}; there is {', '.join(_TORCHVISION)}")
     sets = {}
-    for part, split in choose_splits(_TORCHVISION[name], wanted, f"torch/{name}").items():
+    for part, split in wanted.choose(_TORCHVISION[name], f"torch/{name}").items():
         try:
             sets[part] = create_dataset(f"torch/{name}", root=str(root), split=split)
         except Exception as error:  # torchvision raises whatever its files make it
             raise UserError(
                 f"torchvision cannot open {name} in {root}, and nothing is downloaded: {first_line(error)}"
             ) from error
-    class_names = tuple(", ".join(n) if isinstance(n, tuple) else str(n) for n in _class_names(sets["train"]))
+    class_names = tuple(
+        ", ".join(n) if isinstance(n, tuple) else str(n) for n in _class_names(next(iter(sets.values())))
+    )
     if all(hasattr(found, "samples") for found in sets.values()):
         files = {part: [(Path(path), label) for path, label in found.samples] for part, found in sets.items()}
-        return Found(files, class_names, read_image)
+        return Found(files, class_names, partial(labelled, read_image))
     parts = {part: [(Row(part, i), label) for i, label in enumerate(_labels(found))] for part, found in sets.items()}
-    return Found(parts, class_names, partial(_read_torchvision, name, sets))
+    return Found(parts, class_names, partial(labelled, partial(_read_torchvision, name, sets)))
 
 
 def _class_names(found: Any) -> Sequence[Any]:
@@ -93,13 +94,13 @@ def _labels(found: Any) -> list[int]:
 
 def _read_torchvision(name: str, sets: Mapping[str, Any], row: Row) -> Image.Image:
     try:
-        image: Image.Image = sets[row.part][row.number][0]
+        image: Image.Image = sets[row.split][row.number][0]
         return image.convert("RGB")
     except Exception as error:  # a damaged file makes decoders raise anything
         raise BrokenImageError(f"image {row} in {name} cannot be read: {first_line(error)}") from error
 
 
-def find_hugging_face(name: str, cache: str | None, wanted: Wanted = ("", "", "")) -> Found:
+def find_hugging_face(name: str, cache: str | None, wanted: Wanted = AS_USUAL) -> Found:
     """A data set of the Hugging Face Hub, or a folder that its library can read or has saved.
 
     The images are the first column of images; the labels the column `label`, or the first one of class labels.
@@ -107,7 +108,7 @@ def find_hugging_face(name: str, cache: str | None, wanted: Wanted = ("", "", ""
     Args:
         name: Its name on the Hub, or a folder.
         cache: Where the library keeps what it prepares; None for its own place.
-        wanted: Names of the splits `train`, `val` and `test`; where one is empty, a usual name is looked for.
+        wanted: Which splits.
 
     Raises:
         UserError: The library is not installed, or the data set is not there or has no such columns.
@@ -124,8 +125,8 @@ def find_hugging_face(name: str, cache: str | None, wanted: Wanted = ("", "", ""
     except Exception as error:  # the library raises whatever its readers raise
         raise UserError(f"the data set {name} cannot be opened: {first_line(error)}") from error
     tables: Mapping[str, Any] = loaded if isinstance(loaded, dict) else {"train": loaded}
-    chosen = choose_splits(list(tables), wanted, name)
-    features = tables[chosen["train"]].features
+    chosen = wanted.choose(list(tables), name)
+    features = tables[next(iter(chosen.values()))].features
     images = next((key for key, kind in features.items() if isinstance(kind, datasets.Image)), None)
     named = [key for key, kind in features.items() if isinstance(kind, datasets.ClassLabel)]
     labels = "label" if "label" in features else next(iter(named), None)
@@ -136,20 +137,24 @@ def find_hugging_face(name: str, cache: str | None, wanted: Wanted = ("", "", ""
         values = tables[split].with_format(None)[labels][:]
         parts[part] = [(Row(part, i), _whole(label, f"row {i} of {split} in {name}")) for i, label in enumerate(values)]
         encoded[part] = tables[split].select_columns(images).cast_column(images, datasets.Image(decode=False))
-    class_names = tuple(features[labels].names) if labels in named else number_classes(parts["train"])
-    return Found(parts, class_names, partial(_read_row, name, encoded))
+    class_names = tuple(features[labels].names) if labels in named else None
+    return Found(parts, class_names, partial(labelled, partial(_read_row, name, encoded)))
 
 
 def _read_row(name: str, tables: Mapping[str, Any], row: Row) -> Image.Image:
-    (cell,) = tables[row.part][row.number].values()
+    (cell,) = tables[row.split][row.number].values()
     if cell and cell["bytes"]:
-        return read_image(NamedBytes(cell["bytes"], f"row {row} in {name}"))  # type: ignore[arg-type]
+        return read_image(f"row {row} in {name}", io.BytesIO(cell["bytes"]))
     if cell and cell["path"]:
-        return read_image(Path(cell["path"]))
+        return read_image(cell["path"])
     raise BrokenImageError(f"row {row} in {name} has no image")
 
 
-def find_webdataset(root: Path, wanted: Wanted = ("", "", "")) -> Found:
+# What braces in a shard's name may stand for: far more than there are files in a folder is a slip of the keyboard.
+MOST_SHARDS = 100_000
+
+
+def find_webdataset(root: Path, wanted: Wanted = AS_USUAL) -> Found:
     """Shards of webdataset's format: images, each with a label in `.cls`, or as `label` in `.json`.
 
     Splits are those of timm's `_info.json`, or what the shards' names begin with (`train-0000.tar`). The classes' names
@@ -157,23 +162,23 @@ def find_webdataset(root: Path, wanted: Wanted = ("", "", "")) -> Found:
 
     Args:
         root: The folder of shards.
-        wanted: Names of the splits `train`, `val` and `test`, or shards with braces (`train-{000..003}.tar`); where one
-            is empty, a usual name is looked for.
+        wanted: Which splits; shards with braces (`train-{000..003}.tar`) are a split too.
 
     Raises:
         UserError: A shard cannot be used, a split is missing, or a label is no number.
     """
     splits = _shards(root)
     splits |= {name: [root / shard for shard in expand(name)] for name in wanted if ".tar" in name}
-    chosen = choose_splits(list(splits), wanted, str(root))
+    chosen = wanted.choose(list(splits), str(root))
     parts = {part: [sample for shard in splits[name] for sample in _samples(shard)] for part, name in chosen.items()}
-    if not any(not member.lost for member, _ in parts["train"]):
-        raise UserError(f"{root} holds no training images with a label in .cls, or as 'label' in .json")
-    names = root / "classes.txt"
-    if not names.is_file():
-        return Found(parts, number_classes(parts["train"]), read_member)
-    lines = (line.strip() for line in names.read_text(errors="replace").split("\n"))
-    return Found(parts, tuple(filter(None, lines)), read_member)
+    for part, samples in parts.items():
+        if all(member.lost for member, _ in samples):
+            raise UserError(f"{root} holds no {part or 'labelled'} images with a label in .cls, or as 'label' in .json")
+    try:
+        lines = (root / "classes.txt").read_text(errors="replace").split("\n")
+    except OSError:
+        return Found(parts, None, partial(labelled, read_member))
+    return Found(parts, tuple(filter(None, map(str.strip, lines))), partial(labelled, read_member))
 
 
 def _shards(root: Path) -> dict[str, list[Path]]:
@@ -181,14 +186,13 @@ def _shards(root: Path) -> dict[str, list[Path]]:
     try:
         info = json.loads((root / "_info.json").read_text())
         return {name: [root / shard for shard in split["filenames"]] for name, split in info["splits"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        pass  # there is none, or none that tells
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        pass  # there is none, or none that says so
     splits: dict[str, list[Path]] = {}
     for path, shard in find_archives(root).items():
         prefix = next((stem for part in reversed(path) if (stem := SHARD.sub("", part))), "train")
         last = re.split("[-_.]", prefix)[-1]
-        name = last if last in (*TRAIN_NAMES, *VAL_NAMES, *TEST_NAMES) else prefix
-        splits.setdefault(name, []).append(shard)
+        splits.setdefault(last if last in USUAL_NAMES else prefix, []).append(shard)
     return splits
 
 
@@ -196,19 +200,32 @@ def expand(pattern: str) -> list[str]:
     """The names that braces stand for: `{00..02}` for numbers of that many digits, `{a,b}` for either.
 
     Several patterns may be joined by `::`; timm's number of images behind a `|` is not needed.
+
+    Raises:
+        UserError: There are more than `MOST_SHARDS`.
     """
-    if "::" in pattern:
-        return [name for one in pattern.split("::") for name in expand(one)]
-    pattern = pattern.partition("|")[0]
+    too_many = UserError(f"{pattern!r} stands for more than {MOST_SHARDS:,} shards")
+    if any(one.count("{") > 20 for one in pattern.split("::")) or re.search(r"\d{10}\.\.|\.\.\d{10}", pattern):
+        raise too_many
+    names = list(
+        islice((name for one in pattern.split("::") for name in _names(one.partition("|")[0])), MOST_SHARDS + 1)
+    )
+    if len(names) > MOST_SHARDS:
+        raise too_many
+    return names
+
+
+def _names(pattern: str) -> Iterator[str]:
     braces = re.search(r"\{([^{}]*)\}", pattern)
     if not braces:
-        return [pattern]
+        yield pattern
+        return
     first, dots, last = braces[1].partition("..")
+    choices: Iterable[str] = braces[1].split(",")
     if dots and first.isdecimal() and last.isdecimal():
-        choices = [str(n).zfill(len(first)) for n in range(int(first), int(last) + 1)]
-    else:
-        choices = braces[1].split(",")
-    return [name for c in choices for name in expand(pattern[: braces.start()] + c + pattern[braces.end() :])]
+        choices = (str(number).zfill(len(first)) for number in range(int(first), int(last) + 1))
+    for choice in choices:
+        yield from _names(pattern[: braces.start()] + choice + pattern[braces.end() :])
 
 
 def _samples(shard: Path) -> Iterator[tuple[Member, int]]:
@@ -239,7 +256,7 @@ def _label(parts: Mapping[str, Member]) -> int | None:
     if ".json" in parts:
         try:
             described = json.loads(read_bytes(parts[".json"]))
-        except ValueError:
+        except (ValueError, RecursionError):
             return None
         if isinstance(described, dict) and "label" in described:
             return _whole(described["label"], str(parts[".json"]))
@@ -251,15 +268,3 @@ def _whole(label: Any, where: str) -> int:
         return int(label) if isinstance(label, str) else operator.index(label)
     except (TypeError, ValueError) as error:
         raise UserError(f"the label of {where} is {label!r}, and no whole number") from error
-
-
-def number_classes(samples: Samples) -> tuple[str, ...]:
-    """Classes without names, as many as the labels tell.
-
-    Raises:
-        UserError: A label is larger than the number of images, which no real one is.
-    """
-    where, highest = max(samples, key=lambda sample: sample[1])
-    if highest >= len(samples):
-        raise UserError(f"label {highest} of image {where} is out of range: there are {len(samples)} images")
-    return tuple(str(label) for label in range(highest + 1))

@@ -6,7 +6,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from vimoe.data.folder import image_form
+from vimoe.data.transforms import image_form
 from vimoe.tasks.segmenter_folder import KEY as SEGMENTATION
 from vimoe.vit.checkpoint import MOE_KEY, read_config
 
@@ -49,8 +49,8 @@ def read_facts(folder: Path, moe_blocks: tuple[int, ...], precision: str) -> Fac
         task="segmentation" if segmentation else "classification",
         architecture=config["architecture"],
         image={
-            "size": list(form.shape[1:]),
-            "channels": form.shape[0],
+            "size": list(form.input_size[1:]),
+            "channels": form.input_size[0],
             "mean": list(form.mean),
             "std": list(form.std),
             "interpolation": form.interpolation,

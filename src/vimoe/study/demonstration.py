@@ -15,7 +15,8 @@ from vimoe.analysis.ablation_scores import image_scores
 from vimoe.analysis.analyze_run import analyze_run
 from vimoe.analysis.held_out import held_out
 from vimoe.analysis.paired import mean_loss, mean_score
-from vimoe.data.splits import Images, Splits
+from vimoe.data.images import Images
+from vimoe.data.splits import Splits
 from vimoe.report.comparison import Variant, comparison_sentence, comparison_table
 from vimoe.report.page import write_page
 from vimoe.report.results import decision_table

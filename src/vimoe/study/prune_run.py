@@ -101,7 +101,7 @@ def prune_run(
         say(f"recovery: {epochs} of the recipe's {recipe.epochs} epochs")
         models["recovered"] = load_model(train(recovery(recipe, start, epochs, output, device)).model, device)
     seen = held_out(before, splits.test, len(splits.class_names), short_side=recipe.short_side)
-    states = _states(models, seen, splits.image_shape, device)
+    states = _states(models, seen, splits.form.input_size, device)
     evidence = Evidence(states, seen.metric, len(splits.test), epochs, output)
     evidence.save(output / "pruning.json")
     return evidence

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import shutil
 from collections.abc import Iterable
@@ -10,9 +9,7 @@ from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vimoe.analysis.counts import RoutingCounts, count_routing
@@ -20,10 +17,8 @@ from vimoe.analysis.patches import count_patch_routing
 from vimoe.analysis.specialisation import specialisation
 from vimoe.data.loaders import batches
 from vimoe.data.splits import Splits
-from vimoe.files import write_bytes, write_text
-from vimoe.study.effort import training_steps
-from vimoe.tasks.classification import Classification, evaluating
-from vimoe.tasks.classification_metrics import ClassificationMetrics
+from vimoe.files import write_text
+from vimoe.tasks.classification import evaluating
 from vimoe.tasks.model import load_model
 from vimoe.tasks.segmenter import Segmenter
 from vimoe.tasks.windows import resized, view_size
@@ -39,7 +34,7 @@ from vimoe.vit.upcycle import get_config
 
 Result = dict[str, Any]
 
-FILE, RIGHT_FILE = "result.json", "test_right.npz"
+FILE = "result.json"
 # Shuffled tables behind each layer's chance level.
 SHUFFLES = 199
 
@@ -59,42 +54,21 @@ def read_result(folder: Path) -> Result | None:
         return None
 
 
-def read_right(path: Path) -> NDArray[np.bool_]:
-    """`[N]` whether each test image was classified right, as `measure` wrote it."""
-    with np.load(path) as found:
-        return found["right"]
-
-
 def measure(run: RunFolder, recipe: Recipe) -> Result:
-    """All metrics of a finished run.
-
-    The routing counts of the validation split, and of a classifier which test images it has right, are written into
-    the run's folder.
+    """All metrics of a finished run; the routing counts of the validation split are kept beside them.
 
     Returns:
         `recipe` (what differs from the defaults), `seed`, `metric` (the task's main metric), every metric of the task
-        as `val_…` and `test_…`, `stored_params`, `activated_params`, `macs`, the `steps` of training with the
-        `shown_images` and `seconds` that they took, and of an MoE model `routing_degree` and `layers`: by block, its
-        `Specialisation` and how many `experts_touched` an image's tokens are sent to.
+        as `val_…` and `test_…`, `stored_params`, `activated_params`, `macs`, `train_images`, `seconds` of training,
+        and of an MoE model `routing_degree` and `layers`: by block, its `Specialisation` and how many `experts_touched`
+        an image's tokens are sent to.
     """
     device = pick_device(recipe.device)
     splits = open_recipe_data(recipe)
     task = recipe_task(recipe, splits)
     model = load_model(run.model, device)
     last = run.read_rows()[-1]
-    if isinstance(task, Classification):
-        metrics, right = ClassificationMetrics(task.num_classes), [torch.zeros(0, dtype=torch.bool)]
-        with evaluating(model):
-            for images, labels in batches(splits.test, workers=recipe.workers):
-                logits = model(images.to(device)).float().cpu()
-                metrics.add(logits, labels)
-                right.append(logits.argmax(-1) == labels)
-        test, buffer = metrics.summary(), io.BytesIO()
-        np.savez_compressed(buffer, right=torch.cat(right).numpy())
-        write_bytes(run.path / RIGHT_FILE, buffer.getvalue())
-    else:
-        test = task.evaluate(model, splits.test, device, recipe.workers)
-    steps = training_steps(recipe, len(splits.train))
+    test = task.evaluate(model, splits.test, device, recipe.workers)
     result: Result = {
         "recipe": _settings(recipe),
         "seed": recipe.seed,
@@ -102,8 +76,7 @@ def measure(run: RunFolder, recipe: Recipe) -> Result:
         **{key: value for key, value in last.items() if key.startswith("val_")},
         **{f"test_{key}": value for key, value in test.items()},
         **cost(model)._asdict(),
-        "steps": steps,
-        "shown_images": steps * recipe.accumulate * recipe.batch_size,
+        "train_images": len(splits.train),
         "seconds": last["seconds"],
     }
     config = get_config(model)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -10,13 +10,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vimoe.data.loaders import batches
-from vimoe.data.splits import Images, Splits
+from vimoe.data.images import Images
+from vimoe.data.loaders import OnBroken, batches
+from vimoe.data.splits import Splits
 from vimoe.tasks.classification_metrics import ClassificationMetrics
+from vimoe.tasks.task import Task
 from vimoe.vit.checkpoint import save
 
 
-class Classification:
+class Classification(Task):
     """One label an image: cross-entropy, and top-1 accuracy.
 
     Args:
@@ -34,25 +36,25 @@ class Classification:
         """Cross-entropy of logits `[B, classes]` and labels `[B]`."""
         return F.cross_entropy(outputs.float(), targets, label_smoothing=self.smoothing)
 
-    def evaluate(self, model: nn.Module, images: Images, device: str, workers: int = 0) -> dict[str, float]:
-        """See `ClassificationMetrics.summary`."""
-        return classify(model, batches(images, workers=workers), self.num_classes, device).summary()
+    def measure(
+        self,
+        model: nn.Module,
+        images: Images,
+        device: str,
+        workers: int = 0,
+        on_broken: OnBroken | None = None,
+        batch_size: int = 256,
+    ) -> ClassificationMetrics:
+        metrics = ClassificationMetrics(self.num_classes)
+        with evaluating(model):
+            for seen, labels in batches(images, batch_size, workers, on_broken):
+                metrics.add(model(seen.to(device)).float().cpu(), labels)
+        metrics.all_reduce_sum()
+        return metrics
 
     def save(self, model: nn.Module, folder: Path, splits: Splits) -> None:
         """A model folder in timm's format, with the names of the classes."""
         save(model, folder, extra={"label_names": list(splits.class_names)})
-
-
-def classify(
-    model: nn.Module, labelled: Iterable[tuple[Tensor, Tensor]], num_classes: int, device: str
-) -> ClassificationMetrics:
-    """Send batches of labelled images through the model and count, over all processes."""
-    metrics = ClassificationMetrics(num_classes)
-    with evaluating(model):
-        for images, labels in labelled:
-            metrics.add(model(images.to(device)).float().cpu(), labels)
-    metrics.all_reduce_sum()
-    return metrics
 
 
 @contextmanager

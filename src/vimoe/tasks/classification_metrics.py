@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vimoe.distributed import all_reduce_sum
+from vimoe.tasks.task import finite
 
 
 class ClassificationMetrics:
@@ -17,6 +18,8 @@ class ClassificationMetrics:
         bins: Equal bins of confidence for the calibration error.
     """
 
+    columns = ("images", "top-1 %")
+
     def __init__(self, num_classes: int, bins: int = 15) -> None:
         self.images = torch.zeros(num_classes, dtype=torch.int64)
         self.right = torch.zeros(num_classes, dtype=torch.int64)
@@ -26,8 +29,12 @@ class ClassificationMetrics:
         self._hits = torch.zeros(bins, dtype=torch.float64)
 
     def add(self, logits: Tensor, labels: Tensor) -> None:
-        """Count a batch: logits `[B, classes]` fp32 and labels `[B]` int64, -1 for none, both on the CPU."""
-        logits, labels = logits[labels >= 0], labels[labels >= 0]
+        """Count a batch: logits `[B, classes]` fp32 and labels `[B]` int64, -1 for none, both on the CPU.
+
+        Raises:
+            UserError: A logit is not finite.
+        """
+        logits, labels = finite(logits)[labels >= 0], labels[labels >= 0]
         classes, bins = len(self.images), len(self._hits)
         top = logits.topk(min(5, classes), dim=-1).indices
         hit = top[:, 0] == labels

@@ -16,14 +16,14 @@ class ClassMetrics(NamedTuple):
     """One class's metrics in percent; nan where there is nothing to divide by.
 
     Attributes:
+        pixels: Its labelled pixels.
         iou: Intersection over union; nan for a class neither labelled nor predicted, 0 for one predicted in vain.
         acc: Share of its labelled pixels that were found; nan for a class that is not labelled.
-        pixels: Its labelled pixels.
     """
 
+    pixels: int
     iou: float
     acc: float
-    pixels: int
 
 
 class ConfusionMatrix:
@@ -31,10 +31,14 @@ class ConfusionMatrix:
 
     Attributes:
         counts: `[label, prediction]` int64, on the CPU.
+        images: How many images they are of, int64; whoever adds images counts them.
     """
+
+    columns = ("pixels", "IoU %", "accuracy %")
 
     def __init__(self, num_classes: int) -> None:
         self.counts = torch.zeros(num_classes, num_classes, dtype=torch.int64)
+        self.images = torch.zeros((), dtype=torch.int64)
 
     def add(self, prediction: Tensor, target: Tensor) -> None:
         """Count the pixels of some images.
@@ -60,7 +64,11 @@ class ConfusionMatrix:
 
     def all_reduce_sum(self) -> None:
         """Make the counts those of all processes together."""
-        all_reduce_sum(self.counts)
+        all_reduce_sum(self.counts, self.images)
+
+    def summary(self) -> dict[str, float]:
+        """The metrics, and the number of images."""
+        return self.metrics() | {"images": int(self.images)}
 
     def metrics(self) -> dict[str, float]:
         """The field's three metrics in percent, 0 where no pixel was counted.
@@ -77,7 +85,7 @@ class ConfusionMatrix:
     def per_class(self) -> list[ClassMetrics]:
         """Each class's own metrics, by its index."""
         iou, acc = self._iou_and_acc()
-        rows = zip((100 * iou).tolist(), (100 * acc).tolist(), self.counts.sum(1).tolist(), strict=True)
+        rows = zip(self.counts.sum(1).tolist(), (100 * iou).tolist(), (100 * acc).tolist(), strict=True)
         return [ClassMetrics(*row) for row in rows]
 
     def _iou_and_acc(self) -> tuple[Tensor, Tensor]:

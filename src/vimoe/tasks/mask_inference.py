@@ -1,4 +1,4 @@
-"""A finished segmentation model at work: on labelled images, and on any images, from its folder alone."""
+"""A finished segmentation model at work on any images, from its folder alone."""
 
 from __future__ import annotations
 
@@ -12,31 +12,14 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vimoe.data.decode import BrokenImageError, read_image
-from vimoe.data.folder import ImageForm, image_form
-from vimoe.data.loaders import batches
 from vimoe.data.mask_augmentation import normalised
-from vimoe.data.splits import Splits, check_classes
 from vimoe.tasks.classification import evaluating
-from vimoe.tasks.confusion_matrix import ConfusionMatrix
-from vimoe.tasks.inference import model_folder
+from vimoe.tasks.model import model_form
 from vimoe.tasks.palette import class_colours
-from vimoe.tasks.segmentation import segment
 from vimoe.tasks.segmenter_folder import load_segmenter, read_segmentation
 from vimoe.tasks.windows import View, probabilities
-from vimoe.vit.checkpoint import read_config
 
 Mask = NDArray[np.int64]
-# From how a model wants its images, and whether masks say 0 for unlabelled, to the images.
-OpenSplits = Callable[[ImageForm, bool], Splits]
-
-
-class MaskEvaluation(NamedTuple):
-    """What came of an evaluation: confusion matrix, images seen, class names, and lines on broken images."""
-
-    confusion: ConfusionMatrix
-    images: int
-    class_names: tuple[str, ...]
-    broken: list[str]
 
 
 class MaskPrediction(NamedTuple):
@@ -55,52 +38,24 @@ class MaskPrediction(NamedTuple):
     shares: dict[str, float]
 
 
-def default_view(path: Path) -> View:
+def default_view(folder: Path) -> View:
     """How the model of a folder looked at images while it was trained: whole, and at what size.
 
     Raises:
         UserError: The folder holds no segmentation model.
     """
-    return View(short_side=read_segmentation(model_folder(path)).short_side)
-
-
-def evaluate_masks(
-    path: Path, open_splits: OpenSplits, split: str, view: View, workers: int, device: str
-) -> MaskEvaluation:
-    """Evaluate a segmentation model's folder on a split of images with masks.
-
-    Args:
-        path: A run folder or a model folder.
-        open_splits: Opens the images.
-        split: `train`, `val` or `test`.
-        view: How to look at the images.
-        workers: Processes that decode.
-        device: Where to compute.
-
-    Raises:
-        UserError: The model or the data cannot be used, or their classes differ.
-    """
-    folder = model_folder(path)
-    entry = read_segmentation(folder)
-    splits = open_splits(image_form(read_config(folder)["pretrained_cfg"]), entry.reduce_zero_label)
-    check_classes(splits.class_names, entry.class_names, "the masks have other classes than the model")
-    broken: list[str] = []
-    labelled = batches(getattr(splits, split), 1, workers, broken.append)
-    confusion, count = segment(load_segmenter(folder, device), labelled, len(entry.class_names), device, view)
-    return MaskEvaluation(confusion, count, entry.class_names, broken)
+    return View(short_side=read_segmentation(folder).short_side)
 
 
 def predict_masks(
-    path: Path, images: Sequence[Path], view: View, device: str, on_broken: Callable[[str], None]
+    folder: Path, images: Sequence[Path], view: View, device: str, on_broken: Callable[[str], None]
 ) -> Iterator[MaskPrediction]:
-    """What the model of a folder sees in image files, in their order; broken ones are told and left out.
+    """What the model of a folder sees in image files, in their order; broken ones are noted and left out.
 
     Raises:
         UserError: The model cannot be used.
     """
-    folder = model_folder(path)
-    entry = read_segmentation(folder)
-    form = image_form(read_config(folder)["pretrained_cfg"])
+    entry, form = read_segmentation(folder), model_form(folder)
     model = load_segmenter(folder, device)
     for file in images:
         try:

@@ -1,4 +1,4 @@
-"""A finished model of any task, from its folder."""
+"""A finished model of any task, from its folder, and what the folder says of images and classes."""
 
 from __future__ import annotations
 
@@ -6,8 +6,14 @@ from pathlib import Path
 
 from torch import nn
 
-from vimoe.tasks.segmenter_folder import holds_segmenter, load_segmenter
-from vimoe.vit.checkpoint import load
+from vimoe.data.transforms import ImageForm, image_form
+from vimoe.tasks.segmenter_folder import KEY, holds_segmenter, load_segmenter
+from vimoe.vit.checkpoint import load, read_config
+
+
+def model_folder(path: Path) -> Path:
+    """The model folder of a run, or the path itself."""
+    return path / "model" if (path / "model" / "config.json").exists() else path
 
 
 def load_model(folder: Path, device: str = "cpu") -> nn.Module:
@@ -17,3 +23,23 @@ def load_model(folder: Path, device: str = "cpu") -> nn.Module:
         UserError: See `vimoe.load` and `load_segmenter`.
     """
     return load_segmenter(folder, device) if holds_segmenter(folder) else load(folder, device)
+
+
+def model_form(folder: Path) -> ImageForm:
+    """How the model of a folder wants its images.
+
+    Raises:
+        UserError: It is no model folder.
+    """
+    return image_form(read_config(folder)["pretrained_cfg"])
+
+
+def model_classes(folder: Path) -> tuple[str, ...] | None:
+    """The names of the classes that a model learned, by label; None where its folder does not name them.
+
+    Raises:
+        UserError: It is no model folder.
+    """
+    config = read_config(folder)
+    names = config.get("label_names") or config.get(KEY, {}).get("class_names")
+    return tuple(names) if names else None

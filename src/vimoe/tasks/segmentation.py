@@ -2,28 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vimoe.data.loaders import NOBODY, batches
+from vimoe.data.images import Images
+from vimoe.data.loaders import NOBODY, OnBroken, batches
 from vimoe.data.masks import IGNORE
-from vimoe.data.splits import Images, Splits
-from vimoe.distributed import all_reduce_sum
+from vimoe.data.splits import Splits
 from vimoe.errors import UserError
 from vimoe.tasks.classification import evaluating
 from vimoe.tasks.confusion_matrix import ConfusionMatrix
 from vimoe.tasks.segmenter_folder import save_segmenter
+from vimoe.tasks.task import Task
 from vimoe.tasks.windows import View, probabilities
 
-# Images in memory have one size and are small; those from files may have any size and go one by one.
-IN_MEMORY_BATCH = 64
 
-
-class Segmentation:
+class Segmentation(Task):
     """Cross-entropy over labelled pixels, and mean intersection over union.
 
     Args:
@@ -58,38 +54,28 @@ class Segmentation:
         )
         return total / (targets != IGNORE).sum().clamp(min=1)
 
-    def evaluate(self, model: nn.Module, images: Images, device: str, workers: int = 0) -> dict[str, float]:
-        """See `ConfusionMatrix.metrics`; and `images`, how many were looked at."""
-        labelled = batches(images, 1 if images.from_files else IN_MEMORY_BATCH, workers)
-        confusion, count = segment(model, labelled, self.num_classes, device, self.view)
-        return confusion.metrics() | {"images": count}
+    def measure(
+        self,
+        model: nn.Module,
+        images: Images,
+        device: str,
+        workers: int = 0,
+        on_broken: OnBroken | None = None,
+        batch_size: int = 256,
+    ) -> ConfusionMatrix:
+        """As `Task` says, at the resolution of the masks."""
+        confusion = ConfusionMatrix(self.num_classes)
+        # Images in memory have one size and are small; those from files may have any size and go one by one.
+        together = 1 if images.from_files else min(batch_size, 64)
+        with evaluating(model):
+            for seen, masks in batches(images, together, workers, on_broken):
+                answers = probabilities(model, seen.to(device), self.view).argmax(1).cpu()
+                real = masks[:, 0, 0] != NOBODY
+                confusion.add(answers[real], masks[real])
+                confusion.images += real.sum()
+        confusion.all_reduce_sum()
+        return confusion
 
     def save(self, model: nn.Module, folder: Path, splits: Splits) -> None:
         """The folder of a segmentation model, with the names of the classes."""
         save_segmenter(model, folder, splits.class_names, self.reduce_zero_label, self.view.short_side)
-
-
-def segment(
-    model: nn.Module, labelled: Iterable[tuple[Tensor, Tensor]], num_classes: int, device: str, view: View
-) -> tuple[ConfusionMatrix, int]:
-    """Send batches of images with masks through the model and count, over all processes, at the masks' resolution.
-
-    Args:
-        model: A segmentation model.
-        labelled: Images `[B, C, H, W]` and masks `[B, H, W]` of the same size.
-        num_classes: Number of classes.
-        device: Where the model is.
-        view: How to look at the images.
-
-    Returns:
-        The confusion matrix, and the number of images.
-    """
-    confusion, count = ConfusionMatrix(num_classes), torch.zeros((), dtype=torch.int64)
-    with evaluating(model):
-        for images, masks in labelled:
-            answers, real = probabilities(model, images.to(device), view).argmax(1).cpu(), masks[:, 0, 0] != NOBODY
-            confusion.add(answers[real], masks[real])
-            count += real.sum()
-    confusion.all_reduce_sum()
-    all_reduce_sum(count)
-    return confusion, int(count)

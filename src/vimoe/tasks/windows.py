@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from vimoe.data.mask_augmentation import size_factor
 from vimoe.errors import UserError
+from vimoe.tasks.task import finite
 
 Model = Callable[[Tensor], Tensor]
 
@@ -61,6 +62,9 @@ def probabilities(model: Model, images: Tensor, view: View) -> Tensor:
 
     Returns:
         `[B, classes, H, W]` fp32.
+
+    Raises:
+        UserError: The logits are not finite.
     """
     height, width = images.shape[-2:]
     total: Tensor | None = None
@@ -70,7 +74,7 @@ def probabilities(model: Model, images: Tensor, view: View) -> Tensor:
             seen = sized.flip(-1) if mirrored else sized
             logits = model(seen) if view.window is None else sliding_window(model, seen, view)
             logits = logits.float().flip(-1) if mirrored else logits.float()
-            probs = resized(logits, height, width).softmax(1)
+            probs = resized(finite(logits), height, width).softmax(1)
             total = probs if total is None else total.add_(probs)
     assert total is not None
     return total.div_(len(view.scales) * (1 + view.flips))

@@ -9,14 +9,14 @@ import timm
 import torch
 from torch import nn
 
-from vimoe.data.splits import Splits, generator
+from vimoe.data.epoch_order import generator
+from vimoe.data.splits import Splits
 from vimoe.errors import UserError, first_line
 from vimoe.tasks.segmenter import build_segmenter, check_token_routing
 from vimoe.tasks.segmenter_folder import holds_segmenter, load_segmenter
 from vimoe.training.recipe import Recipe
 from vimoe.vit.blocks import find_backbone
 from vimoe.vit.checkpoint import load
-from vimoe.vit.inspection import check_model_name
 from vimoe.vit.upcycle import upcycle
 from vimoe.vit.widen import widen
 
@@ -39,11 +39,8 @@ def build_model(recipe: Recipe, splits: Splits) -> nn.Module:
     else:
         make = _read if recipe.initial_checkpoint else _create
         model = build_segmenter(make(recipe, splits, 0, dynamic_img_size=True), recipe.decoder, classes)
-    patch, side = getattr(model, "patch_embed", None), min(splits.image_shape[1:])
-    if patch is not None and side < max(patch.patch_size):
-        raise UserError(
-            f"images of {side} pixels are smaller than a patch of this model, {max(patch.patch_size)} pixels"
-        )
+    # How it sees images is kept with the model: whoever evaluates it later has them in the same form.
+    getattr(model, "backbone", model).pretrained_cfg.update(splits.form._asdict())
     _change(model, recipe)
     if recipe.task == "segmentation":
         check_token_routing(model)
@@ -72,7 +69,7 @@ def _change(model: nn.Module, recipe: Recipe) -> None:
 
 def _read(recipe: Recipe, splits: Splits, num_classes: int, **changes: Any) -> nn.Module:
     if recipe.img_size:
-        changes["img_size"] = splits.image_shape[1:]
+        changes["img_size"] = splits.form.input_size[1:]
     model: nn.Module = load(str(recipe.initial_checkpoint), drop_path_rate=recipe.drop_path, **changes)
     if model.num_classes != num_classes:
         model.reset_classifier(num_classes)  # type: ignore[operator]
@@ -80,8 +77,7 @@ def _read(recipe: Recipe, splits: Splits, num_classes: int, **changes: Any) -> n
 
 
 def _create(recipe: Recipe, splits: Splits, num_classes: int, **changes: Any) -> nn.Module:
-    check_model_name(recipe.model)
-    channels, height, width = splits.image_shape
+    channels, height, width = splits.form.input_size
     args = {"img_size": (height, width), "in_chans": channels, **changes, **recipe.model_args}
     try:
         model: nn.Module = timm.create_model(
@@ -89,7 +85,6 @@ def _create(recipe: Recipe, splits: Splits, num_classes: int, **changes: Any) ->
             pretrained=recipe.pretrained,
             num_classes=num_classes,
             drop_path_rate=recipe.drop_path,
-            pretrained_cfg_overlay=None if recipe.pretrained else _as_seen(splits),
             **args,
         )
     except Exception as error:  # timm raises whatever its models raise
@@ -98,14 +93,3 @@ def _create(recipe: Recipe, splits: Splits, num_classes: int, **changes: Any) ->
     if isinstance(positions, nn.Parameter) and not recipe.pretrained:
         nn.init.normal_(positions, std=recipe.pos_embed_std)
     return model
-
-
-def _as_seen(splits: Splits) -> dict[str, Any]:
-    """How a model from scratch sees images: noted in its `config.json`, for whoever uses it later."""
-    return {
-        "input_size": splits.image_shape,
-        "mean": splits.mean,
-        "std": splits.std,
-        "interpolation": splits.interpolation,
-        "crop_pct": splits.crop_pct,
-    }

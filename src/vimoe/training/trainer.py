@@ -18,8 +18,9 @@ from timm.data import Mixup
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
+from vimoe.data.epoch_order import generator
 from vimoe.data.loaders import training_batches
-from vimoe.data.splits import Splits, generator
+from vimoe.data.splits import Splits
 from vimoe.distributed import all_gather, all_reduce_numbers, is_distributed, rank, world_size
 from vimoe.errors import UserError
 from vimoe.moe.losses import balance_loss
@@ -114,7 +115,8 @@ class Trainer:
             self.mixup = Mixup(recipe.mixup, recipe.cutmix, label_smoothing=recipe.smoothing, num_classes=classes)
         self.balanced = recipe.balance_weight > 0 and bool(moe_layers(model))
         self.position, self.rows, self.health = Position(), list[Row](), RoutingHealth(model)
-        self.broken: set[str] = set()
+        self.broken: set[str] = set()  # training images
+        self.broken_val: set[str] = set()
         self.states = ResumeStates(run.checkpoints)
         self.saved: Position | None = None
         self._losses: list[Tensor] = []  # of the batches since the last look at them
@@ -226,7 +228,9 @@ class Trainer:
         progress.close()
         row: Row = {"epoch": epoch + 1, "loss": position.loss / max(1, position.batch), "lr": base_rate(self.optimizer)}
         row |= progress.metrics()
-        metrics = self.task.evaluate(self.eval_model, self.splits.val, self.device, recipe.workers)
+        metrics = self.task.evaluate(
+            self.eval_model, self.splits.val, self.device, recipe.workers, self._list_broken, recipe.max_broken
+        )
         row |= {f"val_{key}": value for key, value in metrics.items()}
         row["seconds"] = before + time.perf_counter() - started
         row["routing"] = self.health.metrics()
@@ -295,11 +299,15 @@ class Trainer:
             f"try a lower lr than {self.recipe.lr}, or a longer warm-up"
         )
 
+    def _list_broken(self, line: str) -> None:
+        self.broken_val.add(line)
+        self.run.write_skipped(self.broken | self.broken_val, rank())
+
     def _note_broken(self, line: str) -> None:
         if line in self.broken:
             return
         self.broken.add(line)
-        self.run.write_skipped(self.broken, rank())
+        self.run.write_skipped(self.broken | self.broken_val, rank())
         if len(self.broken) > self.recipe.max_broken * len(self.splits.train):
             raise UserError(
                 f"{len(self.broken)} of {len(self.splits.train)} training images are broken, more than max_broken "

@@ -1,0 +1,36 @@
+"""In which order an epoch shows the images, and what everything random depends on."""
+
+from __future__ import annotations
+
+import zlib
+
+import torch
+
+
+def generator(*key: int | str) -> torch.Generator:
+    """A generator that depends on nothing but `key`: what a step draws does not depend on how it was reached."""
+    seed = zlib.crc32(repr(key).encode())
+    return torch.Generator().manual_seed(seed)
+
+
+def epoch_order(
+    size: int, batch_size: int, seed: int, epoch: int, repeats: int = 1, part: tuple[int, int] = (0, 1)
+) -> list[list[int]]:
+    """The batches of one epoch: a permutation that depends on seed and epoch alone, the incomplete batch dropped.
+
+    With repeats (repeated augmentation, Berman et al. 2019, MultiGrain) an epoch has the same number of batches of
+    fewer images, the views of an image side by side. Number `i + size * r` stands for view r of image i.
+
+    Args:
+        size: Number of images.
+        batch_size: Images a batch, over all processes.
+        seed: The run's seed.
+        epoch: The epoch, from 0.
+        repeats: Views of each image.
+        part: This process's rank and the world size; each gets its share of every batch.
+    """
+    order = torch.randperm(size, generator=generator("order", seed, epoch))
+    place = torch.arange(size - size % batch_size)
+    numbers = order[place // repeats] + size * (place % repeats)
+    rank, world = part
+    return numbers.view(size // batch_size, batch_size)[:, rank::world].tolist()

@@ -1,0 +1,91 @@
+"""Labelled images that can be counted: read from files when they are asked for, or held in memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from vimoe.data.decode import BrokenImageError
+from vimoe.data.transforms import ImageForm
+
+# Where each image is, with its label or with where its mask is.
+Samples = Sequence[tuple[Any, Any]]
+# From a sample to the image in RGB and its target.
+Read = Callable[[Any, Any], tuple[Image.Image, Any]]
+
+
+def labelled(read: Callable[[Any], Image.Image], where: Any, label: int) -> tuple[Image.Image, int]:
+    """A `Read` of images whose labels need no reading, from what reads the images."""
+    return read(where), label
+
+
+class Images(Dataset[tuple[Tensor, Any]]):
+    """Images with their targets; an item is (image `[C, H, W]` fp32, label or mask `[H, W]` int64).
+
+    Attributes:
+        from_files: Whether an item has to be read and decoded, which is work for other processes.
+    """
+
+    from_files = False
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+
+class ImageFiles(Images):
+    """Images from files; `transform` makes of image and target what the model sees."""
+
+    from_files = True
+
+    def __init__(self, samples: Samples, read: Read, transform: Callable[[Image.Image, Any], Any]) -> None:
+        self.samples = samples
+        self.read = read
+        self.transform = transform
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Any]:
+        sample = self.samples[index]
+        image, target = self.read(*sample)
+        try:
+            seen: tuple[Tensor, Any] = self.transform(image, target)
+        except BrokenImageError as error:  # it does not know which file
+            raise BrokenImageError(f"{sample[0]} {error}") from error
+        return seen
+
+
+class InMemory(Images):
+    """Images and targets that fit in memory.
+
+    Args:
+        images: `[N, C, H, W]`, fp32, or uint8 that is normalised when it is asked for.
+        targets: Labels `[N]` or masks `[N, H, W]`, int64.
+        form: How images of bytes are normalised.
+        broken: By index, what is wrong with the images that could not be read.
+    """
+
+    def __init__(
+        self, images: Tensor, targets: Tensor, form: ImageForm | None = None, broken: Mapping[int, str] | None = None
+    ) -> None:
+        self.images = images
+        self.targets = targets
+        self.normalise = form and (torch.tensor(form.mean)[:, None, None], torch.tensor(form.std)[:, None, None])
+        self.broken = broken or {}
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Any]:
+        if index in self.broken:
+            raise BrokenImageError(self.broken[index])
+        image, target = self.images[index], self.targets[index]
+        if self.normalise:
+            mean, std = self.normalise
+            image = (image / 255 - mean) / std
+        return image, target if target.ndim else int(target)
