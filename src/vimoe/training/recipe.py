@@ -21,47 +21,47 @@ class Recipe:
     """One training run. The names are timm's where timm has them.
 
     Args:
-        task: `classification` (one label an image) or `segmentation` (one label a pixel).
-        dataset: Which data: `digits`, `glyphs` or `digit_scenes` (embedded), `folder` (one folder a class,
-            in `train`, `val`, `test` or unsplit), `ade20k` (images and masks in ADE20K's layout), or one of timm's
-            names: `tar`, `torch/NAME`, `wds/NAME`, `hfds/NAME`, `hfids/NAME`.
+        task: `classification` (a label for each image) or `segmentation` (a label for each pixel).
+        dataset: `digits`, `glyphs` or `digit_scenes` (embedded), `folder` (a folder for each class), `ade20k` (images
+            and masks in ADE20K's layout), `tar`, or one of timm's names: `torch/NAME`, `wds/NAME`, `hfds/NAME`,
+            `hfids/NAME`.
         dataset_args: Arguments of `glyphs`, such as `classes` and `scripts` (see `vimoe.data.glyphs.glyphs`).
         data_dir: The folder of images.
-        train_split: Name of the training split; found by the usual names when empty.
-        val_split: Name of the split that decides; found by the usual names when empty.
-        test_split: Name of the split that is reported; found by the usual names when empty.
-        reduce_zero_label: Masks say 0 for unlabelled and 1 to K for the classes; else 0 to K - 1, and 255 for
-            unlabelled.
-        short_side: Pixels that a segmentation image's shorter side is brought to before it is cropped or looked at;
-            its own by default.
-        in_memory: Decode all images once, hold them as bytes, and augment whole batches on the device: for sets of
-            small images.
-        val_share: Share of each class set aside for validation where the folder is not split.
-        per_class: So many training images of each class, drawn with the seed; all of them by default.
-        img_size: Pixels of an image's side; the model's own by default.
+        train_split: Name of the training split; the usual names are tried when empty.
+        val_split: Name of the validation split; the usual names are tried when empty.
+        test_split: Name of the test split; the usual names are tried when empty.
+        reduce_zero_label: Masks hold 0 for unlabelled and 1 to K for the classes; otherwise 0 to K - 1 for the
+            classes and 255 for unlabelled.
+        short_side: Resize a segmentation image's shorter side to this many pixels before it is cropped; its own size
+            when empty.
+        in_memory: Decode all images once, keep them in memory, and augment whole batches on the device; for small
+            images.
+        val_share: Share of each class used for validation where there is no validation split.
+        per_class: Use this many training images of each class, drawn with the seed; all of them when empty.
+        img_size: Side of the images in pixels; the model's own when empty.
         workers: Processes that decode images.
-        max_broken: Largest share of the training images that may be broken.
+        max_broken: Stop when more than this share of the images is broken.
         model: Name of a timm model.
-        model_args: More arguments for `timm.create_model`, such as `img_size`.
+        model_args: More arguments of `timm.create_model`.
         pretrained: Start from timm's pretrained weights.
-        initial_checkpoint: Start from a model folder of ours, dense or upcycled; then `model` and what follows it
-            come from there.
-        decoder: What stands on a segmentation model's patches: `linear`, or `upernet` on features of four blocks.
+        initial_checkpoint: Start from this model folder, dense or upcycled; it replaces `model`, `model_args` and
+            `pretrained`.
+        decoder: Decoder of a segmentation model: `linear`, or `upernet` on the features of four blocks.
         last: Turn the FFNs of this many last blocks into MoE layers; 0 trains a dense model.
         num_experts: Routed experts of each MoE layer.
         top_k: Experts chosen for each image or token.
-        shared_expert: Add an always-on expert.
-        routing: One choice an `image` or a `token`.
-        preset: `preserve` keeps the dense model's function, `paper` has softmax gates and plain copies.
-        router_noise: Noise on the router's logits in training.
+        shared_expert: Add an expert that is always on.
+        routing: Choose experts for each `image` or for each `token`.
+        preset: `preserve` keeps the dense model's outputs; `paper` has softmax gates and unscaled copies.
+        router_noise: Add noise to the router's logits in training.
         balance_weight: Weight of the balance loss.
-        baseline: A control instead of the MoE model: `dense` has plain FFNs, `wide` has FFNs widened in the same
-            blocks to the same activated parameters; empty trains the MoE model.
-        freeze: Train nothing but the MoE layers and the head.
+        baseline: Train a control instead of the MoE: `dense`, or `wide` with FFNs widened in the same blocks to the
+            same activated parameters.
+        freeze: Train only the MoE layers and the head.
         epochs: Passes over the training data.
-        batch_size: Images a step.
+        batch_size: Images a step, over all processes.
         lr: Peak learning rate.
-        weight_decay: For matrices; biases, norms, tokens and routers have none.
+        weight_decay: Weight decay of matrices; biases, norms, tokens and routers have none.
         layer_decay: Factor on the learning rate from each block to the one before it; 1 for none.
         expert_lr: Factor on the learning rate of the routed experts.
         opt: Name of a timm optimiser.
@@ -71,30 +71,30 @@ class Recipe:
         clip_grad: Largest norm of the gradient; 0 for no clipping.
         smoothing: Label smoothing.
         drop_path: Highest rate of stochastic depth.
-        pos_embed_std: Spread of a new model's position embedding. timm's 0.02 is lost beside patches of unit
-            variance where there are few steps to learn it: 1 trains a tiny model several times faster.
-        augment: Whether the training images are augmented at all.
-        scale: Least share of an image's area that a random crop shows.
-        hflip: Chance of a mirrored image.
+        pos_embed_std: Standard deviation of a new model's position embedding; 1 instead of timm's 0.02 lets tiny
+            models learn several times faster.
+        augment: Augment the training images.
+        scale: Smallest share of an image's area in a random crop.
+        hflip: Probability of a horizontal flip.
         color_jitter: Strength of random brightness, contrast and saturation.
-        aa: timm's auto-augment policy, such as `rand-m9-mstd0.5-inc1`; empty for none.
-        reprob: Chance of an erased rectangle.
-        mixup: Strength (alpha) of mixing two images; 0 for none.
-        cutmix: Strength (alpha) of pasting a part of one image into another; 0 for none.
-        aug_repeats: How many augmentations of an image an epoch shows; it then shows as many fewer images.
-        amp: Mixed precision.
-        amp_dtype: Its type; `float16` comes with loss scaling.
+        aa: A timm auto-augment policy such as `rand-m9-mstd0.5-inc1`.
+        reprob: Probability of random erasing.
+        mixup: Alpha of mixup; 0 for none.
+        cutmix: Alpha of CutMix; 0 for none.
+        aug_repeats: Augmentations of each image in an epoch, which then shows as many times fewer images.
+        amp: Use mixed precision.
+        amp_dtype: Type of mixed precision; `float16` comes with loss scaling.
         accumulate: Batches whose gradients add up to one step.
-        model_ema: Evaluate and keep an exponential average of the weights.
-        model_ema_decay: Decay of that average, a step.
-        grad_checkpointing: Compute activations again in the backward, to save memory.
-        compile: Compile the model with torch.compile.
-        fsdp: Under torchrun, share out weights and optimiser state between the processes (FSDP2), where one
-            process cannot hold them; else every process holds a copy (DDP).
+        model_ema: Evaluate and save an exponential moving average of the weights.
+        model_ema_decay: Decay of that average in each step.
+        grad_checkpointing: Recompute activations in the backward pass to save memory.
+        compile: Use torch.compile.
+        fsdp: Under torchrun, shard weights and optimiser state over the processes (FSDP2); otherwise each process
+            holds a copy (DDP).
         log_interval: Seconds between two lines of progress where there is no terminal.
         log_tensorboard: Also log to TensorBoard files in the run folder.
         log_wandb: Also log to Weights & Biases.
-        checkpoint_minutes: How often the resume state is written within an epoch; it always is after one.
+        checkpoint_minutes: Minutes between two resume states within an epoch; one is always written after it.
         seed: Seed of everything random.
         device: `auto`, or a torch device.
         output: The run folder.
