@@ -4,12 +4,12 @@ from vimoe.analysis.analysis_result import (
     AblationResult,
     Analysis,
     ClassShare,
-    Estimate,
     ExpertAnalysis,
     LayerAnalysis,
     Neighbours,
     Step,
 )
+from vimoe.analysis.paired import Estimate
 from vimoe.analysis.specialisation import Specialisation
 
 
@@ -38,9 +38,8 @@ def layer(number: int, normalised: float = 0.5) -> LayerAnalysis:
         confidence=0.8,
         margin=0.6,
         stability=0.9,
-        ablations=tuple(AblationResult(name, 90 - x, Estimate(x, x - 2, x + 2)) for name, x in lost.items()),
+        ablations=tuple(AblationResult(name, Estimate(x, x - 2, x + 2)) for name, x in lost.items()),
         experts=(ExpertAnalysis(0, 0.25, classes, (3, 1), (0,)), ExpertAnalysis(1, 0.75, classes[::-1], (2,), ())),
-        weight_similarity=((1.0, -1.0), (-1.0, 1.0)),
         output_similarity=((1.0, 0.4), (0.4, 1.0)),
     )
 
@@ -51,6 +50,7 @@ def analysis() -> Analysis:
         metric="top1",
         split="val",
         images=40,
+        split_images=40,
         unit="image",
         left_out=0,
         class_names=("a", "<script>alert(1)</script>"),
@@ -59,11 +59,11 @@ def analysis() -> Analysis:
         layers=(layer(1, 0.1), layer(2, 0.6)),
         neighbours=(Neighbours(1, 2, 0.3),),
         steps=(
-            Step(1, (), Estimate(0.5, -1.0, 2.0), Estimate(0.5, -1.0, 2.0), True),
-            Step(2, (), Estimate(6.0, 2.0, 10.0), Estimate(5.5, 2.0, 9.0), False),
-            Step(2, (1,), Estimate(0.5, -1.0, 2.0), Estimate(0.0, -1.0, 1.0), True),
+            Step(1, (), Estimate(0.5, -1.0, 2.0), Estimate(0.5, -1.0, 2.0), "accepted"),
+            Step(2, (), Estimate(6.0, 2.0, 10.0), Estimate(5.5, 2.0, 9.0), "needed"),
+            Step(2, (1,), Estimate(0.5, -1.0, 2.0), Estimate(0.0, -1.0, 1.0), "accepted"),
         ),
-        max_drop=0.0,
+        max_drop=2.0,
         block_evaluations=1000,
         without_reuse=2000,
         paths={0: "a/0.png", 1: "a/1.png"},

@@ -7,7 +7,8 @@ from tests.analysis.toy import MARK, NAMES, blank, codes, layer_of, route_by, sa
 from tests.vit.families import assert_unchanged, make, make_images, refused, snapshot
 from vimoe.analysis.analysis import analyze
 from vimoe.analysis.analysis_result import Analysis
-from vimoe.analysis.counts import count_routing
+from vimoe.analysis.behaviour import count_routing
+from vimoe.analysis.held_out import HeldOut
 
 
 def specialised() -> nn.Module:
@@ -24,12 +25,15 @@ def labelled(size: int = 32) -> list[tuple[torch.Tensor, torch.Tensor]]:
     return list(zip(images.split(10), labels.split(10), strict=True))
 
 
+SEEN = HeldOut(labelled)
+
+
 def test_everything_is_measured_and_survives_the_way_to_disk() -> None:
     model = specialised()
     before = snapshot(model)
-    counts, analysis, plan = analyze(model, labelled, NAMES, shuffles=99, paths={0: "zero.png", 99: "none.png"})
+    counts, analysis, plan = analyze(model, SEEN, NAMES, shuffles=99)
     assert_unchanged(model, before)
-    assert (counts.counts == count_routing(model, labelled(), NAMES).counts).all()
+    assert (counts.counts == count_routing(model, SEEN).counts(NAMES).counts).all()
     assert Analysis.from_dict(analysis.to_dict()) == analysis
     assert (analysis.images, analysis.unit, analysis.left_out, analysis.depth) == (32, "image", 0, 3)
     assert analysis.score.value == 100
@@ -38,21 +42,29 @@ def test_everything_is_measured_and_survives_the_way_to_disk() -> None:
     assert [e.classes[0].label for e in analysis.layer(2).experts] == [0, 1, 2, 3]
     assert analysis.layer(2).experts[1].classes[0].lift == pytest.approx(4)
     assert analysis.layer(2).stability == 1
-    assert analysis.paths == {0: "zero.png"}
 
 
 def test_the_cost_is_that_of_the_prefix_reused() -> None:
-    _, analysis, _ = analyze(specialised(), labelled, NAMES, shuffles=99)
-    steps = len(analysis.steps)
-    assert analysis.block_evaluations == (3 + 5 * 3 + 5 * 1) + steps * 3
-    assert analysis.without_reuse == 3 * (1 + 10 + steps)
+    _, analysis, _ = analyze(specialised(), SEEN, NAMES, shuffles=99)
+    tried = 0  # both layers are tried first, which needs no pass of its own
+    assert [step.accepted for step in analysis.steps] == [False, False]
+    assert analysis.block_evaluations == (3 + 5 * 3 + 5 * 1) + tried * 3
+    assert analysis.without_reuse == 3 * (1 + 10 + tried)
+
+
+def test_images_of_a_sample_are_named_by_their_places_in_the_split() -> None:
+    places = list(range(100, 132))
+    _, analysis, _ = analyze(specialised(), SEEN, NAMES, shuffles=99, places=places, split_images=1000)
+    _, whole, _ = analyze(specialised(), SEEN, NAMES, shuffles=99)
+    for e in range(4):
+        found, known = analysis.layer(2).experts[e], whole.layer(2).experts[e]
+        assert found.confident == tuple(100 + place for place in known.confident)
+    assert (analysis.images, analysis.split_images) == (32, 1000)
+    assert whole.split_images == 32
 
 
 def test_the_same_model_and_images_give_the_same_analysis() -> None:
-    assert (
-        analyze(specialised(), labelled, NAMES, shuffles=99)[1:]
-        == analyze(specialised(), labelled, NAMES, shuffles=99)[1:]
-    )
+    assert analyze(specialised(), SEEN, NAMES, shuffles=99)[1:] == analyze(specialised(), SEEN, NAMES, shuffles=99)[1:]
 
 
 def test_patches_with_classes_are_counted_and_those_without_are_told() -> None:
@@ -63,27 +75,26 @@ def test_patches_with_classes_are_counted_and_those_without_are_told() -> None:
     def classes(_: torch.Tensor) -> torch.Tensor:
         return patches.clamp(min=-1)
 
-    counts, analysis, _ = analyze(
-        model, lambda: [(images, torch.zeros(6, dtype=torch.long))], NAMES[:3], shuffles=9, classes=classes
-    )
+    seen = HeldOut(lambda: [(images, torch.zeros(6, dtype=torch.long))], classes=classes)
+    counts, analysis, _ = analyze(model, seen, NAMES[:3], shuffles=9)
     assert (analysis.unit, analysis.left_out) == ("patch", 1)
     assert counts.counts.sum() == 23
 
 
 def test_what_cannot_be_analyzed_gets_one_line() -> None:
     with refused("this model has no MoE layer to analyze: it is dense, or was pruned"):
-        analyze(make(), labelled, NAMES)
+        analyze(make(), SEEN, NAMES)
     with refused("the images have a single class, and routing cannot follow what does not differ"):
-        analyze(specialised(), labelled, NAMES[:1])
+        analyze(specialised(), SEEN, NAMES[:1])
     with refused("there is no image to analyze the model on"):
-        analyze(specialised(), list, NAMES)
+        analyze(specialised(), HeldOut(list), NAMES)
     broken = specialised()
     layer_of(broken, 2).router.weight.data[0, 0] = torch.nan
     with refused("the router of block 2 holds weights that are not finite: was the training sound?"):
-        analyze(broken, labelled, NAMES)
+        analyze(broken, SEEN, NAMES)
 
 
 def test_a_class_with_no_image_is_nobodys_class() -> None:
-    _, analysis, _ = analyze(specialised(), labelled, (*NAMES, "nobody"), shuffles=99)
+    _, analysis, _ = analyze(specialised(), SEEN, (*NAMES, "nobody"), shuffles=99)
     assert analysis.layer(2).specialisation.normalised == pytest.approx(1)
     assert all(c.label != 4 for e in analysis.layer(2).experts for c in e.classes)

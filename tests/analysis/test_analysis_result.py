@@ -21,10 +21,10 @@ def test_a_layer_is_found_by_its_block() -> None:
 @pytest.mark.parametrize(
     ("change", "line"),
     [
-        ({"surprise": 1}, "not an analysis: KeyError 'surprise'"),
-        ({"depth": "three"}, "not an analysis: TypeError 'three' should be of type int"),
-        ({"layers": 3}, "not an analysis: TypeError"),
-        ({"layers": [{}]}, "not an analysis: KeyError"),
+        ({"surprise": 1}, "not an analysis of this version (KeyError 'surprise'"),
+        ({"depth": "three"}, "not an analysis of this version (TypeError 'three' should be of type int"),
+        ({"layers": 3}, "not an analysis of this version (TypeError"),
+        ({"layers": [{}]}, "not an analysis of this version (KeyError"),
     ],
 )
 def test_what_is_no_analysis_gets_one_line(change: dict[str, object], line: str) -> None:

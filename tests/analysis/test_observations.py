@@ -18,7 +18,7 @@ def count_by_hand(classes: np.ndarray, experts: np.ndarray, num_classes: int, nu
 
 @given(st.integers(1, 9), st.integers(1, 4), st.integers(1, 2), st.integers(0, 1000))
 @settings(deadline=None, max_examples=30)
-def test_both_kinds_count_every_choice_once_and_agree_where_a_image_has_one_class(
+def test_both_kinds_count_every_choice_once_and_agree_where_an_image_has_one_class(
     size: int, patches: int, k: int, seed: int
 ) -> None:
     rng = np.random.default_rng(seed)
@@ -33,11 +33,11 @@ def test_both_kinds_count_every_choice_once_and_agree_where_a_image_has_one_clas
     assert (by_patch.table() == expected).all()
 
 
-def test_shuffling_keeps_both_margins_and_a_images_choices_together() -> None:
+def test_shuffling_keeps_both_margins_and_an_images_choices_together() -> None:
     labels = np.array([0, 0, 0, 1, 1, 1])
     used = np.array([[7, 0], [7, 0], [7, 0], [0, 7], [0, 7], [0, 7]])
     seen = ImageObservations(labels, [used], 2)
-    tables = [seen.shuffled(np.random.default_rng(seed)) for seed in range(20)]
+    tables = [seen.table(seen.shuffle(np.random.default_rng(seed))) for seed in range(20)]
     for table in tables:
         assert (table.sum(0) == 21).all()
         assert (table.sum(1) == 21).all()
@@ -50,7 +50,7 @@ def test_patches_keep_their_places_when_maps_are_exchanged() -> None:
     classes = np.tile([[0, 1]], (5, 1))
     experts = np.tile([[[2], [3]]], (5, 1, 1))
     seen = PatchObservations([classes], [experts], 2, 4)
-    assert (seen.shuffled(np.random.default_rng(0)) == seen.table()).all()
+    assert (seen.table(seen.shuffle(np.random.default_rng(0))) == seen.table()).all()
 
 
 def test_images_of_different_sizes_and_patches_without_class_are_counted() -> None:
@@ -58,15 +58,33 @@ def test_images_of_different_sizes_and_patches_without_class_are_counted() -> No
     experts = [np.array([[[0], [1]]]), np.array([[[1], [1], [0]], [[0], [0], [0]]])]
     seen = PatchObservations(classes, experts, 2, 2)
     assert seen.table().tolist() == [[2, 0], [0, 2]]
-    assert seen.shuffled(np.random.default_rng(0)).sum() <= 4
-    assert seen.resampled(np.random.default_rng(1)).shape == (2, 2)
+    for seed in range(9):
+        assert seen.shuffle(np.random.default_rng(seed))[0] == 0  # nobody else has two patches
 
 
-def test_a_resample_is_made_of_whole_images_and_right_on_average() -> None:
-    seen = ImageObservations(np.array([0, 1, 1]), [np.array([[4, 0], [0, 4], [4, 0]])], 2)
-    tables = [seen.resampled(np.random.default_rng(seed)) for seed in range(400)]
-    assert all(table.sum() == 12 and (table % 4 == 0).all() for table in tables)
-    assert np.mean(tables, axis=0) == pytest.approx(seen.table(), abs=0.6)
+@pytest.mark.parametrize("shuffled", [False, True])
+def test_parts_are_the_tables_of_whole_images(shuffled: bool) -> None:
+    """For both kinds: the part of a group is the table of its images alone, after an exchange as well."""
+    rng = np.random.default_rng(0)
+    classes, experts = rng.integers(-1, 3, (7, 4)), rng.integers(0, 5, (7, 4, 2))
+    classes[:3] = classes[:3, :1].clip(0)  # images of one class
+    groups = np.array([0, 1, 1, 2, 0, 2, 1])
+    by_patch = PatchObservations([classes[:2], classes[2:]], [experts[:2], experts[2:]], 3, 5)
+    order = by_patch.shuffle(rng) if shuffled else np.arange(7)
+    parts = by_patch.parts(groups, order if shuffled else None)
+    for group in range(3):
+        mine = groups == group
+        assert (parts[group] == count_by_hand(classes[mine], experts[order][mine], 3, 5)).all()
+    used = np.stack([np.bincount(e.ravel(), minlength=5) for e in experts])
+    labels = classes.max(1).clip(0)
+    by_image = ImageObservations(labels, [used[:4], used[4:]], 3)
+    parts = by_image.parts(groups, order if shuffled else None)
+    owners = labels[order] if shuffled else labels
+    for group in range(3):
+        expected = np.zeros((3, 5), dtype=np.int64)
+        for image in np.flatnonzero(groups == group):
+            expected[owners[image]] += used[image]
+        assert (parts[group] == expected).all()
 
 
 def test_a_table_of_counts_reads_back_the_same() -> None:

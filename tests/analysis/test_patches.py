@@ -6,7 +6,9 @@ from hypothesis import strategies as st
 
 import vimoe
 from tests.tasks.scenery import NAMES, small_segmenter
-from vimoe.analysis.patches import count_patch_routing, expert_map, patch_classes, patch_experts, resized_masks
+from vimoe.analysis.behaviour import count_routing
+from vimoe.analysis.held_out import HeldOut
+from vimoe.analysis.patches import expert_map, patch_classes, patch_experts, resized_masks
 from vimoe.data.masks import IGNORE
 from vimoe.vit.recording import record_routing
 
@@ -59,9 +61,11 @@ def test_counts_are_those_of_every_patch_that_has_a_class() -> None:
     ]
     batches += [(torch.randn(1, 3, 20, 17), torch.full((1, 20, 17), IGNORE))]
     batches[0][1][1, :8, :8] = IGNORE
-    counts, left_out = count_patch_routing(model.train(), batches, NAMES)
+    seen = HeldOut(lambda: batches, classes=lambda masks: patch_classes(masks, (8, 8), 3).flatten(1))
+    behaviour = count_routing(model.train(), seen)
+    counts = behaviour.counts(NAMES)
     assert model.training
-    assert left_out == 1 + 3 * 3
+    assert sum((labels < 0).sum() for labels in behaviour.labels) == 1 + 3 * 3
     expected = np.zeros((2, 3, 4), dtype=np.int64)
     model.eval()
     for i, layer in enumerate((2, 3)):
@@ -76,16 +80,13 @@ def test_counts_are_those_of_every_patch_that_has_a_class() -> None:
 
 def test_pruned_layers_count_the_experts_they_kept() -> None:
     model = vimoe.prune(small_segmenter(), {2: [1], 3: [0, 1, 3]})
-    counts, _ = count_patch_routing(model, [(torch.randn(1, 3, 16, 16), torch.zeros(1, 16, 16).long())], NAMES)
+    batches = [(torch.randn(1, 3, 16, 16), torch.zeros(1, 4).long())]
+    counts = count_routing(model, HeldOut(lambda: batches)).counts(NAMES)
     assert counts.num_experts == (1, 3)
     assert counts.layer(2).sum() == counts.layer(3).sum() == 4
 
 
-def test_images_are_looked_at_in_the_size_asked_for() -> None:
-    model, batch = small_segmenter(), (torch.randn(1, 3, 16, 40), torch.zeros(1, 16, 40).long())
-    counts, left_out = count_patch_routing(model, [batch], NAMES, short_side=32)
-    assert counts.layer(3).sum() == 4 * 10
-    assert left_out == 0
+def test_masks_are_brought_to_another_size_by_their_nearest_pixel() -> None:
     assert resized_masks(torch.tensor([[[0, IGNORE], [7, 3]]]), 4, 4)[0, :, 0].tolist() == [0, 0, 7, 7]
 
 
@@ -103,6 +104,6 @@ def test_an_expert_map_shows_the_image_as_it_was() -> None:
 
 def test_a_dense_model_has_nothing_to_show() -> None:
     with pytest.raises(vimoe.UserError, match="no MoE layer"):
-        count_patch_routing(small_segmenter(last=0), [], NAMES)
+        count_routing(small_segmenter(last=0), HeldOut(list))
     with pytest.raises(vimoe.UserError, match="no MoE layer"):
         patch_experts(small_segmenter(last=0), torch.randn(1, 3, 8, 8))

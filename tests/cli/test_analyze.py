@@ -9,7 +9,7 @@ from vimoe.errors import UserError
 from vimoe.training.fit import train
 
 
-def test_a_run_is_analysed_and_pruned_in_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_is_analyzed_and_pruned_in_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     run = train(recipe(tmp_path / "moe", last=2, num_experts=3, epochs=2)).path
     capsys.readouterr()
     analyze.run([str(run), "--max-drop", "100", "--shuffles", "99", "--batch-size", "128"])
@@ -17,7 +17,8 @@ def test_a_run_is_analysed_and_pruned_in_words(tmp_path: Path, capsys: pytest.Ca
     assert "360 images of val" in told
     for number in (1, 2):
         assert f"block  {number}  prune  dispensable: " in told
-    assert "within noise and the 100 points that may be lost" in told
+    assert "a loss of at most the 100 points allowed" in told
+    assert "With 360 images losses below " in told
     assert f"`vimoe prune {run}` carries it out" in told
     assert f"vimoe analyze {run} --max-drop 100" in (run / "report.html").read_text()
     assert (run / "figures" / "heatmaps.pdf").exists()

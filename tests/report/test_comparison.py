@@ -1,4 +1,4 @@
-from vimoe.analysis.analysis_result import Estimate
+from vimoe.analysis.paired import Estimate
 from vimoe.report.comparison import Speed, Variant, change, comparison_sentence, comparison_table, pruning_table
 from vimoe.vit.cost import Cost
 

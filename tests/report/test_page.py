@@ -9,8 +9,9 @@ import pytest
 
 from tests.analysis.examples import analysis
 from tests.report.examples import EVIL, report, rows
-from vimoe.analysis.analysis_result import Analysis, Estimate
+from vimoe.analysis.analysis_result import Analysis
 from vimoe.analysis.counts import RoutingCounts
+from vimoe.analysis.paired import Estimate
 from vimoe.analysis.patches import ExpertMap
 from vimoe.analysis.specialisation import specialisation
 from vimoe.report.gallery import thumbnail

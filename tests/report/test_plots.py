@@ -7,7 +7,8 @@ import pytest
 from tests.analysis.examples import analysis, measure
 from tests.report.examples import rows
 from tests.report.names import NAMES
-from vimoe.analysis.analysis_result import Estimate, Step
+from vimoe.analysis.analysis_result import Step
+from vimoe.analysis.paired import Estimate
 from vimoe.report.plots import (
     COLOURS,
     PRUNED,
@@ -27,7 +28,13 @@ def words(figure: Any) -> list[str]:
 
 
 def step(layer: int, lost: float, accepted: bool, drop: tuple[int, ...] = ()) -> Step:
-    return Step(layer, drop, Estimate(lost, lost - 1, lost + 2), Estimate(lost, lost - 1, lost + 2), accepted)
+    return Step(
+        layer,
+        drop,
+        Estimate(lost, lost - 1, lost + 2),
+        Estimate(lost, lost - 1, lost + 2),
+        "accepted" if accepted else "needed",
+    )
 
 
 def test_a_name_is_one_short_line() -> None:
@@ -68,7 +75,7 @@ def test_the_order_of_removal_is_a_curve_with_intervals_of_what_was_accepted_and
     assert refused.lines[2][0].get_segments()[0].tolist() == [[2, 82.0], [2, 85.0]]
     assert [label.get_text() for label in ax.get_xticklabels()] == ["–\n0", "1\n1", "2\n1"]
     assert ax.get_ylabel() == "top-1 % on val"
-    assert words(figure) == ["intact model", "step accepted", "step refused"]
+    assert words(figure) == ["intact model", "lowest score allowed", "step accepted", "step refused"]
 
 
 def test_the_curve_has_the_dense_controls_line_and_the_lowest_score_allowed_where_there_are_such() -> None:

@@ -2,7 +2,7 @@ from dataclasses import replace
 
 from tests.analysis.examples import analysis
 from tests.report.test_comparison import AFTER, BEFORE
-from vimoe.analysis.analysis_result import Estimate
+from vimoe.analysis.paired import Estimate
 from vimoe.report.results import blocks, decision_table, edited_blocks, plan_sentence, plan_table, planned_loss
 from vimoe.vit.plan import LayerPlan, Plan
 
@@ -40,7 +40,7 @@ def test_the_plan_in_a_sentence() -> None:
         "top-1 by -0.5 points (95 %: -2.0 to +1.0), within noise, before any recovery training. Multiply-adds -25 %, "
         "stored parameters -75 %."
     )
-    steps = tuple(replace(step, accepted=not step.drop) for step in analysis().steps)
+    steps = tuple(replace(step, outcome="needed" if step.drop else "accepted") for step in analysis().steps)
     none = plan_sentence(replace(analysis(), steps=steps), Plan((LayerPlan(1, ()), LayerPlan(2, ()))), BEFORE, AFTER)
     assert none.startswith("None of the 2 MoE layers is needed")
     kept = plan_sentence(replace(analysis(), steps=()), EVERYTHING, BEFORE, BEFORE)
@@ -57,8 +57,15 @@ def test_one_table_has_every_step_in_the_order_tried_with_what_it_cost_and_the_d
         ["2", "60 % (50 to 70)", "-5.5 (-9.0 to -2.0)", "-6.0 (-10.0 to -2.0)", "keep 1 of 2 experts"],
         ["2, without expert 1", "", "+0.0 (-1.0 to +1.0)", "-0.5 (-2.0 to +1.0)", "accepted"],
     ]
-    assert "intervals lies wholly below 0" in table.notes[0]
-    assert "lies wholly below -1.5" in decision_table(replace(analysis(), max_drop=1.5), AS_DECIDED).notes[0]
+    assert "both intervals show a loss of at most 2 points" in table.notes[0]
+    assert table.notes[1].startswith("With 40 images losses below 1.5 points cannot be told from none")
+
+
+def test_a_layer_that_the_images_cannot_decide_is_marked_so() -> None:
+    steps = tuple(replace(step, outcome="undecided") for step in analysis().steps[:2])
+    table = decision_table(replace(analysis(), steps=steps), EVERYTHING)
+    assert [row[-1] for row in table.rows] == ["keep, not decidable"] * 2
+    assert "2 of 2 layers are not decidable and stay" in table.notes[1]
 
 
 def test_a_decision_that_the_analysis_did_not_make_is_marked_as_edited_by_hand() -> None:

@@ -31,6 +31,7 @@ def test_a_plan_without_layers_changes_nothing_and_comes_back_too() -> None:
 
 def test_a_plan_says_in_words_what_becomes_of_a_layer() -> None:
     assert PLAN.to_dict() == {
+        "split": "",
         "layers": [
             {
                 "layer": 1,
@@ -41,7 +42,7 @@ def test_a_plan_says_in_words_what_becomes_of_a_layer() -> None:
                 "evidence": {"lost": 0.5},
             },
             {"layer": 2, "action": "keep", "experts": [2, 0], "load": None, "reason": "", "evidence": {}},
-        ]
+        ],
     }
     assert [part.pruned for part in PLAN.layers] == [True, False]
 

@@ -20,7 +20,7 @@ Answer = Callable[[Tensor], Tensor]  # `[B, T, D]` to `[B, T, D]`
 
 
 def layer_ablations(number: int, layer: MoELayer, config: MoEConfig, load: Tensor, mass: float) -> dict[str, Answer]:
-    """The ablations of `result.ABLATIONS` that this layer allows.
+    """The ablations of `analysis_result.ABLATIONS` that this layer allows, in their order.
 
     Args:
         number: Its block, which decides what the random choices are.
@@ -32,12 +32,12 @@ def layer_ablations(number: int, layer: MoELayer, config: MoEConfig, load: Tenso
     found: dict[str, Answer] = {
         "mean": _mean(layer, load, mass),
         "random": _rerouted(layer, _at_random(number)),
-        "pruned": plain_ffn(copy.deepcopy(layer), config, load),
     }
     if layer.experts.num_experts > layer.router.top_k:
         found["second"] = _rerouted(layer, _next_choice)
     if layer.shared_expert is not None:
         found["shared"] = _shared_alone(layer.shared_expert, config.shared_share)
+    found["pruned"] = plain_ffn(copy.deepcopy(layer), config, load)
     return found
 
 

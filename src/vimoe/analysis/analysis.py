@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from vimoe.analysis.ablation_scores import Score, ablated_scores, block_evaluations, share_of_right_labels
+from vimoe.analysis.ablation_scores import ablated_scores, block_evaluations
 from vimoe.analysis.ablations import Answer, layer_ablations, without_experts
 from vimoe.analysis.analysis_result import (
-    ABLATIONS,
     AblationResult,
     Analysis,
     ExpertAnalysis,
@@ -19,54 +18,93 @@ from vimoe.analysis.analysis_result import (
 )
 from vimoe.analysis.behaviour import Behaviour, agreement
 from vimoe.analysis.counts import RoutingCounts
-from vimoe.analysis.expert_similarity import classes_of_expert, output_similarity, weight_similarity
+from vimoe.analysis.expert_similarity import classes_of_expert, output_similarity
+from vimoe.analysis.held_out import HeldOut
 from vimoe.analysis.paired import mean_loss, mean_score
-from vimoe.analysis.planning import plan_layers
+from vimoe.analysis.planning import MAX_DROP, plan_layers
 from vimoe.analysis.specialisation import specialisation
 from vimoe.errors import UserError
+from vimoe.moe.config import MoEConfig
 from vimoe.tasks.classification import evaluating
 from vimoe.vit.blocks import find_backbone, moe_layers
 from vimoe.vit.plan import Plan
 from vimoe.vit.upcycle import get_config
 
-Batches = Callable[[], Iterable[tuple[Tensor, Tensor]]]
-
 
 def analyze(
     model: nn.Module,
-    batches: Batches,
+    seen: HeldOut,
     class_names: Sequence[str],
     *,
     split: str = "val",
     device: str = "cpu",
     shuffles: int = 199,
-    max_drop: float = 0.0,
-    metric: str = "top1",
-    score: Score = share_of_right_labels,
-    classes: Callable[[Tensor], Tensor] = lambda labels: labels,
-    paths: Mapping[int, str] | None = None,
+    max_drop: float = MAX_DROP,
+    places: Sequence[int] | None = None,
+    split_images: int = 0,
 ) -> tuple[RoutingCounts, Analysis, Plan]:
     """Measure every MoE layer of a model, ablate it, and plan what to keep.
 
     Reads the images once for the routing, once for all ablations of single layers, and once for each step of
-    the plan. Memory grows by some bytes for each image, layer and ablation, see `Behaviour`.
+    the plan after the first change. Memory grows by some bytes for each image, layer and ablation, see `Behaviour`.
 
     Args:
         model: An upcycled model, on `device`.
-        batches: Gives the held-out images with their targets, the same ones in the same order at every call.
+        seen: The held-out images, and how right an answer to them is.
         class_names: By number.
         split: What to call these images.
         device: Where to compute.
         shuffles: Shuffled tables behind every chance level.
-        max_drop: Percentage points that the plan may lose beyond noise.
-        metric: What `score` is called.
-        score: How right an answer is, 0 to 1 an image.
-        classes: Targets to the class of each image `[B]`, or of each patch `[B, P]` with -1 for none.
-        paths: The files of the images by place, where there are files.
+        max_drop: Percentage points that the plan may lose.
+        places: Where each image stands in its split, if these are a sample.
+        split_images: How many the split holds then.
 
     Raises:
         UserError: There is no MoE layer, no image, a single class, or a router whose weights are not finite.
     """
+    config, depth = _checked(model, class_names), len(find_backbone(model).blocks)
+    behaviour, before = _watch(model, seen, device)
+    counts = behaviour.counts(tuple(class_names))
+    if not counts.counts.any():
+        raise UserError("no image has a class")
+    ablations = _ablations(model, config, behaviour, counts)
+    singly = [{number: answer} for number, found in ablations.items() for answer in found.values()]
+    scores = iter(ablated_scores(model, seen.batches(), singly, seen.score, device))
+    after = {number: {name: next(scores) for name in found} for number, found in ablations.items()}
+    layers = tuple(_measured(behaviour, counts, n, shuffles, before, after[n], places) for n in behaviour.layers)
+    modules, tried = moe_layers(model), 0
+
+    def try_out(changes: Mapping[int, tuple[int, ...]]) -> Tensor:
+        nonlocal tried
+        tried += 1
+        kept = changes.items()
+        together = {n: without_experts(modules[n], some) if some else ablations[n]["pruned"] for n, some in kept}
+        return ablated_scores(model, seen.batches(), [together], seen.score, device)[0]
+
+    alone = {number: found["pruned"] for number, found in after.items()}
+    parts, steps = plan_layers(layers, before, alone, try_out, max_drop, config.top_k)
+    analysis = Analysis(
+        metric=seen.metric,
+        split=split,
+        images=behaviour.images,
+        split_images=split_images or behaviour.images,
+        unit="patch" if behaviour.by_patch or config.routing == "token" else "image",
+        left_out=sum(int((part < 0).sum()) for part in behaviour.labels),
+        class_names=tuple(class_names),
+        score=mean_score(before),
+        depth=depth,
+        layers=layers,
+        neighbours=tuple(Neighbours(a, b, agreement(joint)) for (a, b), joint in behaviour.joint.items()),
+        steps=steps,
+        max_drop=max_drop,
+        block_evaluations=block_evaluations(depth, singly) + tried * depth,
+        without_reuse=depth * (1 + len(singly) + tried),
+        paths={},
+    )
+    return counts, analysis, Plan(parts, split)
+
+
+def _checked(model: nn.Module, class_names: Sequence[str]) -> MoEConfig:
     config = get_config(model)
     if config is None:
         raise UserError("this model has no MoE layer to analyze: it is dense, or was pruned")
@@ -75,88 +113,57 @@ def analyze(
     for number, layer in moe_layers(model).items():
         if not layer.router.weight.isfinite().all():
             raise UserError(f"the router of block {number} holds weights that are not finite: was the training sound?")
-    behaviour, before = _observe(model, batches, score, classes, device)
-    observed = {n: behaviour.observations(n, len(class_names)) for n in behaviour.layers}
-    tables = {n: seen.table() for n, seen in observed.items()}
-    if not next(iter(tables.values())).sum():
-        raise UserError("no image has a class")
-    loads = {n: torch.tensor(table.sum(0) / table.sum(), dtype=torch.float32) for n, table in tables.items()}
-    modules = moe_layers(model)
-    ablations: list[tuple[int, str, dict[int, Answer]]] = [
-        (number, name, {number: answer})
-        for number, layer in modules.items()
-        for name, answer in layer_ablations(number, layer, config, loads[number], behaviour.layers[number].mass).items()
-    ]
-    plain = {number: change[number] for number, name, change in ablations if name == "pruned"}
-    after = ablated_scores(model, batches(), [change for *_, change in ablations], score, device)
-    results: dict[int, list[AblationResult]] = {number: [] for number in modules}
-    for (number, name, _), scores in zip(ablations, after, strict=True):
-        results[number].append(AblationResult(name, 100 * scores.double().mean().item(), mean_loss(before, scores)))
-    layers = tuple(
-        LayerAnalysis(
-            layer=number,
-            specialisation=specialisation(observed[number], shuffles),
-            confidence=kept.confidence / kept.choices,
-            margin=kept.margin / kept.choices,
-            stability=kept.stayed / kept.choices,
-            ablations=tuple(sorted(results[number], key=lambda k: list(ABLATIONS).index(k.name))),
-            experts=tuple(
-                ExpertAnalysis(
-                    e,
-                    float(loads[number][e]),
-                    classes_of_expert(tables[number], e),
-                    *kept.examples(e),
-                )
-                for e in range(kept.num_experts)
-            ),
-            weight_similarity=_nested(weight_similarity(modules[number].experts)),
-            output_similarity=_nested(output_similarity(kept.gram)),
-        )
-        for number, kept in behaviour.layers.items()
-    )
-    depth, tried = len(find_backbone(model).blocks), 0
-
-    def try_out(changes: Mapping[int, tuple[int, ...]]) -> Tensor:
-        nonlocal tried
-        tried += 1
-        answers = {n: without_experts(modules[n], kept) if kept else plain[n] for n, kept in changes.items()}
-        return ablated_scores(model, batches(), [answers], score, device)[0]
-
-    plan, steps = plan_layers(layers, before, try_out, max_drop, config.top_k)
-    by_patch = behaviour.labels[0].ndim > 1
-    units = sum(part.size for part in behaviour.labels)
-    named = {place for layer in layers for e in layer.experts for place in (*e.confident, *e.unsure)}
-    analysis = Analysis(
-        metric=metric,
-        split=split,
-        images=behaviour.images,
-        unit="patch" if by_patch or config.routing == "token" else "image",
-        left_out=units - sum(int((part >= 0).sum()) for part in behaviour.labels),
-        class_names=tuple(class_names),
-        score=mean_score(before),
-        depth=depth,
-        layers=layers,
-        neighbours=tuple(Neighbours(a, b, agreement(joint)) for (a, b), joint in behaviour.joint.items()),
-        steps=steps,
-        max_drop=max_drop,
-        block_evaluations=block_evaluations(depth, [change for *_, change in ablations]) + tried * depth,
-        without_reuse=depth * (1 + len(ablations) + tried),
-        paths={place: path for place, path in (paths or {}).items() if place in named},
-    )
-    return RoutingCounts.of(tables, tuple(class_names)), analysis, plan
+    return config
 
 
-def _observe(
-    model: nn.Module, batches: Batches, score: Score, classes: Callable[[Tensor], Tensor], device: str
-) -> tuple[Behaviour, Tensor]:
+def _watch(model: nn.Module, seen: HeldOut, device: str) -> tuple[Behaviour, Tensor]:
+    """One pass over the images: what routers and experts do, and `[N]` how right the answers are."""
     behaviour, scores = Behaviour(model), []
     with evaluating(model):
-        for images, targets in batches():
-            scores.append(score(behaviour.watch(images.to(device), classes(targets)), targets))
+        for images, targets in seen.batches():
+            scores.append(seen.score(behaviour.watch(images.to(device), seen.classes(targets)), targets))
     if not behaviour.images:
         raise UserError("there is no image to analyze the model on")
     return behaviour, torch.cat(scores)
 
 
-def _nested(matrix: Tensor) -> tuple[tuple[float, ...], ...]:
-    return tuple(tuple(row) for row in matrix.tolist())
+def _ablations(
+    model: nn.Module, config: MoEConfig, behaviour: Behaviour, counts: RoutingCounts
+) -> dict[int, dict[str, Answer]]:
+    """Every ablation of every layer, by block and name."""
+    found = {}
+    for number, layer in moe_layers(model).items():
+        table = counts.layer(number)
+        load = torch.tensor(table.sum(0) / table.sum(), dtype=torch.float32)
+        found[number] = layer_ablations(number, layer, config, load, behaviour.layers[number].mass)
+    return found
+
+
+def _measured(
+    behaviour: Behaviour,
+    counts: RoutingCounts,
+    number: int,
+    shuffles: int,
+    before: Tensor,
+    after: Mapping[str, Tensor],
+    places: Sequence[int] | None,
+) -> LayerAnalysis:
+    kept, table = behaviour.layers[number], counts.layer(number)
+    load = table.sum(0) / table.sum()
+
+    def named(images: Sequence[int]) -> tuple[int, ...]:
+        return tuple(images if places is None else (places[image] for image in images))
+
+    return LayerAnalysis(
+        layer=number,
+        specialisation=specialisation(behaviour.observations(number, len(counts.class_names)), shuffles),
+        confidence=kept.confidence / kept.choices,
+        margin=kept.margin / kept.choices,
+        stability=kept.stayed / kept.choices,
+        ablations=tuple(AblationResult(name, mean_loss(before, scores)) for name, scores in after.items()),
+        experts=tuple(
+            ExpertAnalysis(e, float(load[e]), classes_of_expert(table, e), *map(named, kept.examples(e)))
+            for e in range(kept.num_experts)
+        ),
+        output_similarity=tuple(tuple(row) for row in output_similarity(kept.gram).tolist()),
+    )

@@ -9,11 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from vimoe.analysis.paired import Estimate
 from vimoe.analysis.specialisation import Specialisation
 from vimoe.errors import UserError
 from vimoe.files import write_text
 
-# The ablations of an ablation, in the order in which they are told; see `vimoe.analysis.ablations`.
+# In the order in which they are shown; see `vimoe.analysis.ablations`.
 ABLATIONS = {
     "mean": "the experts' mean answers for all",
     "random": "each image goes to a random expert",
@@ -24,32 +25,15 @@ ABLATIONS = {
 
 
 @dataclass(frozen=True)
-class Estimate:
-    """A value and its 95 % interval.
-
-    Attributes:
-        value: The estimate.
-        low: Lower end.
-        high: Upper end.
-    """
-
-    value: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
 class AblationResult:
     """What became of the score when a layer was ablated in one way.
 
     Attributes:
         name: One of `ABLATIONS`.
-        score: The score then, in percent.
         lost: Percentage points lost against the intact model on the same images; negative for a gain.
     """
 
     name: str
-    score: float
     lost: Estimate
 
 
@@ -99,7 +83,6 @@ class LayerAnalysis:
         stability: Share of first choices that stay when the image is moved and its contrast changed a little.
         ablations: The ablations that are possible in this layer.
         experts: By number.
-        weight_similarity: `[E][E]` cosine of the experts' weights, each less the mean of all.
         output_similarity: `[E][E]` likeness of what two experts answer to the same input, 1 for the same answer.
     """
 
@@ -110,7 +93,6 @@ class LayerAnalysis:
     stability: float
     ablations: tuple[AblationResult, ...]
     experts: tuple[ExpertAnalysis, ...]
-    weight_similarity: tuple[tuple[float, ...], ...]
     output_similarity: tuple[tuple[float, ...], ...]
 
 
@@ -139,14 +121,26 @@ class Step:
         drop: Experts to remove from it; empty where the whole layer becomes a plain FFN.
         lost: Percentage points lost by all changes so far together, against the intact model.
         own: Percentage points lost by this change, against those accepted before.
-        accepted: Whether the change stays.
+        outcome: `accepted`; or the layer stays as it was, because it is `needed` or the images leave it `undecided`.
     """
 
     layer: int
     drop: tuple[int, ...]
     lost: Estimate
     own: Estimate
-    accepted: bool
+    outcome: str
+
+    @property
+    def accepted(self) -> bool:
+        """Whether the change stays."""
+        return self.outcome == "accepted"
+
+    @property
+    def decisive(self) -> Estimate:
+        """The one of `own` and `lost` that decided."""
+        if self.outcome == "needed":
+            return max(self.own, self.lost, key=lambda lost: lost.low)
+        return max(self.own, self.lost, key=lambda lost: lost.high)
 
 
 @dataclass(frozen=True)
@@ -156,7 +150,8 @@ class Analysis:
     Attributes:
         metric: What `score` counts: `top1` (images that are right) or `pixels` (labelled pixels that are right).
         split: Which images.
-        images: How many.
+        images: How many were looked at.
+        split_images: How many there are: more where a sample was drawn.
         unit: What the counts count: a `image` or a `patch`.
         left_out: Units without a class, which count nowhere.
         class_names: By number.
@@ -165,7 +160,7 @@ class Analysis:
         layers: By block, ascending.
         neighbours: Pairs of layers, ascending.
         steps: How the plan came about.
-        max_drop: Percentage points that the plan may lose beyond noise.
+        max_drop: Percentage points that the plan may lose.
         block_evaluations: Blocks that were computed for one image, by the ablations and steps together.
         without_reuse: What whole forwards would have taken.
         paths: The files of the images named in `experts`, by place in the split; empty for images without files.
@@ -174,6 +169,7 @@ class Analysis:
     metric: str
     split: str
     images: int
+    split_images: int
     unit: str
     left_out: int
     class_names: tuple[str, ...]
@@ -205,7 +201,9 @@ class Analysis:
         try:
             return typing.cast(Analysis, _read(cls, values))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise UserError(f"not an analysis: {type(error).__name__} {error}") from error
+            raise UserError(
+                f"not an analysis of this version ({type(error).__name__} {error}): run `vimoe analyze` again"
+            ) from error
 
     def save(self, path: Path) -> None:
         """Write `analysis.json`, whole or not at all."""

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from vimoe.analysis.analysis import analyze
 from vimoe.analysis.analysis_result import Analysis
-from vimoe.analysis.held_out import held_out
+from vimoe.analysis.held_out import Sample, held_out, sample
+from vimoe.analysis.planning import MAX_DROP
 from vimoe.data.images import ImageFiles, Images
 from vimoe.data.splits import Splits, check_classes
 from vimoe.errors import UserError
@@ -30,14 +31,15 @@ def analyze_run(
     dataset: str | None = None,
     data_dir: str | None = None,
     split: str = "val",
+    sampled: int | None = None,
     batch_size: int = 64,
     workers: int = 2,
     device: str = "auto",
     shuffles: int = 199,
-    max_drop: float = 0.0,
+    max_drop: float = MAX_DROP,
     note: Callable[[str], None] = lambda _: None,
 ) -> tuple[Analysis, Plan]:
-    """Analyse a finished run and write `routing/SPLIT.npz`, `analysis.json` and `plan.json` into its folder.
+    """Analyze a finished run and write `routing/SPLIT.npz`, `analysis.json` and `plan.json` into its folder.
 
     All three are written at the end, so that a mistake leaves those of an earlier analysis alone.
 
@@ -45,49 +47,54 @@ def analyze_run(
         path: The run folder.
         dataset: Instead of the recipe's.
         data_dir: Instead of the recipe's.
-        split: `train`, `val` or `test`. A plan should be made on images that are not reported on.
+        split: `train`, `val` or `test`. `vimoe prune` reports on another one.
+        sampled: So many images of the split, each class in its share (see `sample`); all by default. Intervals are
+            those of so many images drawn at random, which is a little wider than such a sample needs.
         batch_size: Images at once.
         workers: Processes that decode.
         device: `auto`, or a torch device.
         shuffles: Shuffled tables behind every chance level.
-        max_drop: Percentage points that the plan may lose beyond noise.
-        note: Told of what is odd but stops nothing.
+        max_drop: Percentage points that the plan may lose.
+        note: Called with a line on what is odd but stops nothing.
 
     Raises:
-        UserError: The run is not finished, has no MoE layer, or its images cannot be used.
+        UserError: The run is not finished, has no MoE layer, or its images cannot be used, or another process works
+            in the folder.
     """
     run, recipe = finished_run(path)
     splits = run_images(run, recipe, dataset, data_dir)
-    images: Images = getattr(splits, split)
+    whole: Images = getattr(splits, split)
+    images = whole if sampled is None else sample(whole, sampled, recipe.seed)
+    places = images.places if isinstance(images, Sample) else None
     device = pick_device(device)
     broken: dict[str, None] = {}  # in order, and each once however often it is met
     model = load_model(run.model, device)
-    classes, note_broken = len(splits.class_names), broken.setdefault
-    seen = held_out(model, images, classes, batch_size, workers, recipe.short_side, note_broken)
-    counts, analysis, plan = analyze(
-        model,
-        seen.batches,
-        splits.class_names,
-        split=split,
-        device=device,
-        shuffles=shuffles,
-        max_drop=max_drop,
-        metric=seen.metric,
-        score=seen.score,
-        classes=seen.classes,
-    )
-    for line in broken:
-        note(line)
-    for name, seen in zip(counts.class_names, counts.counts[0].sum(1), strict=True):
-        if not seen:
-            note(f"class {name!r} has no image in {split}: nothing is said about it")
-    if not broken:  # else an image's place is not its place in the list of files
-        named = {place for layer in analysis.layers for e in layer.experts for place in (*e.confident, *e.unsure)}
-        analysis = replace(analysis, paths=_paths(images, named))
-    counts = replace(counts, super_classes=splits.super_classes)
-    counts.save(run.path / "routing" / f"{split}.npz")
-    analysis.save(run.path / "analysis.json")
-    write_plan(plan, run.path / "plan.json")
+    note_broken = broken.setdefault
+    seen = held_out(model, images, len(splits.class_names), batch_size, workers, recipe.short_side, note_broken)
+    with run.locked():
+        counts, analysis, plan = analyze(
+            model,
+            seen,
+            splits.class_names,
+            split=split,
+            device=device,
+            shuffles=shuffles,
+            max_drop=max_drop,
+            places=places,
+            split_images=len(whole),
+        )
+        for line in broken:
+            note(line)
+        for name, count in zip(counts.class_names, counts.counts[0].sum(1), strict=True):
+            if not count:
+                note(f"class {name!r} has no image in {split}: nothing is said about it")
+        counts = replace(counts, super_classes=splits.super_classes)
+        if not broken:  # else an image's place is not its place in the list of files
+            named = {place for layer in analysis.layers for e in layer.experts for place in (*e.confident, *e.unsure)}
+            analysis = replace(analysis, paths=_paths(whole, named))
+        counts.save(run.path / "routing" / f"{split}.npz")
+        analysis.save(run.path / "analysis.json")
+        write_plan(plan, run.path / "plan.json")
     return analysis, plan
 
 
@@ -106,7 +113,7 @@ def finished_run(path: Path) -> tuple[RunFolder, Recipe]:
 
 
 def run_images(run: RunFolder, recipe: Recipe, dataset: str | None = None, data_dir: str | None = None) -> Splits:
-    """A finished run's images as its model wants them, without variation.
+    """A finished run's images as its model wants them, without augmentation.
 
     Raises:
         UserError: They cannot be used, or have other classes than the model.

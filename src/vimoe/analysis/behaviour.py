@@ -1,4 +1,4 @@
-"""How a model routes held-out images, taken down batch by batch in one pass."""
+"""How a model routes held-out images, noted batch by batch in one pass: the one place where choices are counted."""
 
 from __future__ import annotations
 
@@ -10,15 +10,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from vimoe.analysis.counts import RoutingCounts
 from vimoe.analysis.expert_similarity import output_gram
+from vimoe.analysis.held_out import HeldOut
 from vimoe.analysis.observations import ImageObservations, Observations, PatchObservations
 from vimoe.analysis.specialisation import entropy_bits, mutual_information
 from vimoe.data.epoch_order import generator
+from vimoe.errors import UserError
 from vimoe.moe.layer import MoELayer
+from vimoe.tasks.classification import evaluating
 from vimoe.vit.blocks import moe_layers
 
 EXAMPLES = 8  # images that are named for each expert, at either end
-SAMPLED_ROWS = 1024  # inputs on which the experts' answers are compared
+TOKENS = 4  # of each image, on which the experts' answers are compared
 
 
 @dataclass
@@ -28,46 +32,37 @@ class LayerBehaviour:
     Attributes:
         num_experts: Its experts E.
         used: For each batch, `[images, E]` how many of an image's choices fell on each expert.
+        favour: For each batch, `[images, E]` the mean probability of each expert, NaN for one that is nobody's first.
         maps: For each batch, `[images, P, k]` the experts, where patches have classes of their own.
         choices: How many first choices there were.
         confidence: Sum of their probabilities.
         margin: Sum of their distances from the second choice.
-        stayed: How many of them the varied image made too.
-        gates: `[E]` sum of the gates.
-        gram: `[E, E]` see `experts.output_gram`.
-        sure: Score and place of the images that each expert is most probable for, `[EXAMPLES, E]` each.
-        unsure: The same for the least probable ones among the images that chose it.
+        gates: Sum of the gates.
+        stayed: How many first choices the varied image made too.
+        gram: `[E, E]` see `output_gram`.
     """
 
     num_experts: int
     used: list[NDArray[np.int32]] = field(default_factory=list)
+    favour: list[NDArray[np.float32]] = field(default_factory=list)
     maps: list[NDArray[np.uint8]] = field(default_factory=list)
     choices: int = 0
     confidence: float = 0.0
     margin: float = 0.0
+    gates: float = 0.0
     stayed: int = 0
-    gates: Tensor = field(default_factory=lambda: torch.zeros(0))
-    gram: Tensor = field(default_factory=lambda: torch.zeros(0))
-    sure: tuple[Tensor, Tensor] = field(default_factory=lambda: (torch.zeros(0), torch.zeros(0)))
-    unsure: tuple[Tensor, Tensor] = field(default_factory=lambda: (torch.zeros(0), torch.zeros(0)))
-
-    def __post_init__(self) -> None:
-        size = self.num_experts
-        self.gates = torch.zeros(size, dtype=torch.float64)
-        self.gram = torch.zeros(size, size, dtype=torch.float64)
-        nobody = torch.full((EXAMPLES, size), -torch.inf), torch.full((EXAMPLES, size), -1)
-        self.sure, self.unsure = nobody, nobody
+    gram: Tensor = field(default_factory=lambda: torch.zeros(()))
 
     @property
     def mass(self) -> float:
         """Mean sum of the gates of a choice."""
-        return float(self.gates.sum()) / max(1, self.choices)
+        return self.gates / max(1, self.choices)
 
-    def examples(self, expert: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    def examples(self, expert: int) -> tuple[list[int], list[int]]:
         """Places of the images that this expert was most, and least, probable for; none is in both."""
-        sure, unsure = (places[:, expert].tolist() for _, places in (self.sure, self.unsure))
-        first = tuple(place for place in sure if place >= 0)
-        return first, tuple(place for place in unsure if place >= 0 and place not in first)
+        favour = np.concatenate([part[:, expert] for part in self.favour])
+        order = np.argsort(-favour, kind="stable")[: np.count_nonzero(~np.isnan(favour))].tolist()
+        return order[:EXAMPLES], order[EXAMPLES:][::-1][:EXAMPLES]
 
 
 class Behaviour:
@@ -78,26 +73,45 @@ class Behaviour:
 
     Args:
         model: An upcycled model.
+
+    Raises:
+        UserError: It has no MoE layer.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self.model = model
-        self.modules = moe_layers(model)
+        self.model, self.modules = model, moe_layers(model)
+        if not self.modules:
+            raise UserError("this model has no MoE layer whose routing could be counted: call vimoe.upcycle first")
         self.layers = {n: LayerBehaviour(layer.experts.num_experts) for n, layer in self.modules.items()}
-        numbers = list(self.layers)
-        self.joint = {
-            (a, b): np.zeros((self.layers[a].num_experts, self.layers[b].num_experts), dtype=np.int64)
-            for a, b in pairwise(numbers)
-        }
+        sizes = {n: kept.num_experts for n, kept in self.layers.items()}
+        self.joint = {(a, b): np.zeros((sizes[a], sizes[b]), dtype=np.int64) for a, b in pairwise(sizes)}
         self.labels: list[NDArray[np.int64]] = []
         self.images = 0
 
+    def note(self, labels: Tensor) -> dict[int, Tensor]:
+        """Note what the routers chose in the model's last forward.
+
+        Args:
+            labels: `[B]` the class of each image, or `[B, P]` of each patch, -1 for none.
+
+        Returns:
+            By block number, the first choices `[B, P]`.
+        """
+        first = {number: self._note_layer(number, labels) for number in self.layers}
+        for a, b in self.joint:
+            np.add.at(self.joint[a, b], (first[a].numpy().ravel(), first[b].numpy().ravel()), 1)
+        self.labels.append(labels.cpu().numpy())
+        self.images += len(labels)
+        return first
+
     def watch(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Run a batch as it is and once more a little varied, and take down what the routers do.
+        """Run a batch as it is and once more a little varied, and note what routers and experts do.
+
+        The experts' answers are compared on `TOKENS` tokens of every image, drawn at random with a fixed seed.
 
         Args:
             images: `[B, C, H, W]` on the model's device.
-            labels: `[B]` the class of each image, or `[B, P]` of each patch, -1 for none.
+            labels: As for `note`.
 
         Returns:
             What the model answers to the batch as it is.
@@ -105,54 +119,76 @@ class Behaviour:
         inputs: dict[int, Tensor] = {}
         handles = [
             layer.register_forward_pre_hook(lambda _, given, number=number: inputs.__setitem__(number, given[0]))
-            for number, layer in (self.modules.items() if not self.images else ())
+            for number, layer in self.modules.items()
         ]
         try:
-            outputs = self.model(images)
+            outputs: Tensor = self.model(images)
         finally:
             for handle in handles:
                 handle.remove()
+        drawn = generator("watch", self.images)
         for number, x in inputs.items():
-            rows = x.flatten(0, 1)
-            rows = rows[:: max(1, len(rows) // SAMPLED_ROWS)]
-            self.layers[number].gram += output_gram(self.modules[number].experts, rows)
-        first = {number: self._take_down(number, len(images), labels) for number in self.layers}
-        for a, b in self.joint:
-            np.add.at(self.joint[a, b], (first[a].numpy().ravel(), first[b].numpy().ravel()), 1)
-        self.model(vary_a_little(images, generator("stability", self.images)))
+            tokens = torch.rand(x.shape[:2], generator=drawn).argsort(1)[:, :TOKENS, None].to(x.device)
+            rows = x.take_along_dim(tokens, dim=1).flatten(0, 1)
+            self.layers[number].gram = self.layers[number].gram + output_gram(self.modules[number].experts, rows)
+        first = self.note(labels)
+        self.model(vary_a_little(images, drawn))
         for number, layer in self.modules.items():
             again = _by_image(layer, len(images))[0][..., 0]
             self.layers[number].stayed += int((again == first[number]).sum())
-        self.labels.append(labels.cpu().numpy())
-        self.images += len(images)
         return outputs
 
-    def _take_down(self, number: int, size: int, labels: Tensor) -> Tensor:
-        """Note what a layer decided in the last forward; gives the first choices `[B, P]`."""
-        kept, experts = self.layers[number], self.layers[number].num_experts
-        ids, gates, probs = _by_image(self.modules[number], size)
-        places = torch.arange(size)[:, None] * experts + ids.flatten(1)
-        used = torch.bincount(places.flatten(), minlength=size * experts).view(size, experts)
-        kept.used.append(used.numpy().astype(np.int32))
+    def _note_layer(self, number: int, labels: Tensor) -> Tensor:
+        kept, size = self.layers[number], (len(labels), self.layers[number].num_experts)
+        ids, gates, probs = _by_image(self.modules[number], len(labels))
+        first, top = ids[..., 0], probs.topk(min(2, size[1]), dim=-1).values
+        kept.used.append(nn.functional.one_hot(ids.flatten(1), size[1]).sum(1).numpy().astype(np.int32))
+        others = torch.ones(size, dtype=torch.bool).scatter_(1, first, False)
+        kept.favour.append(probs.mean(1).masked_fill(others, torch.nan).numpy())
         if labels.ndim > 1:
             kept.maps.append(ids.numpy().astype(np.uint8))
-        first, top = ids[..., 0], probs.topk(min(2, experts), dim=-1).values
         kept.choices += first.numel()
         kept.confidence += float(top[..., 0].double().sum())
-        kept.margin += float((2 * top[..., 0] - top.sum(-1)).double().sum()) if experts > 1 else first.numel()
-        kept.gates.index_add_(0, ids.flatten(), gates.flatten().double())
-        score, numbers = probs.mean(1), torch.arange(self.images, self.images + size)[:, None].expand(size, experts)
-        chosen = torch.zeros(size, experts, dtype=torch.bool).scatter_(1, first, True)
-        kept.sure = _top(kept.sure, score.masked_fill(~chosen, -torch.inf), numbers)
-        kept.unsure = _top(kept.unsure, (-score).masked_fill(~chosen, -torch.inf), numbers)
+        kept.margin += float((2 * top[..., 0] - top.sum(-1)).double().sum()) if size[1] > 1 else first.numel()
+        kept.gates += float(gates.double().sum())
         return first
+
+    @property
+    def by_patch(self) -> bool:
+        """Whether patches have classes of their own."""
+        return self.labels[0].ndim > 1
 
     def observations(self, number: int, num_classes: int) -> Observations:
         """The choices of a layer image by image."""
         kept = self.layers[number]
-        if self.labels[0].ndim == 1:
-            return ImageObservations(np.concatenate(self.labels), kept.used, num_classes)
-        return PatchObservations(self.labels, kept.maps, num_classes, kept.num_experts)
+        if self.by_patch:
+            return PatchObservations(self.labels, kept.maps, num_classes, kept.num_experts)
+        return ImageObservations(np.concatenate(self.labels), kept.used, num_classes)
+
+    def counts(self, class_names: tuple[str, ...]) -> RoutingCounts:
+        """Counts `[layer, class, expert]`."""
+        tables = {number: self.observations(number, len(class_names)).table() for number in self.layers}
+        return RoutingCounts.of(tables, class_names)
+
+    def experts_touched(self) -> dict[int, float]:
+        """By block number, how many experts an image's choices fall on, mean over images (the paper's Table 6)."""
+        return {n: sum(int((part > 0).sum()) for part in kept.used) / self.images for n, kept in self.layers.items()}
+
+
+def count_routing(model: nn.Module, seen: HeldOut, device: str = "cpu") -> Behaviour:
+    """Send labelled images through the model, once and as they are, and note every choice.
+
+    Under `token` routing every patch counts, for its image's class or its own; prefix tokens are left out.
+
+    Raises:
+        UserError: The model has no MoE layer.
+    """
+    behaviour = Behaviour(model)
+    with evaluating(model):
+        for images, targets in seen.batches():
+            model(images.to(device))
+            behaviour.note(seen.classes(targets))
+    return behaviour
 
 
 def agreement(joint: NDArray[np.int64]) -> float:
@@ -204,10 +240,3 @@ def _by_image(layer: MoELayer, size: int) -> tuple[Tensor, Tensor, Tensor]:
     parts = (selection.expert_ids, selection.gates, selection.probs)
     ids, gates, probs = (part.unflatten(0, (size, -1))[:, prefix:].cpu() for part in parts)
     return ids, gates, probs
-
-
-def _top(before: tuple[Tensor, Tensor], score: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
-    """The largest scores of each column and where they stand, old and new together."""
-    scores, all_places = torch.cat([before[0], score]), torch.cat([before[1], places])
-    best = scores.topk(EXAMPLES, dim=0)
-    return best.values, all_places.gather(0, best.indices).masked_fill(best.values == -torch.inf, -1)

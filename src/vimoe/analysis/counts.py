@@ -4,21 +4,16 @@ from __future__ import annotations
 
 import io
 import zipfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
 
 from vimoe.errors import UserError
 from vimoe.files import write_bytes
 from vimoe.moe.config import MoEConfig
-from vimoe.tasks.classification import evaluating
-from vimoe.vit.blocks import moe_layers
-from vimoe.vit.recording import record_routing
 
 
 @dataclass(frozen=True)
@@ -99,45 +94,3 @@ class RoutingCounts:
             raise UserError(f"there are no routing counts at {path}") from error
         except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
             raise UserError(f"{path} holds no routing counts: {error}") from error
-
-
-def class_expert_counts(expert_ids: Tensor, labels: Tensor, num_classes: int, num_experts: int) -> Tensor:
-    """How many of the k choices of each class fell on each expert.
-
-    Args:
-        expert_ids: `[S, k]` int64.
-        labels: `[S]` int64, the class of each selection.
-        num_classes: Number of classes.
-        num_experts: Number of experts E.
-
-    Returns:
-        `[num_classes, E]` int64.
-    """
-    cells = labels[:, None] * num_experts + expert_ids
-    return torch.bincount(cells.flatten(), minlength=num_classes * num_experts).view(num_classes, num_experts)
-
-
-def count_routing(
-    model: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], class_names: tuple[str, ...], device: str = "cpu"
-) -> RoutingCounts:
-    """Send labelled images through the model and count where each class goes, batch by batch.
-
-    Under `token` routing every patch counts for its image's class; prefix tokens are left out.
-
-    Raises:
-        UserError: The model has no MoE layer.
-    """
-    layers = moe_layers(model)
-    sizes = {number: layer.experts.num_experts for number, layer in layers.items()}
-    counts = {number: torch.zeros(len(class_names), size, dtype=torch.int64) for number, size in sizes.items()}
-    with evaluating(model):
-        for images, labels in batches:
-            with record_routing(model) as record:
-                model(images.to(device))
-            for number, expert_ids in record.expert_ids.items():
-                ids, classes = expert_ids, labels
-                if layers[number].routing == "token":
-                    per_image = ids.unflatten(0, (len(labels), -1))[:, layers[number].num_prefix_tokens :]
-                    ids, classes = per_image.flatten(0, 1), labels.repeat_interleave(per_image.shape[1])
-                counts[number] += class_expert_counts(ids, classes, len(class_names), sizes[number])
-    return RoutingCounts.of({number: table.numpy() for number, table in counts.items()}, class_names)

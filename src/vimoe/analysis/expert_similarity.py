@@ -28,24 +28,6 @@ def classes_of_expert(counts: Counts, expert: int, most: int = 10) -> tuple[Clas
 
 
 @torch.no_grad()
-def weight_similarity(experts: Experts) -> Tensor:
-    """`[E, E]` cosine between all weights of two experts, each less the mean of the experts.
-
-    What training made of the common start is in these differences; experts that point nowhere in particular have
-    -1 / (E - 1). Two that are both the mean itself are the same: 1.
-    """
-    gram = torch.zeros(experts.num_experts, experts.num_experts, dtype=torch.float64)
-    for parameter in experts.parameters():
-        differences = (parameter - parameter.mean(0)).flatten(1).float()
-        gram += (differences @ differences.T).double().cpu()
-    norms = gram.diagonal().sqrt()
-    scale = torch.outer(norms, norms)
-    still = norms == 0
-    cosine = torch.where(scale > 0, gram / scale.clamp(min=1e-300), (still[:, None] & still).double())
-    return cosine.clamp(-1, 1).fill_diagonal_(1)
-
-
-@torch.no_grad()
 def output_gram(experts: Experts, rows: Tensor) -> Tensor:
     """`[E, E]` dot products of what the experts answer to the same `rows` `[R, D]`, summed over them; fp64."""
     answers = torch.stack([experts.feed_forward(rows, RowsOfOne(e)).flatten() for e in range(experts.num_experts)])

@@ -1,16 +1,18 @@
-"""Held-out images in the form that a model of their task is measured on."""
+"""Held-out images in the form that a model of their task is measured on, and a sample of them."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from vimoe.analysis.ablation_scores import Score, share_of_right_labels, share_of_right_pixels
 from vimoe.analysis.patches import patch_classes, resized_masks
-from vimoe.data.images import Images
+from vimoe.data.epoch_order import generator
+from vimoe.data.images import ImageFiles, Images, InMemory
 from vimoe.data.loaders import OnBroken, batches
 from vimoe.tasks.segmenter import Segmenter
 from vimoe.tasks.windows import resized, view_size
@@ -27,9 +29,9 @@ class HeldOut(NamedTuple):
     """
 
     batches: Callable[[], Iterable[tuple[Tensor, Tensor]]]
-    metric: str
-    score: Score
-    classes: Callable[[Tensor], Tensor]
+    metric: str = "top1"
+    score: Score = share_of_right_labels
+    classes: Callable[[Tensor], Tensor] = lambda labels: labels
 
 
 def held_out(
@@ -47,16 +49,15 @@ def held_out(
 
     Args:
         model: The model that is to be measured.
-        images: Its images, without variation.
+        images: Its images, without augmentation.
         num_classes: Number of classes.
         batch_size: Images at once.
         workers: Processes that decode.
         short_side: Pixels that the shorter side of images with masks is brought to first; None for its own.
-        on_broken: Told of every broken image.
+        on_broken: Called with a line on every broken image.
     """
     if not isinstance(model, Segmenter):
-        load = partial(batches, images, batch_size, workers, on_broken)
-        return HeldOut(load, "top1", share_of_right_labels, lambda labels: labels)
+        return HeldOut(partial(batches, images, batch_size, workers, on_broken))
 
     def sized() -> Iterator[tuple[Tensor, Tensor]]:
         for seen, masks in batches(images, 1 if images.from_files else batch_size, workers, on_broken):
@@ -68,3 +69,49 @@ def held_out(
         return patch_classes(masks, model.patch_size, num_classes).flatten(1)
 
     return HeldOut(sized, "pixels", share_of_right_pixels, classes)
+
+
+class Sample(Images):
+    """Some images of a split.
+
+    Args:
+        images: The split.
+        places: Where they stand in it.
+    """
+
+    def __init__(self, images: Images, places: list[int]) -> None:
+        self.images, self.places, self.from_files = images, places, images.from_files
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Any]:
+        return self.images[self.places[index]]
+
+
+def sample(images: Images, number: int, seed: int = 0) -> Sample:
+    """Draw images from a split, each class in its share as far as that can be.
+
+    All images in the order of their classes, within a class at random, are counted off evenly from a random start.
+    Masks have no class of the image: there the draw is simply random.
+
+    Args:
+        images: The split.
+        number: How many to draw; all if there are not so many.
+        seed: What the draw depends on.
+    """
+    size, drawn = len(images), generator("sample", seed)
+    order = torch.randperm(size, generator=drawn)
+    if (labels := _labels(images)) is not None:
+        order = order[labels[order].argsort(stable=True)]
+    number = min(number, size)
+    places = ((torch.arange(number) + torch.rand(1, generator=drawn)) * size / max(1, number)).long()
+    return Sample(images, order[places].sort().values.tolist())
+
+
+def _labels(images: Images) -> Tensor | None:
+    """`[N]` class of every image, none of which is opened; None where images have masks."""
+    if isinstance(images, ImageFiles) and all(isinstance(target, int) for _, target in images.samples):
+        return torch.tensor([label for _, label in images.samples])
+    labels = images.targets if isinstance(images, InMemory) else None
+    return labels if labels is not None and labels.shape == (len(images),) else None

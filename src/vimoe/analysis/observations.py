@@ -1,40 +1,66 @@
-"""Which image's choices fell where: what chance levels and intervals are made from, the image being the unit.
+"""The choices of one layer, image by image: the image is the unit of every chance level and interval.
 
-The patches of one image are not independent of each other, and neither are its k choices. So labels are shuffled
-between images and never inside one, and images are drawn again whole.
+The patches of one image depend on each other, and so do its k choices. So images exchange their choices whole, and
+whole images are left out.
 
-What is kept is a few bytes for each image, layer and expert that the image uses; and, where patches have classes
-of their own, one byte for each choice and two for each patch.
+What is kept is a few bytes for each image and expert that it uses; and, where patches have classes of their own, one
+byte for each choice and two for each patch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
 Counts = NDArray[np.int64]
+Order = NDArray[np.integer]  # by image, whose choices it gets
+# Of every choice: its image, its place in the flat `[class, expert]` table, and how often it was made.
+_Placed = Iterator[tuple[NDArray[np.integer], NDArray[np.integer], NDArray[np.integer] | None]]
 
 
-class Observations(Protocol):
-    """The choices of one layer, image by image. Every table is `[class, expert]` int64."""
+class Observations(ABC):
+    """The choices of one layer.
 
-    def table(self) -> Counts:
-        """The counts as they are."""
-        ...
+    Attributes:
+        images: How many images there are.
+        shape: Classes, experts.
+    """
 
-    def shuffled(self, rng: np.random.Generator) -> Counts:
-        """The counts after the images have exchanged their choices at random."""
-        ...
+    images: int
+    shape: tuple[int, int]
 
-    def resampled(self, rng: np.random.Generator) -> Counts:
-        """The counts of as many images, drawn with replacement (the bootstrap, Efron 1979)."""
-        ...
+    @abstractmethod
+    def shuffle(self, rng: np.random.Generator) -> Order:
+        """A random exchange of choices between images that can exchange them."""
+
+    @abstractmethod
+    def _placed(self, order: Order | None) -> _Placed: ...
+
+    def parts(self, groups: Order, order: Order | None = None) -> Counts:
+        """The counts of each group of images.
+
+        Args:
+            groups: `[images]` the group of each image, from 0.
+            order: After this exchange of choices.
+
+        Returns:
+            `[groups, classes, experts]`.
+        """
+        number, size = int(groups.max(initial=0)) + 1, self.shape[0] * self.shape[1]
+        total = np.zeros(number * size)
+        for images, cells, times in self._placed(order):
+            total += np.bincount(groups[images] * size + cells, times, minlength=len(total))
+        return total.astype(np.int64).reshape(number, *self.shape)
+
+    def table(self, order: Order | None = None) -> Counts:
+        """`[classes, experts]` counts of all images."""
+        return self.parts(np.zeros(self.images, dtype=np.int64), order)[0]
 
 
-class ImageObservations:
+class ImageObservations(Observations):
     """Choices of images that have one class each.
 
     Args:
@@ -44,12 +70,12 @@ class ImageObservations:
     """
 
     def __init__(self, labels: NDArray[np.integer], used: Sequence[NDArray[np.integer]], num_classes: int) -> None:
-        self.labels = np.asarray(labels, dtype=np.int64)
+        self.labels, self.images = np.asarray(labels, dtype=np.int64), len(labels)
         self.shape = (num_classes, used[0].shape[1])
         places, starts = [np.nonzero(part) for part in used], np.cumsum([0, *(len(part) for part in used)])
-        self.images = np.concatenate([rows + start for (rows, _), start in zip(places, starts, strict=False)])
+        self.users = np.concatenate([rows + start for (rows, _), start in zip(places, starts, strict=False)])
         self.experts = np.concatenate([columns for _, columns in places]).astype(np.uint8)
-        self.counts = np.concatenate([part[place] for part, place in zip(used, places, strict=True)])
+        self.times = np.concatenate([part[place] for part, place in zip(used, places, strict=True)])
 
     @classmethod
     def from_counts(cls, counts: Counts) -> ImageObservations:
@@ -58,33 +84,21 @@ class ImageObservations:
         used = np.eye(counts.shape[1], dtype=np.uint8)[np.repeat(columns, counts.ravel())]
         return cls(np.repeat(rows, counts.ravel()), [used], counts.shape[0])
 
-    def table(self) -> Counts:
-        """The counts as they are."""
-        return self._count(self.labels, self.counts)
+    def shuffle(self, rng: np.random.Generator) -> Order:
+        """Any image may exchange with any other."""
+        return rng.permutation(self.images)
 
-    def shuffled(self, rng: np.random.Generator) -> Counts:
-        """The counts after the images have exchanged their choices at random."""
-        return self._count(rng.permutation(self.labels), self.counts)
-
-    def resampled(self, rng: np.random.Generator) -> Counts:
-        """The counts of as many images, drawn with replacement."""
-        size = len(self.labels)
-        times = np.bincount(rng.integers(0, max(1, size), size), minlength=size)
-        return self._count(self.labels, self.counts * times[self.images])
-
-    def _count(self, labels: NDArray[np.int64], counts: NDArray[np.integer]) -> Counts:
-        cells = labels[self.images] * self.shape[1] + self.experts
-        flat = np.bincount(cells, counts, minlength=self.shape[0] * self.shape[1])
-        return flat.reshape(self.shape).astype(np.int64)
+    def _placed(self, order: Order | None) -> _Placed:
+        labels = self.labels if order is None else self.labels[order]
+        yield self.users, labels[self.users] * self.shape[1] + self.experts, self.times
 
 
-class PatchObservations:
+class PatchObservations(Observations):
     """Choices of patches that have classes of their own.
 
     Args:
         classes: For each batch, `[images, P]` class of each patch, -1 for none.
-        experts: For each batch, `[images, P, k]` the patch's experts. P may differ from batch to batch; choices
-            are exchanged between images with the same P.
+        experts: For each batch, `[images, P, k]` the patch's experts. P may differ from batch to batch.
         num_classes: Number of classes.
         num_experts: Number of experts E.
     """
@@ -96,7 +110,7 @@ class PatchObservations:
         num_classes: int,
         num_experts: int,
     ) -> None:
-        self.shape = (num_classes, num_experts)
+        self.shape, self.images = (num_classes, num_experts), sum(map(len, classes))
         sizes = sorted({part.shape[1] for part in classes})
         self.blocks = [
             (
@@ -106,26 +120,17 @@ class PatchObservations:
             for size in sizes
         ]
 
-    def table(self) -> Counts:
-        """The counts as they are."""
-        return self._sum([_cells(c, e, self.shape[1]) for c, e in self.blocks])
+    def shuffle(self, rng: np.random.Generator) -> Order:
+        """Images of the same number of patches exchange their expert maps."""
+        starts = np.cumsum([0, *(len(c) for c, _ in self.blocks)])
+        return np.concatenate([start + rng.permutation(len(c)) for (c, _), start in zip(self.blocks, starts)])
 
-    def shuffled(self, rng: np.random.Generator) -> Counts:
-        """The counts after the images have exchanged their expert maps at random."""
-        return self._sum([_cells(c, e[rng.permutation(len(e))], self.shape[1]) for c, e in self.blocks])
-
-    def resampled(self, rng: np.random.Generator) -> Counts:
-        """The counts of as many images, drawn with replacement among those of the same size."""
-        drawn = [rng.integers(0, len(c), len(c)) for c, _ in self.blocks]
-        return self._sum([_cells(c[i], e[i], self.shape[1]) for (c, e), i in zip(self.blocks, drawn, strict=True)])
-
-    def _sum(self, cells: Sequence[NDArray[np.int64]]) -> Counts:
-        size = self.shape[0] * self.shape[1]
-        total: Counts = np.sum([np.bincount(part, minlength=size) for part in cells], axis=0)
-        return total.reshape(self.shape)
-
-
-def _cells(classes: NDArray[np.integer], experts: NDArray[np.integer], num_experts: int) -> NDArray[np.int64]:
-    """Place in the flat table of every choice of a patch that has a class."""
-    cells = classes[..., None].astype(np.int64) * num_experts + experts
-    return cells[classes >= 0].ravel()
+    def _placed(self, order: Order | None) -> _Placed:
+        start = 0
+        for classes, experts in self.blocks:
+            images = np.arange(start, start + len(classes))
+            chosen = experts if order is None else experts[order[images] - start]
+            seen = classes >= 0
+            cells = (classes[..., None].astype(np.int64) * self.shape[1] + chosen)[seen]
+            yield np.repeat(np.nonzero(seen)[0] + start, cells.shape[-1]), cells.ravel(), None
+            start += len(classes)

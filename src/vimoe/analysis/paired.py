@@ -1,14 +1,29 @@
-"""What a change costs, from the scores of the same images before and after: sums alone, whatever their number."""
+"""Evidence: a score, and what a change costs on the same images, each with its 95 % interval."""
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
+from scipy import stats
 from torch import Tensor
 
-from vimoe.analysis.analysis_result import Estimate
-
 Z = 1.959964  # of a 95 % interval
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A value and its 95 % interval.
+
+    Attributes:
+        value: The estimate.
+        low: Lower end.
+        high: Upper end.
+    """
+
+    value: float
+    low: float
+    high: float
 
 
 def mean_score(scores: Tensor) -> Estimate:
@@ -30,8 +45,7 @@ def mean_loss(before: Tensor, after: Tensor) -> Estimate:
     """Percentage points lost from `before` to `after`, paired by image; negative for a gain.
 
     For scores of 0 and 1 the interval is that of Agresti and Min (2005): Wald's after adding half an image to each
-    of the four outcomes, which keeps its promise where few images change sides. For scores between, the same
-    two images are added.
+    of the four outcomes, which keeps its promise where few images change sides. For scores between it is Student's.
 
     Args:
         before: `[N]` scores in 0 to 1, one an image.
@@ -39,6 +53,11 @@ def mean_loss(before: Tensor, after: Tensor) -> Estimate:
     """
     lost = (before - after).double()
     count, total, squares = len(lost), float(lost.sum()), float(lost.square().sum())
-    centre = total / (count + 2)
-    half = Z * math.sqrt(max(0.0, (squares + 1) / (count + 2) - centre**2) / (count + 2))
-    return Estimate(100 * total / max(1, count), 100 * (centre - half), 100 * (centre + half))
+    value = total / max(1, count)
+    if all(((scores == 0) | (scores == 1)).all() for scores in (before, after)):
+        centre = total / (count + 2)
+        half = Z * math.sqrt(((squares + 1) / (count + 2) - centre**2) / (count + 2))
+    else:
+        centre = value
+        half = float(stats.t.ppf(0.975, count - 1) * lost.std() / math.sqrt(count)) if count > 1 else 1.0
+    return Estimate(100 * value, 100 * (centre - half), 100 * (centre + half))

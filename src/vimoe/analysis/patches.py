@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -11,9 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from vimoe.analysis.counts import RoutingCounts, class_expert_counts
 from vimoe.data.masks import IGNORE
-from vimoe.errors import UserError
 from vimoe.tasks.classification import evaluating
 from vimoe.tasks.segmenter import Segmenter
 from vimoe.tasks.windows import resized, view_size
@@ -117,46 +115,6 @@ def expert_map(
         {number: ids[0, ..., 0].numpy() for number, ids in patch_experts(segmenter, sized.to(device)).items()},
         segmenter.patch_size,
     )
-
-
-def count_patch_routing(
-    segmenter: Segmenter,
-    labelled: Iterable[tuple[Tensor, Tensor]],
-    class_names: tuple[str, ...],
-    device: str = "cpu",
-    short_side: int | None = None,
-) -> tuple[RoutingCounts, int]:
-    """Send images with masks through the model, each whole, and count where the patches of each class go.
-
-    Args:
-        segmenter: An upcycled segmentation model.
-        labelled: Batches of images `[B, C, H, W]` and masks `[B, H, W]` of the same size.
-        class_names: By class.
-        device: Where the model is.
-        short_side: Pixels that the shorter side is brought to first (masks by nearest neighbour); None for its own.
-
-    Returns:
-        The counts, and how many patches were left out because no class has the majority of their labelled pixels.
-
-    Raises:
-        UserError: The model has no MoE layer.
-    """
-    layers = moe_layers(segmenter)
-    if not layers:
-        raise UserError("this model has no MoE layer whose routing could be counted: call vimoe.upcycle first")
-    sizes = {number: layer.experts.num_experts for number, layer in layers.items()}
-    counts = {number: torch.zeros(len(class_names), size, dtype=torch.int64) for number, size in sizes.items()}
-    left_out = 0
-    for images, masks in labelled:
-        height, width = images.shape[-2:]
-        size = view_size(height, width, short_side)
-        experts = patch_experts(segmenter, resized(images, *size).to(device))
-        classes = patch_classes(resized_masks(masks, *size), segmenter.patch_size, len(class_names))
-        told = classes != NO_MAJORITY
-        left_out += int((~told).sum())
-        for number, ids in experts.items():
-            counts[number] += class_expert_counts(ids[told], classes[told], len(class_names), sizes[number])
-    return RoutingCounts.of({number: table.numpy() for number, table in counts.items()}, class_names), left_out
 
 
 def resized_masks(masks: Tensor, height: int, width: int) -> Tensor:

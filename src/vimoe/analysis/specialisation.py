@@ -6,10 +6,14 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy import stats
 
 from vimoe.analysis.observations import Counts, ImageObservations, Observations
 
-RESAMPLES = 200
+# Groups of images that the jackknife leaves out in turn.
+GROUPS = 20
+# A p-value below this says that the routing follows the class; everything that says so in words asks `follows_class`.
+SIGNIFICANCE = 0.05
 
 
 @dataclass(frozen=True)
@@ -42,19 +46,20 @@ class Specialisation:
     consistency: float
     chance_consistency: float
 
+    @property
+    def follows_class(self) -> bool:
+        """Whether the choices follow the class beyond chance."""
+        return self.p_value < SIGNIFICANCE
+
 
 def entropy_bits(weights: NDArray[np.floating] | Counts) -> float:
     """Shannon entropy in bits of weights of any positive scale; 0 when there are none."""
-    total = weights.sum()
-    if total <= 0:
-        return 0.0
-    some = weights[weights > 0]
-    return max(0.0, float(np.log2(total) - (some * np.log2(some)).sum() / total))
+    return float(_entropies(np.asarray(weights)))
 
 
 def mutual_information(counts: Counts) -> float:
     """Plug-in mutual information in bits of rows and columns of a table of counts."""
-    return entropy_bits(counts.sum(1)) + entropy_bits(counts.sum(0)) - entropy_bits(counts.ravel())
+    return float(_measures(counts)[0])
 
 
 def top_share(counts: Counts) -> float:
@@ -76,13 +81,18 @@ def specialisation(seen: Observations | Counts, shuffles: int = 999) -> Speciali
     """All measures of one layer.
 
     A finite sample shows information where there is none. How much, the same sample tells when its images are
-    shuffled, so that their mean is taken off above and below: (I - I₀) / (min(H(class), H(expert)) - I₀), the
-    adjusted mutual information (Vinh, Epps and Bailey 2010, with the smaller entropy). A collapsed layer scores 0:
-    with one expert both parts of the fraction are 0, which counts as 0; and with a few strays what little the
-    choice could tell is told by shuffled images as well, so that nothing is left above.
+    shuffled; this is taken off above and below: (I - I₀) / (min(H(class), H(expert)) - I₀), the adjusted mutual
+    information (Vinh, Epps and Bailey 2010, with the smaller entropy). A collapsed layer scores 0: with one expert
+    both parts of the fraction are 0, which counts as 0; and with a few strays what little the choice could tell is
+    told by shuffled images as well, so that nothing is left above.
 
-    The interval is a bootstrap over images. Drawing images again raises every plug-in estimate, so what is taken
-    from it is the spread about its own mean.
+    I, I₀ and both entropies are each freed of the bias of a finite sample by a jackknife over 20 groups of images
+    (Quenouille 1956; Zahl 1977 for entropies), so that the value hardly depends on the number of images. What is left
+    comes from choices so rare that no image shows them: in simulations with 8 experts `normalised` reads high by at
+    most 0.015 with 40 images a class, 0.03 with 20, 0.06 with 5 to 10.
+
+    The interval is the jackknife's of the value thus corrected, again over groups of images. In the same simulations it
+    covers the estimator's own mean in 95 to 97 % of samples; the bias above comes on top.
 
     Args:
         seen: Choices image by image, or a table `[class, expert]` of independent ones.
@@ -90,30 +100,63 @@ def specialisation(seen: Observations | Counts, shuffles: int = 999) -> Speciali
     """
     if isinstance(seen, np.ndarray):
         seen = ImageObservations.from_counts(seen)
-    counts = seen.table()
     rng = np.random.default_rng(0)
-    shuffled = (seen.shuffled(rng) for _ in range(shuffles))
-    by_chance = np.array([(mutual_information(table), top_share(table)) for table in shuffled])
-    observed = mutual_information(counts)
-    expected = by_chance[:, 0].mean()
-    information = max(0.0, observed - expected)
-    room = min(entropy_bits(counts.sum(1)), entropy_bits(counts.sum(0))) - expected
-    drawn = np.array([mutual_information(seen.resampled(rng)) for _ in range(RESAMPLES)])
-    low, high = information + np.quantile(drawn - drawn.mean(), [0.025, 0.975])
-
-    def of_the_most(bits: float) -> float:
-        return float(np.clip(bits / room, 0, 1)) if room > 1e-9 else 0.0
-
+    number = GROUPS if seen.images >= 2 * GROUPS else max(1, seen.images)
+    groups = rng.permutation(seen.images) % number
+    parts = seen.parts(groups)
+    counts = parts.sum(0)
+    shuffled = (seen.parts(groups, seen.shuffle(rng)) for _ in range(shuffles))
+    by_chance = [(_corrected(one)[0], mutual_information(one.sum(0)), top_share(one.sum(0))) for one in shuffled]
+    chance, plug_in, tops = np.array(by_chance).T
+    information, room = _corrected(parts) - chance.mean()
+    value = information / room if room > _NOTHING else 0.0
+    error = _error(parts, chance.mean()) if room > _NOTHING else 0.0
+    hits = int((plug_in >= mutual_information(counts) - _NOTHING).sum())
+    normalised = float(np.clip(value, 0, 1))
     return Specialisation(
-        information=float(information),
-        normalised=of_the_most(information),
+        information=max(0.0, float(information)),
+        normalised=normalised,
         top_share=top_share(counts),
-        p_value=(1 + int((by_chance[:, 0] >= observed - 1e-12).sum())) / (1 + shuffles),
+        p_value=(1 + hits) / (1 + shuffles),
         effective_experts=float(2 ** entropy_bits(counts.sum(0))),
         load=tuple(float(share) for share in counts.sum(0) / max(1, counts.sum())),
-        low=of_the_most(low),
-        high=of_the_most(high),
-        chance_top_share=float(by_chance[:, 1].mean()),
+        low=float(np.clip(value - error, 0, normalised)),
+        high=float(np.clip(value + error, normalised, 1)),
+        chance_top_share=float(tops.mean()),
         consistency=consistency(counts),
         chance_consistency=consistency(counts.sum(0, keepdims=True)),
     )
+
+
+_NOTHING = 1e-9
+
+
+def _entropies(weights: NDArray[np.floating] | Counts) -> NDArray[np.floating]:
+    """Entropies in bits of `[..., n]` weights."""
+    total = np.where((sums := weights.sum(-1)) > 0, sums, 1)
+    lost = (weights * np.log2(np.where(weights > 0, weights, 1))).sum(-1) / total
+    return np.maximum(0, np.log2(total) - lost)
+
+
+def _measures(tables: Counts) -> NDArray[np.floating]:
+    """Of `[..., classes, experts]` counts, the mutual information and the most it could be, `[2, ...]`."""
+    of_class, of_expert = _entropies(tables.sum(-1)), _entropies(tables.sum(-2))
+    joint = _entropies(tables.reshape(*tables.shape[:-2], -1))
+    return np.stack([of_class + of_expert - joint, np.minimum(of_class, of_expert)])
+
+
+def _corrected(parts: Counts) -> NDArray[np.floating]:
+    """`_measures` of all groups together, less their bias."""
+    number, whole = len(parts), parts.sum(0)
+    return number * _measures(whole) - (number - 1) * _measures(whole - parts).mean(-1)
+
+
+def _error(parts: Counts, chance: float) -> float:
+    """Half the 95 % interval of the corrected and normalised value: the jackknife of a jackknife."""
+    number = len(parts)
+    if number < 3:
+        return 1.0
+    without = np.stack([_corrected(np.delete(parts, i, 0)) for i in range(number)]) - chance
+    values = np.array([information / room if room > _NOTHING else 0.0 for information, room in without])
+    spread = np.sqrt((number - 1) / number * ((values - values.mean()) ** 2).sum())
+    return float(stats.t.ppf(0.975, number - 1) * spread)

@@ -24,9 +24,12 @@ def run(arguments: Sequence[str]) -> None:
     parser.flag("--dataset", "other images than the run's own")
     parser.shared("--data-dir")
     parser.flag("--split", "the images to measure on", "val", choices=("train", "val", "test"))
+    parser.flag("--sample", "measure on so many images of the split, each class in its share", type=at_least(1))
     parser.group("analysis")
     parser.flag("--shuffles", "permutations behind p-values and chance levels", 199, type=at_least(99))
-    parser.flag("--max-drop", "points of accuracy that pruning may cost beyond noise", 0.0, type=_points)
+    parser.flag(
+        "--max-drop", "prune a layer once the images show that it costs at most so many points", 1.0, type=_points
+    )
     parser.group("run")
     parser.shared("--batch-size", "--workers", "--device")
     args = parser.parse(arguments)
@@ -39,6 +42,7 @@ def run(arguments: Sequence[str]) -> None:
         dataset=args.dataset,
         data_dir=args.data_dir,
         split=args.split,
+        sampled=args.sample,
         batch_size=args.batch_size,
         workers=args.workers,
         device=args.device,
@@ -54,7 +58,8 @@ def run(arguments: Sequence[str]) -> None:
 
 
 def analysis_table(analysis: Analysis, plan: Plan) -> str:
-    """A line a layer, the last block first, and the decisions in words."""
+    """A line a layer, the last block first, the decisions, and what the images could show."""
+    from vimoe.analysis.planning import power
     from vimoe.report.tables import Table
 
     rows = []
@@ -72,13 +77,13 @@ def analysis_table(analysis: Analysis, plan: Plan) -> str:
             ]
         )
     header = ("block", "bits", "of the most (95 %)", "p", "in use", "stable", "mean", "random", "second", "shared")
-    score = analysis.score
+    score, sampled = analysis.score, f" of {n}" if (n := analysis.split_images) > analysis.images else ""
     decisions = [
         f"block {part.layer:2}  {'prune' if part.pruned else 'keep '}  {part.reason}" for part in reversed(plan.layers)
     ]
     return "\n".join(
         [
-            f"{analysis.images} images of {analysis.split}, {score.value:.1f} % right "
+            f"{analysis.images}{sampled} images of {analysis.split}, {score.value:.1f} % right "
             f"({score.low:.1f} to {score.high:.1f}). Right of `stable`: points gained or lost when the experts' mean "
             "answers, routing is random, every choice is the second one, the shared expert is alone, "
             "a plain FFN takes over.",
@@ -86,6 +91,7 @@ def analysis_table(analysis: Analysis, plan: Plan) -> str:
             Table((*header, "pruned"), rows).text(),
             "",
             *decisions,
+            power(analysis, plan),
             "",
             f"Computed {analysis.block_evaluations} blocks an image, where whole forwards take "
             f"{analysis.without_reuse}.",

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from vimoe.analysis.analysis_result import Estimate
+from vimoe.analysis.paired import Estimate
 from vimoe.report.tables import Table, giga_macs, metric_name, millions
 from vimoe.vit.cost import Cost
 

@@ -14,8 +14,9 @@ from jinja2 import Environment, PackageLoader, select_autoescape
 from matplotlib.figure import Figure
 
 import vimoe
-from vimoe.analysis.analysis_result import Analysis, Estimate
+from vimoe.analysis.analysis_result import Analysis
 from vimoe.analysis.counts import RoutingCounts
+from vimoe.analysis.paired import Estimate
 from vimoe.analysis.patches import ExpertMap
 from vimoe.files import write_text
 from vimoe.report.expert_maps import expert_maps

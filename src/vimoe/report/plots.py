@@ -14,7 +14,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 
-from vimoe.analysis.analysis_result import ABLATIONS, Analysis, Estimate
+from vimoe.analysis.analysis_result import ABLATIONS, Analysis
+from vimoe.analysis.paired import Estimate
 from vimoe.analysis.specialisation import Specialisation
 from vimoe.report.tables import METRICS, metric_name
 from vimoe.tasks.palette import expert_colours

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from vimoe.analysis.analysis_result import Analysis, Estimate
+from vimoe.analysis.analysis_result import Analysis
+from vimoe.analysis.paired import Estimate
+from vimoe.analysis.planning import power
 from vimoe.analysis.specialisation import Specialisation
 from vimoe.report.comparison import COST, COST_NOTE, change, cost_cells, relative, verdict, with_interval
 from vimoe.report.tables import Table, metric_name
@@ -38,7 +40,8 @@ def plan_sentence(analysis: Analysis, plan: Plan, before: Cost, after: Cost) -> 
     if edited := edited_blocks(analysis, plan):
         return f"The plan was edited by hand in {blocks(edited)} and keeps MoE layers in {blocks(kept)}. {costs}"
     if lost is None:
-        return f"All {total} MoE layers stay as they are: every change that was tried costs more than it may."
+        limit = f"{analysis.max_drop:g} point{'' if analysis.max_drop == 1 else 's'}"
+        return f"All {total} MoE layers stay as they are: no change was shown to cost at most {limit}."
     if len(kept) == total:
         decision = f"All {total} MoE layers stay, some with fewer experts"
     elif not kept:
@@ -60,26 +63,24 @@ def decision_table(analysis: Analysis, plan: Plan) -> Table:
     for step in analysis.steps:
         layer = analysis.layer(step.layer)
         fate = fate_of(parts[step.layer].experts if step.layer in parts else None, len(layer.experts))
+        if step.outcome == "undecided" and fate != "prune":
+            fate += ", not decidable"
         if step.layer in edited:
             fate += ", edited by hand"
         cells = [str(step.layer), share(layer.specialisation), change(step.own), change(step.lost), fate]
         if step.drop:
             cells[0] += f", without expert{'s' if len(step.drop) > 1 else ''} {', '.join(map(str, step.drop))}"
-            cells[1], cells[4] = "", "accepted" if step.accepted else "refused"
+            cells[1], cells[4] = "", step.outcome
         rows.append(cells)
     notes = [
         "Changes are percentage points of the score when the layer becomes a plain FFN, with paired 95 % intervals. "
         "“This step” is against the model with the steps accepted before it, “all steps so far” against the intact "
-        "model. The layer that costs least by itself is tried first; a step is accepted unless one of the two "
-        f"intervals lies wholly below {'0' if not analysis.max_drop else f'-{analysis.max_drop:g}'}. Specialisation is "
+        "model. A step is accepted if both intervals show a loss of at most "
+        f"{analysis.max_drop:g} points. Specialisation is "
         "0 % where routing ignores the class, 100 % where the class decides the expert."
     ]
-    if len(analysis.steps) > 0:
-        widths = sorted(step.lost.high - step.lost.value for step in analysis.steps)
-        notes.append(
-            f"The {analysis.images} images leave an uncertainty of about ±{widths[len(widths) // 2]:.1f} points: a "
-            "smaller loss cannot be seen."
-        )
+    if analysis.steps:
+        notes.append(power(analysis, plan))
     return Table(header, rows, notes)
 
 

@@ -39,9 +39,15 @@ class LayerPlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """What is to become of the MoE layers of a model; a layer that is not named stays as it is."""
+    """What is to become of the MoE layers of a model; a layer that is not named stays as it is.
+
+    Attributes:
+        layers: By block.
+        split: The split whose images decided, empty where none did: what is reported comes from another one.
+    """
 
     layers: tuple[LayerPlan, ...]
+    split: str = ""
 
     def check(self, config: MoEConfig) -> None:
         """Raise a `UserError` where the plan does not fit a model of this configuration."""
@@ -66,6 +72,7 @@ class Plan:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types, the inverse of `from_dict`."""
         return {
+            "split": self.split,
             "layers": [
                 {
                     "layer": part.layer,
@@ -76,7 +83,7 @@ class Plan:
                     "evidence": dict(part.evidence),
                 }
                 for part in self.layers
-            ]
+            ],
         }
 
     @classmethod
@@ -87,7 +94,7 @@ class Plan:
             UserError: A key is missing or a value has another type than it must.
         """
         try:
-            return cls(tuple(_layer_from_dict(part) for part in values["layers"]))
+            return cls(tuple(_layer_from_dict(part) for part in values["layers"]), str(values.get("split", "")))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             if isinstance(error, UserError):
                 raise
