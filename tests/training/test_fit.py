@@ -14,7 +14,9 @@ from vimoe.tasks.segmenter_folder import load_segmenter
 from vimoe.training import fit
 from vimoe.training.build import build_model
 from vimoe.training.fit import train
+from vimoe.training.recipe import Recipe, load_recipe
 from vimoe.training.run_folder import RunFolder
+from vimoe.training.trainer import Trainer
 from vimoe.vit.checkpoint import load
 from vimoe.vit.cost import cost
 from vimoe.vit.upcycle import get_config
@@ -209,3 +211,90 @@ def test_what_makes_no_sense_in_a_segmentation_recipe_is_told(
     with pytest.raises(UserError, match=line):
         train(settings)
     assert not (tmp_path / "run").exists()
+
+
+def failing(monkeypatch: pytest.MonkeyPatch, batch: int, error: Exception) -> None:
+    """Raise `error` in the batch of this number, from 1."""
+    train_batch, seen = Trainer.train_batch, 0
+
+    def fails(self: Trainer, *args: torch.Tensor) -> torch.Tensor:
+        nonlocal seen
+        seen += 1
+        if seen == batch:
+            raise error
+        return train_batch(self, *args)
+
+    monkeypatch.setattr(Trainer, "train_batch", fails)
+
+
+@pytest.mark.parametrize(
+    ("batch", "go_on"), [(3, "begins anew"), (11, "goes on from epoch 2, batch 0")], ids=["no state yet", "a state"]
+)
+def test_a_step_that_fails_is_one_line_and_costs_no_more_than_the_last_state(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch: int, go_on: str
+) -> None:
+    settings = recipe(tmp_path / "run", epochs=2, last=1, num_experts=3)
+    error = ValueError("bits must be between or equal to 1 and 8\nmore")
+    with monkeypatch.context() as patch:
+        failing(patch, batch, error)
+        with pytest.raises(UserError) as caught:
+            train(settings)
+    run = RunFolder(tmp_path / "run")
+    assert str(caught.value) == (
+        f"training failed in epoch {1 + batch // 9}, batch {batch % 8} (ValueError: bits must be between or equal to "
+        f"1 and 8; see {run.path / 'error.txt'}): the same command {go_on}, also with another augmentation and "
+        "--resume-changed"
+    )
+    assert "Traceback" in (run.path / "error.txt").read_text()
+    whole = train(replace(settings, output=str(tmp_path / "whole")))
+    assert same(train(settings), whole)
+
+
+def test_a_decoding_process_that_is_killed_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from vimoe.tasks.classification import Classification
+
+    def killed(*_: object) -> None:
+        raise RuntimeError("DataLoader worker (pid(s) 17) exited unexpectedly") from OSError("many lines")
+
+    monkeypatch.setattr(Classification, "evaluate", killed)
+    with pytest.raises(
+        UserError, match=r"\(RuntimeError: DataLoader worker \(pid\(s\) 17\) exited unexpectedly; see "
+    ) as e:
+        train(recipe(tmp_path / "run", epochs=1))
+    assert "\n" not in str(e.value)
+
+
+def stopped(monkeypatch: pytest.MonkeyPatch, settings: Recipe, batch: int = 11) -> RunFolder:
+    """A run that failed in its second epoch."""
+    with monkeypatch.context() as patch:
+        failing(patch, batch, ValueError("no"))
+        with pytest.raises(UserError, match="training failed"):
+            train(settings)
+    return RunFolder(Path(settings.output))
+
+
+def test_a_run_goes_on_with_another_augmentation_when_the_user_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = recipe(tmp_path / "run", epochs=2, mixup=0.2)
+    run, changed = stopped(monkeypatch, settings), replace(settings, mixup=0.0)
+    with pytest.raises(UserError, match=r"mixup was 0.2, is 0.0\): .* with --resume-changed"):
+        train(changed)
+    train(changed, resume_changed=True)
+    note = {"epoch": 2, "batch": 0, "changed": {"mixup": [0.2, 0.0]}}
+    assert json.loads((run.path / "changes.jsonl").read_text()) == note
+    assert load_recipe(run.path / "recipe.yaml").mixup == 0.0
+    assert not same(run, train(replace(settings, output=str(tmp_path / "whole"))))
+
+
+@pytest.mark.parametrize("damage", ["", '{"epo', "\x00"])
+def test_damaged_rows_beside_a_whole_state_cost_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: str
+) -> None:
+    settings = recipe(tmp_path / "run", epochs=2)
+    run = stopped(monkeypatch, settings)
+    before = run.read_rows()
+    (run.path / "metrics.jsonl").write_text(damage)
+    train(settings)
+    assert [row["epoch"] for row in run.read_rows()] == [1, 2]
+    assert run.read_rows()[:1] == before

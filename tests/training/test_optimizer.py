@@ -7,7 +7,7 @@ from tests.training.tiny import recipe
 from vimoe.data.digits import digits
 from vimoe.training.build import build_model
 from vimoe.training.fit import train
-from vimoe.training.optimizer import build_optimisation, freeze_all_but_experts
+from vimoe.training.optimizer import base_rate, build_optimisation, freeze_all_but_experts
 from vimoe.vit.checkpoint import load
 
 
@@ -45,6 +45,30 @@ def test_layer_decay_slows_the_early_blocks_and_routers_have_no_weight_decay(tmp
     assert decays["blocks.2.mlp.experts.fc1.weight"] == 0.05
     assert decays["blocks.2.mlp.experts.fc1.bias"] == decays["blocks.2.mlp.router.weight"] == 0.0
     assert len(rates) == len(list(model.parameters()))
+
+
+@pytest.mark.parametrize(("layer_decay", "scale"), [(1.0, 1.0), (0.5, 0.25)])
+def test_routed_experts_learn_at_their_own_rate(tmp_path: Path, layer_decay: float, scale: float) -> None:
+    settings = recipe(
+        tmp_path, last=2, num_experts=3, expert_lr=0.2, lr=0.1, layer_decay=layer_decay, epochs=4, warmup_epochs=2.0
+    )
+    model = build_model(settings, digits())
+    optimizer, schedule = build_optimisation(model, settings, steps=5)
+    schedule.step_update(5)  # half-way through the warm-up: 0.05
+    names = {id(p): name for name, p in model.named_parameters()}
+    groups = [(names[id(p)], group) for group in optimizer.param_groups for p in group["params"]]
+    assert sorted(name for name, _ in groups) == sorted(names.values())
+    rates = {name: group["lr"] for name, group in groups}
+    # Block 1 of 3 lies two layers below the norm and the head, which have the full rate.
+    assert rates["head.weight"] == pytest.approx(0.05)
+    for name in ("blocks.1.mlp.router.weight", "blocks.1.mlp.shared_expert.fc1.weight", "blocks.1.norm1.bias"):
+        assert rates[name] == pytest.approx(0.05 * scale), name
+    for name in ("fc1.weight", "fc1.bias", "fc2.weight", "fc2.bias"):
+        assert rates[f"blocks.1.mlp.experts.{name}"] == pytest.approx(0.2 * 0.05 * scale), name
+    decays = {name: group["weight_decay"] for name, group in groups}
+    assert decays["blocks.1.mlp.experts.fc1.weight"] == 0.05
+    assert decays["blocks.1.mlp.experts.fc1.bias"] == decays["blocks.1.mlp.router.weight"] == 0.0
+    assert base_rate(optimizer) == pytest.approx(0.05)
 
 
 def test_a_frozen_model_learns_in_its_moe_layers_and_head_alone(tmp_path: Path) -> None:

@@ -151,8 +151,7 @@ class Trainer:
         Raises:
             UserError: The weights are no longer finite, or a file cannot be written.
         """
-        if not math.isfinite(norm := total_norm(self.model)):
-            raise self._not_finite(f"the norm of the weights is {norm}", self.position.batch // self.recipe.accumulate)
+        self._check_weights()
         state = state_tensors(self.model, self.optimizer, self.average, self.recipe.fsdp)
         state |= {
             "scaler": self.scaler.state_dict(),
@@ -173,7 +172,8 @@ class Trainer:
                 f"{len(self.splits.train)} of {len(self.splits.class_names)}: choose another --output"
             )
         position, rows = Position(**state["position"]), [dict(row) for row in state["rows"]]
-        if not (0 <= position.batch <= self.batches and len(rows) == position.epoch <= self.recipe.epochs):
+        in_range = 0 <= position.batch <= self.batches and len(rows) == position.epoch <= self.recipe.epochs
+        if not in_range or not math.isfinite(position.loss + position.seconds):
             raise ValueError("the position is not one of this run")
         load_tensors(self.model, self.optimizer, self.average, self.recipe.fsdp, state)
         self.scaler.load_state_dict(state["scaler"])
@@ -225,6 +225,7 @@ class Trainer:
                 progress.close()
                 raise InterruptedRun(f"stopped in epoch {epoch + 1}; the same command goes on from here")
         self._sync()
+        self._check_weights()
         progress.close()
         row: Row = {"epoch": epoch + 1, "loss": position.loss / max(1, position.batch), "lr": base_rate(self.optimizer)}
         row |= progress.metrics()
@@ -289,14 +290,20 @@ class Trainer:
         sums = all_reduce_numbers(*numbers, *losses)
         for place, total in enumerate(sums[len(numbers) :], self.position.batch - len(losses)):
             if not math.isfinite(total):
-                raise self._not_finite(f"the loss is {total / world_size()}", place // self.recipe.accumulate)
+                raise self._not_finite(f"the loss is {total / world_size()} at", place)
             self.position.loss += total / world_size()
         return sums[: len(numbers)]
 
-    def _not_finite(self, what: str, step: int) -> UserError:
+    def _check_weights(self) -> None:
+        """Make sure that the last step left finite weights; all processes call this together."""
+        if not math.isfinite(norm := total_norm(self.model)):
+            raise self._not_finite(f"the norm of the weights is {norm} after", self.position.batch - 1)
+
+    def _not_finite(self, what: str, batch: int) -> UserError:
+        step = self.position.epoch * self.steps + batch // self.recipe.accumulate
         return UserError(
-            f"{what} at step {self.position.epoch * self.steps + step} (epoch {self.position.epoch + 1}): "
-            f"try a lower lr than {self.recipe.lr}, or a longer warm-up"
+            f"{what} step {step} (epoch {self.position.epoch + 1}): try a lower lr than {self.recipe.lr}, or a longer "
+            "warm-up"
         )
 
     def _list_broken(self, line: str) -> None:
