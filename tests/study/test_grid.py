@@ -91,7 +91,8 @@ def test_another_model_or_other_data_has_a_pretraining_of_its_own(tmp_path: Path
 
 
 def test_fewer_images_have_a_pretraining_of_their_own(tmp_path: Path) -> None:
-    runs = {run.name: run for run in list_runs(study(tmp_path, TINY + "  - {name: few, last: 2, per_class: 5}\n"))}
+    text = TINY.replace("dataset: digits", "dataset: folder") + "  - {name: few, last: 2, per_class: 5}\n"
+    runs = {run.name: run for run in list_runs(study(tmp_path, text))}
     assert runs["seed0/start-per_class=5"].recipe.per_class == 5
     assert [run.needs for run in runs.values() if run.recipe.per_class == 5 and run.kind != "start"] == [
         "seed0/start-per_class=5"
@@ -131,7 +132,7 @@ def test_a_name_tells_what_differs_from_the_base_and_nothing_else(tmp_path: Path
 variants:
   - {name: a, last: [0, 1], lr: [0.5, 0.25], top_k: 2, routing: token}
   - {name: b, last: 0, model_args: {embed_dim: 32}}
-  - {name: c, last: 0, data_dir: some/where}
+  - {name: c, last: 0, initial_checkpoint: some/where}
 """
     found = names(tmp_path, variants)
     assert found[:4] == [

@@ -179,7 +179,6 @@ def test_a_segmentation_run_is_trained_and_read_back_from_its_folder(tmp_path: P
         num_experts=3,
         routing="token",
         epochs=1,
-        color_jitter=0.2,
     )
     run = train(settings)
     row = run.read_rows()[-1]
@@ -196,8 +195,8 @@ def test_a_segmentation_run_is_trained_and_read_back_from_its_folder(tmp_path: P
     [
         ({"routing": "image"}, "use routing 'token' for segmentation"),
         ({"routing": "token", "mixup": 0.2}, "mixup and cutmix mix the labels of whole images"),
-        ({"routing": "token", "in_memory": True}, "in_memory is for classification"),
-        ({"dataset_args": {"classes": 5}}, "dataset_args is for dataset 'glyphs'"),
+        ({"routing": "token", "in_memory": True}, "dataset 'digit_scenes' does not use in_memory"),
+        ({"dataset_args": {"classes": 5}}, "dataset 'digit_scenes' does not use dataset_args"),
         ({"routing": "token", "dataset": "digits"}, "dataset 'digits' has no masks"),
         ({"routing": "token", "last": 9}, "last must be 1 to 3"),
         ({"routing": "token", "last": 9, "baseline": "wide"}, "last must be at most 3"),
@@ -228,7 +227,7 @@ def failing(monkeypatch: pytest.MonkeyPatch, batch: int, error: Exception) -> No
 
 
 @pytest.mark.parametrize(
-    ("batch", "go_on"), [(3, "begins anew"), (11, "goes on from epoch 2, batch 0")], ids=["no state yet", "a state"]
+    ("batch", "go_on"), [(3, "starts again"), (11, "goes on from epoch 2, batch 0")], ids=["no state yet", "a state"]
 )
 def test_a_step_that_fails_is_one_line_and_costs_no_more_than_the_last_state(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, batch: int, go_on: str
@@ -242,8 +241,8 @@ def test_a_step_that_fails_is_one_line_and_costs_no_more_than_the_last_state(
     run = RunFolder(tmp_path / "run")
     assert str(caught.value) == (
         f"training failed in epoch {1 + batch // 9}, batch {batch % 8} (ValueError: bits must be between or equal to "
-        f"1 and 8; see {run.path / 'error.txt'}): the same command {go_on}, also with another augmentation and "
-        "--resume-changed"
+        f"1 and 8; see {run.path / 'error.txt'}): the same command {go_on}; "
+        "--resume-changed allows another augmentation"
     )
     assert "Traceback" in (run.path / "error.txt").read_text()
     whole = train(replace(settings, output=str(tmp_path / "whole")))

@@ -12,6 +12,7 @@ from typing import Any
 from vimoe.errors import UserError, suggest
 from vimoe.study.recovery import recovery_epochs
 from vimoe.study.study_file import RESERVED, Settings, Study
+from vimoe.training.data_keys import check_data_keys
 from vimoe.training.recipe import GROUPS, Recipe, make_recipe
 
 START, PLANNED = "start", "planned"
@@ -174,6 +175,8 @@ def _differences(recipe: Recipe, base: Recipe, named: tuple[str, ...] = ()) -> l
 
 def _recipe(settings: Settings, where: str) -> Recipe:
     try:
-        return make_recipe(settings)
+        recipe = make_recipe(settings)
+        check_data_keys(recipe)
+        return recipe
     except UserError as error:
         raise UserError(f"{where}: {error}") from error

@@ -19,6 +19,7 @@ from vimoe.tasks.segmentation import Segmentation
 from vimoe.tasks.task import Task
 from vimoe.tasks.windows import View
 from vimoe.training.build import build_model
+from vimoe.training.data_keys import check_data_keys
 from vimoe.training.interrupt import InterruptedRun, StopRequest, listening
 from vimoe.training.logs import Logs
 from vimoe.training.parallel import pick_device
@@ -39,6 +40,7 @@ def train(recipe: Recipe, resume_changed: bool = False) -> RunFolder:
         UserError: Something in the recipe cannot be done, or a step failed.
         InterruptedRun: The process was asked to stop; the state is written.
     """
+    check_data_keys(recipe)
     run = RunFolder(Path(recipe.output))
     with listening(at_once=True) as stop, process_group(pick_device(recipe.device)):
         changed = run.check(recipe, resume_changed)
@@ -102,13 +104,11 @@ def _one_epoch(trainer: Trainer, stop: StopRequest) -> Row:
         path = trainer.run.path / "error.txt"
         write_text(path, traceback.format_exc())
         saved = trainer.saved
-        kept = "the same command begins anew"
-        if saved is not None:
-            kept = f"the same command goes on from epoch {saved.epoch + 1}, batch {saved.batch}"
+        go_on = f"goes on from epoch {saved.epoch + 1}, batch {saved.batch}" if saved else "starts again"
         raise UserError(
             f"training failed in epoch {trainer.position.epoch + 1}, batch {trainer.position.batch + 1} "
-            f"({type(error).__name__}: {first_line(error)}; see {path}): {kept}, "
-            "also with another augmentation and --resume-changed"
+            f"({type(error).__name__}: {first_line(error)}; see {path}): the same command {go_on}; "
+            "--resume-changed allows another augmentation"
         ) from error
 
 

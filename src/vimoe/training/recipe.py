@@ -24,7 +24,7 @@ class Recipe:
         task: `classification` (a label for each image) or `segmentation` (a label for each pixel).
         dataset: `digits`, `glyphs` or `digit_scenes` (embedded), `folder` (a folder for each class), `ade20k` (images
             and masks in ADE20K's layout), `tar`, or one of timm's names: `torch/NAME`, `wds/NAME`, `hfds/NAME`,
-            `hfids/NAME`.
+            `hfids/NAME`. When empty, `folder` or `ade20k` if there is a `data_dir`, else `digits` or `digit_scenes`.
         dataset_args: Arguments of `glyphs`, such as `classes` and `scripts` (see `vimoe.data.glyphs.glyphs`).
         data_dir: The folder of images.
         train_split: Name of the training split; the usual names are tried when empty.
@@ -101,7 +101,7 @@ class Recipe:
     """
 
     task: Literal["classification", "segmentation"] = "classification"
-    dataset: str = "digits"
+    dataset: str = ""
     dataset_args: dict[str, Any] = field(default_factory=dict)
     data_dir: str | None = None
     train_split: str = ""
@@ -170,6 +170,9 @@ class Recipe:
     output: str = "runs/train"
 
     def __post_init__(self) -> None:
+        if not self.dataset:
+            images, masks = ("folder", "ade20k") if self.data_dir else ("digits", "digit_scenes")
+            object.__setattr__(self, "dataset", masks if self.task == "segmentation" else images)
         for name, lowest in _LOWEST.items():
             if getattr(self, name) < lowest:
                 raise UserError(f"{name} must be at least {lowest}, got {getattr(self, name)}")

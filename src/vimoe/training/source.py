@@ -37,13 +37,9 @@ def open_recipe_data(recipe: Recipe) -> Splits:
     Raises:
         UserError: The data cannot be used, or timm does not know the model.
     """
-    if recipe.dataset_args and (recipe.in_memory or recipe.task == "segmentation"):
-        raise UserError("dataset_args is for dataset 'glyphs': leave in_memory false and task classification")
     form = None if recipe.dataset in EMBEDDED else _recipe_form(recipe)
     splits = (recipe.train_split, recipe.val_split, recipe.test_split)
     if recipe.task == "segmentation":
-        if recipe.in_memory:
-            raise UserError("in_memory is for classification: masks are read with their images")
         joint = JointAugmentation(recipe.hflip, recipe.color_jitter) if recipe.augment else None
         return open_masks(
             recipe.dataset, recipe.data_dir, form, joint, recipe.reduce_zero_label, splits, recipe.short_side

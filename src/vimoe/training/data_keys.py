@@ -1,0 +1,38 @@
+"""Which recipe keys a data set reads; one that it would ignore is refused. Imports no torch."""
+
+from __future__ import annotations
+
+from dataclasses import MISSING, fields
+
+from vimoe.errors import UserError
+from vimoe.training.recipe import Recipe
+
+_SPLITS = ("train_split", "val_split", "test_split")
+_IMAGES = ("data_dir", *_SPLITS, "img_size", "hflip", "color_jitter")
+_FILES = (*_IMAGES, "in_memory", "val_share", "per_class", "scale", "aa", "reprob")
+# Data sets that are not listed read what `folder` reads.
+_READ = {
+    "digits": (),
+    "glyphs": ("dataset_args",),
+    "digit_scenes": ("short_side",),
+    "ade20k": (*_IMAGES, "reduce_zero_label", "short_side"),
+    "folder": _FILES,
+}
+_DATA_KEYS = dict.fromkeys(key for keys in _READ.values() for key in keys)
+
+
+def check_data_keys(recipe: Recipe) -> None:
+    """Make sure that the recipe says nothing that its data set would ignore.
+
+    Raises:
+        UserError: It does; the first such key is named.
+    """
+    read = _READ.get(recipe.dataset, _FILES)
+    for field in fields(Recipe):
+        value = getattr(recipe, field.name)
+        default = field.default_factory() if field.default_factory is not MISSING else field.default
+        if field.name in _DATA_KEYS and field.name not in read and value != default:
+            raise UserError(
+                f"dataset {recipe.dataset!r} does not use {field.name} (got {value!r}): leave it out, or choose "
+                f"another dataset; {', '.join(read) or 'no key of the data'} can be set here"
+            )
