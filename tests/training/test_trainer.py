@@ -136,7 +136,7 @@ class Untouched(Images):
 
 def test_training_evaluates_on_the_validation_split_alone(tmp_path: Path) -> None:
     splits = digits()
-    val = type(splits.val)(splits.val.images[:50], splits.val.labels[:50])  # type: ignore[attr-defined,call-arg]
+    val = type(splits.val)(splits.val.images[:50], splits.val.targets[:50])  # type: ignore[attr-defined,call-arg]
     row = begun(tmp_path, replace(splits, val=val, test=Untouched()), epochs=1).finish_epoch(StopRequest())
     assert row["val_images"] == 50
 
@@ -263,7 +263,7 @@ def test_a_state_of_wrong_content_gives_way_to_the_one_before_it(
 
 def test_a_state_of_other_training_images_is_refused(stopped: Path) -> None:
     splits = digits()
-    fewer = replace(splits, train=type(splits.train)(splits.train.images[:-1], splits.train.labels[:-1]))  # type: ignore
+    fewer = replace(splits, train=type(splits.train)(splits.train.images[:-1], splits.train.targets[:-1]))  # type: ignore
     line = "the run began with 1077 training images of 10 classes, there are 1076 of 10: choose another --output"
     with pytest.raises(UserError, match=line):
         begun(stopped, fewer, **EVERYTHING).resume()
