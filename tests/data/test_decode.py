@@ -112,3 +112,47 @@ def test_what_cannot_be_used_is_one_line_with_the_path(tmp_path: Path, monkeypat
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     with pytest.raises(BrokenImageError, match="has more pixels than is safe to decode"):
         read_image(whole)
+
+
+def test_no_decoder_but_the_listed_ones_sees_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    Image.init()
+    for registry in (Image.ID, Image.OPEN):
+        monkeypatch.setattr(Image, "ID" if registry is Image.ID else "OPEN", registry.copy())
+    seen: list[str] = []
+    Image.register_open("EVIL", lambda *_: seen.append("opened"), lambda prefix: bool(seen.append("asked")) or True)
+    (tmp_path / "evil.jpg").write_bytes(b"EVIL" * 40)
+    (tmp_path / "eps.jpg").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n%%EndComments\n")
+    Image.fromarray(RED).save(tmp_path / "icon.png", "ICO")
+    for name in ("evil.jpg", "eps.jpg", "icon.png"):
+        with pytest.raises(BrokenImageError, match="is no image that can be read"):
+            read_image(tmp_path / name)
+    assert seen == []
+
+
+def test_every_kind_that_is_listed_is_read_whatever_it_is_called(tmp_path: Path) -> None:
+    for kind in ("JPEG", "PNG", "WEBP", "BMP", "PPM", "TIFF", "GIF", "MPO"):  # cameras write MPO as .jpg
+        Image.fromarray(RED).save(tmp_path / "any.bin", kind)
+        assert read_image(tmp_path / "any.bin").size == (6, 4)
+
+
+def test_a_pipe_is_broken_and_does_not_hang(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.jpg")
+    with pytest.raises(BrokenImageError, match=r"pipe.jpg cannot be read: it is no regular file"):
+        read_image(tmp_path / "pipe.jpg")
+
+
+def test_a_line_that_patches_would_make_too_large_is_broken(tmp_path: Path) -> None:
+    Image.new("1", (30_000_000, 1)).save(tmp_path / "line.png")
+    with pytest.raises(BrokenImageError, match=r"line.png has more pixels than is safe to decode"):
+        read_image(tmp_path / "line.png")
+
+
+def test_decimals_without_a_number_are_broken_and_gaps_among_numbers_are_black(tmp_path: Path) -> None:
+    values = np.full((2, 3), np.nan, dtype=np.float32)
+    Image.fromarray(values).save(tmp_path / "empty.tiff")
+    with pytest.raises(BrokenImageError, match=r"empty.tiff cannot be read: it holds no number"):
+        read_image(tmp_path / "empty.tiff")
+    values[0] = 0, 1, 2
+    values[1, 0] = np.inf
+    Image.fromarray(values).save(tmp_path / "gaps.tiff")
+    assert pixels(tmp_path / "gaps.tiff")[..., 0].tolist() == [[0, 128, 255], [255, 0, 0]]

@@ -162,3 +162,34 @@ def test_too_few_images_to_set_some_aside_and_an_unknown_policy_are_one_line(tmp
         open_(write_folder(tmp_path / "a", {"": 1}))
     with pytest.raises(UserError, match="timm cannot augment images as"):
         open_(write_folder(tmp_path / "b", {"train": 1, "val": 1}), Augmentation(aa="nonsense"))
+
+
+def test_links_that_go_round_add_no_images_and_end(tmp_path: Path) -> None:
+    root = write_folder(tmp_path / "data", {"train": 2, "val": 1})
+    (root / "train" / "grass" / "again").symlink_to(root / "train" / "grass")
+    (root / "train" / "grass" / "up").symlink_to("..")
+    (root / "train" / "grass" / "self").symlink_to("self")
+    (root / "train" / "loop").symlink_to(root)
+    splits = open_(root)
+    assert splits.class_names == CLASSES
+    assert [len(splits.train), len(splits.val)] == [6, 3]
+
+
+def test_links_to_images_elsewhere_are_followed_and_each_folder_is_visited_once(tmp_path: Path) -> None:
+    root = write_folder(tmp_path / "data", {"train": 2, "val": 1})
+    more = write_folder(tmp_path / "more", {"": 3}) / "grass"
+    for name in ("first", "second"):
+        (root / "train" / "grass" / name).symlink_to(more)
+    (root / "train" / "grass" / "one.jpg").symlink_to(more / "000.jpg")
+    assert len(open_(root).train) == 6 + 3 + 1
+
+
+def test_pipes_and_hidden_files_are_no_images_and_a_link_to_a_lost_file_is_a_broken_one(tmp_path: Path) -> None:
+    root = write_folder(tmp_path, {"train": 2, "val": 1})
+    os.mkfifo(root / "val" / "grass" / "pipe.jpg")
+    shutil.copytree(root / "val" / "grass", root / "val" / "grass" / ".thumbnails", ignore=lambda *_: ["pipe.jpg"])
+    (root / "val" / "grass" / ".000.jpg").write_bytes(b"")
+    (root / "val" / "grass" / "lost.jpg").symlink_to(tmp_path / "nowhere.jpg")
+    lines: list[str] = []
+    assert sum(len(labels) for _, labels in batches(open_(root).val, 4, 0, lines.append)) == 3
+    assert lines == [f"{root / 'val' / 'grass' / 'lost.jpg'} cannot be read: No such file or directory"]

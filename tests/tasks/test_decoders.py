@@ -1,5 +1,8 @@
+from collections.abc import Callable
+
 import pytest
 import torch
+from torch import nn
 
 from vimoe.tasks.decoders import LinearDecoder, MultiLevelDecoder, PooledContext
 
@@ -47,3 +50,19 @@ def test_at_first_all_classes_are_nearly_equally_probable() -> None:
     for decoder in (LinearDecoder(16, 7), MultiLevelDecoder(16, 7, dim=32)):
         probs = decoder.eval()([torch.randn(2, 16, 4, 4)] * 4).softmax(1)
         assert (probs - 1 / 7).abs().max() < 0.05
+
+
+def test_shallow_blocks_are_the_fine_levels_and_deep_ones_the_coarse() -> None:
+    decoder, seen = MultiLevelDecoder(8, 3, dim=4).eval(), dict[str, torch.Tensor]()
+
+    def note(name: str) -> Callable[[nn.Module, tuple[torch.Tensor]], None]:
+        return lambda _, inputs: seen.update({name: inputs[0]})
+
+    for name in ("pyramid", "lateral"):
+        for i, module in enumerate(decoder.get_submodule(name).children()):
+            module.register_forward_pre_hook(note(f"{name} {i}"))
+    levels = [torch.randn(1, 8, 4, 6) for _ in range(4)]
+    decoder(levels)
+    assert all(seen[f"pyramid {i}"] is levels[i] for i in range(4))
+    assert [tuple(seen[f"lateral {i}"].shape[-2:]) for i in range(3)] == [(16, 24), (8, 12), (4, 6)]
+    assert torch.equal(seen["lateral 2"], levels[2])
