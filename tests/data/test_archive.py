@@ -193,3 +193,69 @@ def test_damage_costs_what_it_hits_and_nothing_else(tmp_path: Path, at: int, con
     for member in found:
         with contextlib.suppress(BrokenImageError):
             read_member(member)
+
+
+def test_a_hole_of_twenty_gigabytes_costs_neither_memory_nor_minutes(tmp_path: Path) -> None:
+    path = write_tar(tmp_path / "a.tar", FILES)
+    with path.open("r+b") as file:
+        file.truncate(20 * 2**30)  # sparse: nothing is stored
+    assert [member.name for member in members(path)] == list(FILES)
+
+
+def test_members_behind_zeros_are_found_as_in_archives_that_were_joined(tmp_path: Path) -> None:
+    first, second = (
+        write_tar(tmp_path / f"{name}.tar", files) for name, files in (("a", FILES), ("b", {"z": b"last"}))
+    )
+    joined = tmp_path / "joined.tar"
+    joined.write_bytes(first.read_bytes() + bytes(3 * 2**20) + second.read_bytes())
+    assert [member.name for member in members(joined)] == [*FILES, "z"]
+    assert read_bytes(list(members(joined))[-1]) == b"last"
+
+
+def header(name: str, size: int, kind: bytes) -> bytes:
+    info = tarfile.TarInfo(name)
+    info.size, info.type = size, kind
+    return info.tobuf(tarfile.GNU_FORMAT)
+
+
+@pytest.mark.parametrize("kind", [b"L", b"K", b"x", b"g"])
+def test_a_name_of_gigabytes_is_damage_and_not_read(tmp_path: Path, kind: bytes) -> None:
+    whole = write_tar(tmp_path / "a.tar", FILES).read_bytes()
+    (tmp_path / "late.tar").write_bytes(whole[:-1024].rstrip(b"\0") + bytes(512) + header("long", 8 * 2**30, kind))
+    members_of = list(members(tmp_path / "late.tar"))
+    assert [bool(member.lost) for member in members_of][-1]
+    (tmp_path / "first.tar").write_bytes(header("long", 8 * 2**30, kind) + whole)
+    with pytest.raises(UserError, match="is no tar archive"):
+        list(members(tmp_path / "first.tar"))
+
+
+@pytest.mark.parametrize("kind", [b"0", b"L", b"x"])
+def test_a_negative_size_is_damage_and_ends(tmp_path: Path, kind: bytes) -> None:
+    whole = write_tar(tmp_path / "a.tar", FILES).read_bytes()
+    block = bytearray(header("back", 0, kind))
+    block[124:136] = b"\xff" * 10 + b"\xfc\x00"  # -1,024 in base 256
+    block[148:156] = b"%06o\0 " % (sum(block[:148]) + 8 * 32 + sum(block[156:]))
+    (tmp_path / "b.tar").write_bytes(whole[:-1024].rstrip(b"\0") + bytes(512) + block)
+    assert [bool(member.lost) for member in members(tmp_path / "b.tar")][-1]
+
+
+def test_members_too_large_to_be_an_image_and_sparse_ones_are_lost(tmp_path: Path) -> None:
+    path = tmp_path / "a.tar"
+    with path.open("wb") as file:
+        file.write(header("cat/huge.png", 2**30 + 512, tarfile.REGTYPE))
+        file.seek(2**30 + 512, 1)
+        file.write(header("cat/holes.png", 512, tarfile.GNUTYPE_SPARSE) + bytes(512))
+        file.write(header("cat/0.png", 0, tarfile.REGTYPE) + bytes(1024))
+    assert [(member.name, member.lost) for member in members(path)] == [
+        ("cat/huge.png", "is larger than 1 GiB"),
+        ("cat/holes.png", "is stored with holes (sparse), which is not read"),
+        ("cat/0.png", ""),
+    ]
+    with pytest.raises(BrokenImageError, match=r"cat/huge.png is larger than 1 GiB"):
+        read_member(next(members(path)))
+
+
+def test_links_that_go_round_add_no_archives(tmp_path: Path) -> None:
+    write_tar(tmp_path / "train.tar", FILES)
+    (tmp_path / "loop").symlink_to(tmp_path)
+    assert what_is_found(tmp_path) == {"train": EVERYTHING}

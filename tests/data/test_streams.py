@@ -81,6 +81,15 @@ def test_braces_stand_for_numbers_of_as_many_digits_and_for_words() -> None:
     assert expand("x.tar::y-{0..1}.tar") == ["x.tar", "y-0.tar", "y-1.tar"]
 
 
+@pytest.mark.parametrize(
+    "pattern", ["t-{0..99999999999}.tar", "{0..999}{0..999}", "{a}" * 3000, "{1..2}" * 20, f"{{0..{'9' * 5000}}}"]
+)
+def test_braces_that_stand_for_more_shards_than_there_can_be_are_one_line(pattern: str) -> None:
+    with pytest.raises(UserError, match="stands for more than 100,000 shards"):
+        expand(pattern)
+    assert len(expand("{00000..99999}")) == 100_000
+
+
 def test_classes_of_shards_have_the_names_in_classes_txt(tmp_path: Path) -> None:
     shard(tmp_path / "train-0.tar", [0, 1, 0, 1])
     (tmp_path / "classes.txt").write_text("cat\ndog\nhorse\n")

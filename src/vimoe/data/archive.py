@@ -11,6 +11,7 @@ one folder a class, or one tar a class. Shards (`train-000.tar`, `train-001.tar`
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import re
@@ -30,7 +31,7 @@ from vimoe.errors import UserError
 
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZ": "bzip2", b"\xfd7": "xz", b"(\xb5": "zstd"}
 SHARD = re.compile(r"(^|[-_.])\d+$")
-_BLOCK, _ZEROS = 512, bytes(2**20)
+_BLOCK, _CHUNK = 512, 2**20
 _EXTENSIONS = (b"L", b"K", b"x", b"g", b"X")  # a long name or attributes, before the header that they belong to
 _LARGEST = 2**30
 
@@ -87,10 +88,9 @@ def members(archive: Path) -> Iterator[Member]:
     """
     name = ""
     try:
-        with archive.open("rb") as file:
-            start = next((kind for magic, kind in _COMPRESSED.items() if file.peek(2)[:2] == magic), None)
-            if start:
-                raise UserError(f"{archive} is compressed ({start}): images are read by position, so unpack it first")
+        with archive.open("rb", buffering=0) as file:
+            if kind := _COMPRESSED.get(os.pread(file.fileno(), 2, 0)):
+                raise UserError(f"{archive} is compressed ({kind}): images are read by position, so unpack it first")
             for info in _headers(file):
                 if isinstance(info, int):
                     if name:
@@ -123,12 +123,14 @@ def _headers(file: BinaryIO) -> Iterator[tarfile.TarInfo | int]:
     while place < size:
         block = os.pread(file.fileno(), _BLOCK, place)
         if not any(block):
-            place = _behind_zeros(file, place)
+            place = _behind_zeros(file, place, size)
             continue
         file.seek(place)
         try:
             _check_extensions(file, place)
             info = tarfile.TarInfo.fromtarfile(tar)
+            if tar.offset <= place:
+                raise tarfile.HeaderError
         except (tarfile.HeaderError, ValueError):
             damaged, place = place if damaged < 0 else damaged, place + _BLOCK
             continue
@@ -142,19 +144,26 @@ def _headers(file: BinaryIO) -> Iterator[tarfile.TarInfo | int]:
         yield damaged
 
 
-def _behind_zeros(file: BinaryIO, place: int) -> int:
-    """The first block from here on that is not all zeros."""
-    while (chunk := os.pread(file.fileno(), len(_ZEROS), place)) == _ZEROS:
+def _behind_zeros(file: BinaryIO, place: int, size: int) -> int:
+    """The first block from here on that is not all zeros; holes of the file itself are not read."""
+    while place < size:
+        try:
+            place = os.lseek(file.fileno(), place, os.SEEK_DATA) // _BLOCK * _BLOCK
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # nothing but a hole up to the end
+                return size
+        chunk = os.pread(file.fileno(), _CHUNK, place)
+        if rest := len(chunk.lstrip(b"\0")):
+            return place + (len(chunk) - rest) // _BLOCK * _BLOCK
         place += len(chunk)
-    zeros = len(chunk) - len(chunk.lstrip(b"\0"))
-    return place + (zeros if zeros == len(chunk) else zeros - zeros % _BLOCK)
+    return size
 
 
 def _check_extensions(file: BinaryIO, place: int) -> None:
     """What stands before a member's header is read whole: nothing long, and no map of holes."""
     while (block := os.pread(file.fileno(), _BLOCK, place))[156:157] in _EXTENSIONS:
         size = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape").size
-        if size > len(_ZEROS) or b"GNU.sparse" in os.pread(file.fileno(), size, place + _BLOCK):
+        if not 0 <= size <= _CHUNK or b"GNU.sparse" in os.pread(file.fileno(), size, place + _BLOCK):
             raise tarfile.HeaderError
         place += _BLOCK + -(-size // _BLOCK) * _BLOCK
 
