@@ -22,7 +22,7 @@ def test_what_pruning_did_is_a_table_of_scores_changes_cost_and_speed() -> None:
     assert [row[2] for row in table.rows] == ["", "-5.0 (-7.0 to -3.0)", "+0.5 (-1.0 to +2.0)"]
     assert table.rows[0][-2:] == ["4.00", "1.0"]
     assert "400 test images" in table.notes[0]
-    assert "a batch of 32" in table.notes[0]
+    assert "a batch of 32" in table.notes[1]
 
 
 def test_models_that_were_trained_side_by_side_have_seconds_and_no_speed() -> None:
@@ -50,5 +50,5 @@ def test_the_verdict_comes_from_the_paired_interval_and_from_nothing_else() -> N
 def test_time_is_compared_where_both_have_one() -> None:
     assert comparison_sentence(STATES[2], STATES[0], "miou", 400) == (
         "“recovered” reaches 90.5 % mean IoU on 400 test images, “before” 90.0 %: +0.5 points (95 %: -1.0 to +2.0), "
-        "within noise. Multiply-adds -25 %, stored parameters -75 %, the time for an image -25 %."
+        "within noise. Multiply-adds -25 %, stored parameters -75 %, time for an image -25 %."
     )

@@ -106,7 +106,7 @@ def test_images_keep_their_width_and_legends_their_place() -> None:
     figure = expert_maps([one, one], table)
     figure.draw_without_rendering()
     widths = [ax.get_window_extent().width / figure.dpi for ax in figure.axes if ax.images]
-    assert min(widths) > 1.6
+    assert min(widths) > 1.4
     boxes = [found.get_window_extent() for found in figure.legends]
     assert not any(box.overlaps(ax.get_tightbbox()) for box in boxes for ax in figure.axes if ax.images)
 

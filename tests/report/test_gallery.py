@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from tests.analysis.examples import analysis
-from vimoe.report.gallery import THUMBNAIL, gallery_places, thumbnail, thumbnails, to_pixels
+from vimoe.report.gallery import THUMBNAIL, gallery_places, thumbnail, thumbnails
 
 
 def pixels(uri: str) -> np.ndarray:
@@ -50,11 +50,6 @@ def test_what_follows_the_last_wanted_image_is_not_read() -> None:
 def test_masks_are_no_class() -> None:
     batches = [(torch.zeros(1, 3, 8, 8), torch.zeros(1, 8, 8, dtype=torch.int64))]
     assert thumbnails(batches, [0], (0.0,) * 3, (1.0,) * 3)[0].label == -1
-
-
-def test_one_channel_is_grey_and_values_beyond_the_range_are_cut() -> None:
-    shown = to_pixels(torch.tensor([[[-9.0, 0.0, 9.0]]]), (0.5,), (0.25,))
-    assert shown.tolist() == [[[0] * 3, [128] * 3, [255] * 3]]
 
 
 def test_large_images_become_small_jpegs() -> None:

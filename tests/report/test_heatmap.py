@@ -74,7 +74,7 @@ def test_a_class_with_few_images_is_grey_and_the_figure_says_so() -> None:
     drawn = np.asarray(panel.images[0].get_array())
     by_label = {label: drawn[row] for row, label in enumerate(row_order(table, 7).tolist())}
     assert by_label[0][0] == pytest.approx(matplotlib.colormaps["Blues"](1.0))
-    assert by_label[1][1] == pytest.approx(matplotlib.colormaps["Greys"](1.0))
+    assert by_label[1][1] == pytest.approx(matplotlib.colormaps["Greys"](0.6))
     words = [text.get_text() for found in figure.legends for text in found.get_texts()]
     assert words == [f"class with fewer than {FEW} images"]
     assert not routing_heatmaps(example(), measures(example())).legends
@@ -94,6 +94,9 @@ def test_super_classes_are_named_where_classes_are_not() -> None:
     panel = next(ax for ax in routing_heatmaps(table, measures(table)).axes if ax.images)
     assert [label.get_text() for label in panel.get_yticklabels()] == ["animal", "plant"]
     assert list(panel.get_yticks()) == [19.5, 69.5]
+    alone = next(ax for ax in routing_heatmaps(table, measures(table), blocks=[1]).axes if ax.images)
+    assert len(alone.get_yticklabels()) == 100
+    assert [(text.get_text(), text.get_position()[1]) for text in alone.texts] == [("animal", 19.5), ("plant", 69.5)]
 
 
 def test_a_grid_of_twelve_fits_its_rows() -> None:

@@ -15,7 +15,7 @@ from vimoe.analysis.paired import Estimate
 from vimoe.analysis.patches import ExpertMap
 from vimoe.analysis.specialisation import specialisation
 from vimoe.report.gallery import thumbnail
-from vimoe.report.page import Report, figures, page, write_page
+from vimoe.report.page import Report, ablation_table, figures, nearest, page, write_page
 from vimoe.report.saving import FORMATS
 from vimoe.vit.plan import LayerPlan, Plan
 
@@ -215,3 +215,24 @@ def test_the_expert_maps_are_a_figure_for_papers_too() -> None:
 
 def test_there_are_only_figures_of_what_is_known() -> None:
     assert set(figures(EVERY["the least"])) == {"heatmaps", "depth"}
+
+
+def test_an_expert_has_a_card_with_its_nearest_one_and_an_unused_one_has_none() -> None:
+    last = analysis().layers[-1]
+    assert nearest(last, 1) == (0, 0.4)
+    html = html_of("everything")
+    assert html.index("Expert 1 <span>75.0 %") < html.index("Expert 0 <span>25.0 %")  # by load
+    assert "most similar outputs: expert 0 (similarity 0.40" in html
+    idle = replace(last.experts[0], load=0.0, classes=(), confident=(), unsure=())
+    last = replace(last, experts=(idle, last.experts[1]))
+    assert nearest(last, 1) is None
+    html = page(report(analysis=replace(analysis(), layers=(analysis().layers[0], last))))
+    html = html[html.index('id="block-2"') : html.index('id="block-1"')]
+    assert "Expert 0 <span>" not in html
+    assert "(nothing reached expert 0)" in html
+    assert "most similar outputs" not in html
+
+
+def test_every_ablation_of_a_layer_is_a_row() -> None:
+    rows = ablation_table(analysis().layers[0]).rows
+    assert [row[1].split()[0] for row in rows] == ["-3.0", "-6.0", "-8.0", "-4.0", "-4.5"]

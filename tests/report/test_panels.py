@@ -1,7 +1,9 @@
 import pytest
 from matplotlib.figure import Figure
 
+from tests.report.names import NAMES
 from vimoe.report.panels import Panel, Series, mean_and_std, panels_over_seeds
+from vimoe.report.saving import embed
 
 SERIES = Series("with", [(2, [1.0, 3.0]), (1, [0.0, 0.5])], colour=0)
 WIDE = Series("without", [(1, [9.0])], dashed=True, colour=1)
@@ -23,11 +25,11 @@ def test_mean_and_spread_between_seeds() -> None:
 def test_means_bars_and_every_seed_are_drawn() -> None:
     ax = figure().axes[0]
     curve = ax.containers[0]
-    assert [tuple(point) for point in zip(*curve.lines[0].get_data(), strict=True)] == [(1, 0.25), (2, 2.0)]
+    assert [(round(x), y) for x, y in zip(*curve.lines[0].get_data(), strict=True)] == [(1, 0.25), (2, 2.0)]
     low_high = [tuple(segment[:, 1]) for segment in curve.lines[2][0].get_segments()]
     assert low_high[1] == pytest.approx((2.0 - 2**0.5, 2.0 + 2**0.5))
-    seeds = [sorted(map(tuple, c.get_offsets())) for c in ax.collections]
-    assert [(1.0, 0.0), (1.0, 0.5), (2.0, 1.0), (2.0, 3.0)] in seeds
+    seeds = [sorted((round(x), y) for x, y in found.get_offsets()) for found in ax.collections]
+    assert [(1, 0.0), (1, 0.5), (2, 1.0), (2, 3.0)] in seeds
 
 
 def test_a_level_is_a_line_with_a_band() -> None:
@@ -67,14 +69,9 @@ def test_ragged_rows_of_panels_are_packed() -> None:
 def test_curves_beside_each_other_stay_nearer_to_their_place_than_to_the_next(places: tuple[int, ...]) -> None:
     series = [Series(str(i), [(x, [1.0]) for x in places], colour=i) for i in range(4)]
     drawn = panels_over_seeds([[Panel("a", series)]], "x", "y")
-    drawn.draw_without_rendering()
-    ax = drawn.axes[0]
-    drawn_at = [
-        container.lines[0].get_transform().transform(container.lines[0].get_xydata()) for container in ax.containers
-    ]
-    for points in drawn_at:
-        shown = ax.transData.inverted().transform(points)[:, 0]
-        assert [round(x) for x in shown] == list(places)
+    shown = [container.lines[0].get_xdata() for container in drawn.axes[0].containers]
+    assert all([round(x) for x in curve] == list(places) for curve in shown)
+    assert len({round(curve[0], 6) for curve in shown}) == 4
 
 
 def test_curves_without_dots_are_plain_lines_on_an_axis_of_any_base() -> None:
@@ -83,3 +80,10 @@ def test_curves_without_dots_are_plain_lines_on_an_axis_of_any_base() -> None:
     assert ax.get_xscale() == "log"
     assert not ax.containers
     assert list(ax.lines[0].get_ydata()) == [0.25, 2.0]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_any_name_of_a_variant_can_be_drawn(name: str) -> None:
+    series = Series(name, [(1, [1.0, 2.0])], colour=0)
+    panel = Panel(name, [series], (name + "!", [1.0]))
+    assert embed(panels_over_seeds([[panel]], "x", "y", log_base=2), "name", "").svg

@@ -2,8 +2,15 @@ from dataclasses import replace
 
 from tests.analysis.examples import analysis
 from tests.report.test_comparison import AFTER, BEFORE
-from vimoe.analysis.paired import Estimate
-from vimoe.report.results import blocks, decision_table, edited_blocks, plan_sentence, plan_table, planned_loss
+from vimoe.report.results import (
+    blocks,
+    decision_table,
+    edited_blocks,
+    fate_of,
+    plan_sentence,
+    plan_table,
+    reason_of,
+)
 from vimoe.vit.plan import LayerPlan, Plan
 
 # What the steps of the example lead to: block 1 pruned, block 2 without expert 1.
@@ -19,16 +26,13 @@ def test_three_and_more_blocks_in_a_row_are_a_range() -> None:
     assert blocks([0, 1, 2, 5]) == "blocks 0 to 2, 5"
 
 
-def test_the_plan_loses_what_its_last_accepted_step_lost() -> None:
-    assert planned_loss(analysis()) == Estimate(0.5, -1.0, 2.0)
-    assert planned_loss(replace(analysis(), steps=())) is None
-
-
 def test_the_plans_table_has_the_model_as_it_is_and_as_planned() -> None:
-    rows = plan_table(analysis(), AS_DECIDED, BEFORE, AFTER).rows
-    assert rows == [
-        ["as it is: MoE in blocks 1, 2", "90.0 (82.5 to 97.5)", "", "1.00 M", "4.00 M", "20.0 MMAC"],
-        ["as planned: MoE in block 2", "89.5", "-0.5 (-2.0 to +1.0)", "0.75 M", "1.00 M", "15.0 MMAC"],
+    table = plan_table(analysis(), AS_DECIDED, BEFORE, AFTER)
+    assert table.header[1] == "val top-1 % (95 %)"
+    lost = "-0.5 (-2.0 to +1.0)"  # of the last accepted step
+    assert table.rows == [
+        ["as it is", "90.0 (82.5 to 97.5)", "", "1.00 M", "4.00 M", "20.0 MMAC"],
+        ["as planned, before any recovery training", "89.5", lost, "0.75 M", "1.00 M", "15.0 MMAC"],
     ]
     nothing = replace(analysis(), steps=())
     assert len(plan_table(nothing, EVERYTHING, BEFORE, BEFORE).rows) == 1
@@ -36,9 +40,9 @@ def test_the_plans_table_has_the_model_as_it_is_and_as_planned() -> None:
 
 def test_the_plan_in_a_sentence() -> None:
     assert plan_sentence(analysis(), AS_DECIDED, BEFORE, AFTER) == (
-        "1 of 2 MoE layers stay, block 2; the others become plain FFNs. On the 40 images of “val” this changes the "
-        "top-1 by -0.5 points (95 %: -2.0 to +1.0), within noise, before any recovery training. Multiply-adds -25 %, "
-        "stored parameters -75 %."
+        "1 of 2 MoE layers stay, block 2; the others become plain FFNs. “as planned, before any recovery training” "
+        "reaches 89.5 % top-1 on 40 val images, “as it is” 90.0 %: -0.5 points (95 %: -2.0 to +1.0), within noise. "
+        "Multiply-adds -25 %, stored parameters -75 %."
     )
     steps = tuple(replace(step, outcome="needed" if step.drop else "accepted") for step in analysis().steps)
     none = plan_sentence(replace(analysis(), steps=steps), Plan((LayerPlan(1, ()), LayerPlan(2, ()))), BEFORE, AFTER)
@@ -54,8 +58,8 @@ def test_one_table_has_every_step_in_the_order_tried_with_what_it_cost_and_the_d
     table = decision_table(analysis(), AS_DECIDED)
     assert table.rows == [
         ["1", "10 % (0 to 20)", "-0.5 (-2.0 to +1.0)", "-0.5 (-2.0 to +1.0)", "prune"],
-        ["2", "60 % (50 to 70)", "-5.5 (-9.0 to -2.0)", "-6.0 (-10.0 to -2.0)", "keep 1 of 2 experts"],
-        ["2, without expert 1", "", "+0.0 (-1.0 to +1.0)", "-0.5 (-2.0 to +1.0)", "accepted"],
+        ["2", "60 % (50 to 70)", "-5.5 (-9.0 to -2.0)", "-6.0 (-10.0 to -2.0)", "keep 1 of 2 experts, needed"],
+        ["2, without expert 1", "", "+0.0 (-1.0 to +1.0)", "-0.5 (-2.0 to +1.0)", "dropped"],
     ]
     assert "both intervals show a loss of at most 2 points" in table.notes[0]
     assert table.notes[1].startswith("With 40 images losses below 1.5 points cannot be told from none")
@@ -73,6 +77,17 @@ def test_a_decision_that_the_analysis_did_not_make_is_marked_as_edited_by_hand()
     by_hand = Plan((LayerPlan(1, (0, 1)),))  # block 2 is not named and stays whole
     assert edited_blocks(analysis(), by_hand) == [1, 2]
     decisions = [row[-1] for row in decision_table(analysis(), by_hand).rows]
-    assert decisions == ["keep, edited by hand", "keep, edited by hand", "accepted"]
+    assert decisions == ["keep, edited by hand", "keep, edited by hand", "dropped"]
     assert plan_sentence(analysis(), by_hand, BEFORE, BEFORE).startswith("The plan was edited by hand in blocks 1, 2")
     assert len(plan_table(analysis(), by_hand, BEFORE, BEFORE).rows) == 1  # what it would score was never measured
+
+
+def test_a_plans_decision_on_a_layer_in_a_word_and_in_a_sentence() -> None:
+    last = analysis().layers[-1]
+    assert fate_of(last, AS_DECIDED) == "keep 1 of 2 experts"
+    assert fate_of(last, EVERYTHING) == fate_of(last, Plan(())) == "keep"
+    assert fate_of(last, Plan((LayerPlan(2, ()),))) == "prune"
+    explained = Plan((LayerPlan(1, (), reason="dispensable"), LayerPlan(2, (0,))))
+    assert reason_of(1, analysis(), explained) == "Dispensable."
+    assert reason_of(2, analysis(), explained) == ""
+    assert reason_of(1, analysis(), EVERYTHING) == "Edited by hand: the analysis decided otherwise."

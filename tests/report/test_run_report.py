@@ -30,7 +30,7 @@ def test_an_analyzed_run_is_reported_from_its_folder(analyzed: Path) -> None:
     assert report.counts.layers == (1, 2)
     assert len(report.rows["training"]) == 3
     assert "num_experts: 3" in report.recipes["training"]
-    assert report.tables[0].rows[0][0] == "as it is: MoE in blocks 1, 2"
+    assert report.tables[0].rows[0][0] == "as it is"
     assert report.analysis is not None
     named = {place for x in report.analysis.layers for e in x.experts for place in (*e.confident, *e.unsure)}
     assert set(report.images) == named
@@ -71,7 +71,7 @@ def test_a_segmentation_run_is_reported_with_its_expert_maps(tmp_path: Path) -> 
     assert report.maps[0].experts[1].shape == (4, 4)
     masks = [digit_scenes().val[place][1] for place in range(0, 200, 200 // MAPS)]  # from all over the split
     assert all((one.classes == mask.numpy()).all() for one, mask in zip(report.maps, masks, strict=False))
-    assert report.tables[0].header[1] == "pixel accuracy % (95 %)"
+    assert report.tables[0].header[1] == "val pixel accuracy % (95 %)"
     html = page(report)
     assert "where the patches of an image go" in html
     assert "each patch of an image" in html

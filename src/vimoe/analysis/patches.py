@@ -107,14 +107,24 @@ def expert_map(
     height, width = image.shape[-2:]
     size = view_size(height, width, short_side)
     sized = resized(image[None], *size)
-    pixels = sized[0] * torch.tensor(std)[:, None, None] + torch.tensor(mean)[:, None, None]
-    shown = (255 * pixels.clamp(0, 1)).round().byte().expand(3, -1, -1).permute(1, 2, 0)
     return ExpertMap(
-        shown.numpy(),
+        to_pixels(sized[0], mean, std),
         resized_masks(mask[None], *size)[0].numpy(),
         {number: ids[0, ..., 0].numpy() for number, ids in patch_experts(segmenter, sized.to(device)).items()},
         segmenter.patch_size,
     )
+
+
+def to_pixels(image: Tensor, mean: Sequence[float], std: Sequence[float]) -> NDArray[np.uint8]:
+    """A normalised image `[C, H, W]`, of one or three channels, as `[H, W, 3]` uint8.
+
+    Args:
+        image: The image.
+        mean: By channel, what was taken off pixel values between 0 and 1.
+        std: By channel, what they were then divided by.
+    """
+    pixels = image.cpu() * torch.tensor(std)[:, None, None] + torch.tensor(mean)[:, None, None]
+    return (255 * pixels.clamp(0, 1)).round().byte().expand(3, -1, -1).permute(1, 2, 0).numpy()
 
 
 def resized_masks(masks: Tensor, height: int, width: int) -> Tensor:

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from vimoe.analysis.analysis_result import Analysis
     from vimoe.vit.plan import Plan
 
+ABLATED = ("mean", "random", "second", "shared", "pruned")
+
 
 def run(arguments: Sequence[str]) -> None:
     """Write the analysis, the plan and the report into the run folder, and print what they say."""
@@ -58,8 +60,8 @@ def run(arguments: Sequence[str]) -> None:
 
 
 def analysis_table(analysis: Analysis, plan: Plan) -> str:
-    """A line a layer, the last block first, the decisions, and what the images could show."""
-    from vimoe.analysis.planning import power
+    """What was measured on every layer, the last block first, and what the plan makes of them."""
+    from vimoe.report.results import decision_table
     from vimoe.report.tables import Table
 
     rows = []
@@ -69,34 +71,22 @@ def analysis_table(analysis: Analysis, plan: Plan) -> str:
             [
                 str(layer.layer),
                 f"{measure.information:.2f}",
-                f"{measure.normalised:.0%} ({measure.low:.0%}-{measure.high:.0%})",
+                f"{100 * measure.normalised:.0f} % ({100 * measure.low:.0f} to {100 * measure.high:.0f})",
                 f"{measure.p_value:.3f}",
                 f"{measure.effective_experts:.1f} of {len(measure.load)}",
                 f"{layer.stability:.0%}",
-                *(lost.get(name, "-") for name in ("mean", "random", "second", "shared", "pruned")),
+                *(lost.get(name, "-") for name in ABLATED),
             ]
         )
-    header = ("block", "bits", "of the most (95 %)", "p", "in use", "stable", "mean", "random", "second", "shared")
+    header = ("block", "bits", "specialisation (95 %)", "p", "in use", "stable", *ABLATED)
     score, sampled = analysis.score, f" of {n}" if (n := analysis.split_images) > analysis.images else ""
-    decisions = [
-        f"block {part.layer:2}  {'prune' if part.pruned else 'keep '}  {part.reason}" for part in reversed(plan.layers)
-    ]
-    return "\n".join(
-        [
-            f"{analysis.images}{sampled} images of {analysis.split}, {score.value:.1f} % right "
-            f"({score.low:.1f} to {score.high:.1f}). Right of `stable`: points gained or lost when the experts' mean "
-            "answers, routing is random, every choice is the second one, the shared expert is alone, "
-            "a plain FFN takes over.",
-            "",
-            Table((*header, "pruned"), rows).text(),
-            "",
-            *decisions,
-            power(analysis, plan),
-            "",
-            f"Computed {analysis.block_evaluations} blocks an image, where whole forwards take "
-            f"{analysis.without_reuse}.",
-        ]
+    note = (
+        f"{analysis.images}{sampled} images of {analysis.split}, {score.value:.1f} % right (95 %: {score.low:.1f} to "
+        f"{score.high:.1f}). The last five columns are points gained or lost when this layer alone is ablated: the "
+        "experts answer with their mean, experts are chosen at random, every choice is the second one, the shared "
+        "expert is alone, a plain FFN takes the layer's place."
     )
+    return "\n\n".join([Table(header, rows, [note]).text(), decision_table(analysis, plan).text()])
 
 
 def _points(text: str) -> float:

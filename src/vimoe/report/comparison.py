@@ -10,12 +10,6 @@ from vimoe.analysis.paired import Estimate
 from vimoe.report.tables import Table, giga_macs, metric_name, millions
 from vimoe.vit.cost import Cost
 
-COST = ("activated", "stored", "multiply-adds")
-COST_NOTE = (
-    "Activated parameters take part for one image; stored parameters include the experts that were not chosen. "
-    "Multiply-adds are for one image."
-)
-
 
 class Speed(NamedTuple):
     """Time and memory, measured on one machine.
@@ -53,31 +47,36 @@ class Variant:
     training: float | None = None
 
 
-def comparison_table(variants: Sequence[Variant], metric: str, images: int, note: str) -> Table:
+def comparison_table(variants: Sequence[Variant], metric: str, images: int, note: str, split: str = "test") -> Table:
     """A row a model.
 
     Args:
         variants: All with a speed or none, and all with training seconds or none.
         metric: What the scores are, see `metric_name`.
-        images: Test images.
-        note: What the changes are measured against.
+        images: How many images they were measured on.
+        note: How to read the changes.
+        split: What the images are called.
     """
-    header = ["model", f"test {metric_name(metric)} % (95 %)", "change (95 %)", *COST]
-    rows = [[v.name, with_interval(v.score), change(v.lost) if v.lost else "", *cost_cells(v.cost)] for v in variants]
-    notes = [f"{images} test images, the same ones for every model. {note} {COST_NOTE}"]
+    header = ["model", f"{split} {metric_name(metric)} % (95 %)", "change (95 %)"]
+    header += ["activated", "stored", "multiply-adds"]
+    notes = [
+        f"{images} {split} images, the same ones for every model. {note} Activated parameters take part for one image; "
+        "stored parameters include the experts that were not chosen. Multiply-adds are for one image."
+    ]
     if variants[0].speed:
         header += ["ms", "peak MB"]
-        notes[0] += (
-            f" ms: measured for one image in a batch of {variants[0].speed.batch_size}; peak: weights and "
-            "activations of such a batch."
-        )
+        batch = variants[0].speed.batch_size
+        notes.append(f"ms: for one image in a batch of {batch}, measured; peak: weights and activations of the batch.")
     if variants[0].training is not None:
         header.append("training s")
-    for row, variant in zip(rows, variants, strict=True):
-        if variant.speed:
-            row += [f"{1000 * variant.speed.seconds:.2f}", f"{variant.speed.peak_bytes / 2**20:.1f}"]
-        if variant.training is not None:
-            row.append(f"{variant.training:.0f}")
+    rows = []
+    for variant in variants:
+        score, cost, speed = variant.score, variant.cost, variant.speed
+        interval = f" ({score.low:.1f} to {score.high:.1f})" if score.low < score.high else ""
+        row = [variant.name, f"{score.value:.1f}{interval}", change(variant.lost) if variant.lost else ""]
+        row += [millions(cost.activated_params), millions(cost.stored_params), giga_macs(cost.macs)]
+        row += [f"{1000 * speed.seconds:.2f}", f"{speed.peak_bytes / 2**20:.1f}"] if speed else []
+        rows.append(row + ([] if variant.training is None else [f"{variant.training:.0f}"]))
     return Table(header, rows, notes)
 
 
@@ -86,25 +85,17 @@ def pruning_table(states: Sequence[Variant], metric: str, images: int) -> Table:
     return comparison_table(states, metric, images, "Changes are against the first row.")
 
 
-def comparison_sentence(one: Variant, other: Variant, metric: str, images: int) -> str:
+def comparison_sentence(one: Variant, other: Variant, metric: str, images: int, split: str = "test") -> str:
     """How `one` does against `other`, against which its loss was measured."""
-    assert one.lost is not None
-    costs: list[tuple[str, float, float]] = [
-        ("Multiply-adds", other.cost.macs, one.cost.macs),
-        ("stored parameters", other.cost.stored_params, one.cost.stored_params),
-    ]
-    if one.speed and other.speed:
-        costs.append(("the time for an image", other.speed.seconds, one.speed.seconds))
-    changes = ", ".join(f"{what} {relative(after, before)}" for what, before, after in costs)
+    lost = one.lost
+    assert lost is not None
+    verdict = "within noise" if lost.low <= 0 <= lost.high else "beyond noise"
+    time = one.speed and other.speed and f", time for an image {_relative(one.speed.seconds, other.speed.seconds)}"
     return (
-        f"“{one.name}” reaches {one.score.value:.1f} % {metric_name(metric)} on {images} test images, “{other.name}” "
-        f"{other.score.value:.1f} %: {change(one.lost, ' points (95 %: ')}, {verdict(one.lost)}. {changes}."
+        f"“{one.name}” reaches {one.score.value:.1f} % {metric_name(metric)} on {images} {split} images, "
+        f"“{other.name}” {other.score.value:.1f} %: {change(lost, ' points (95 %: ')}, {verdict}. "
+        f"{cost_changes(other.cost, one.cost)}{time or ''}."
     )
-
-
-def with_interval(score: Estimate) -> str:
-    """`90.0 (82.5 to 97.5)`."""
-    return f"{score.value:.1f} ({score.low:.1f} to {score.high:.1f})"
 
 
 def change(lost: Estimate, between: str = " (") -> str:
@@ -113,16 +104,11 @@ def change(lost: Estimate, between: str = " (") -> str:
     return f"{value:+.1f}{between}{low:+.1f} to {high:+.1f})"
 
 
-def verdict(lost: Estimate) -> str:
-    """Whether the images at hand tell a loss from none: whether its interval leaves out 0."""
-    return "within noise" if lost.low <= 0 <= lost.high else "beyond noise"
+def cost_changes(before: Cost, after: Cost) -> str:
+    """`Multiply-adds -25 %, stored parameters -75 %`."""
+    macs, stored = _relative(after.macs, before.macs), _relative(after.stored_params, before.stored_params)
+    return f"Multiply-adds {macs}, stored parameters {stored}"
 
 
-def relative(after: float, before: float) -> str:
-    """`-25 %`."""
+def _relative(after: float, before: float) -> str:
     return f"{100 * (after / before - 1):+.0f} %"
-
-
-def cost_cells(cost: Cost) -> list[str]:
-    """The cells under `COST`."""
-    return [millions(cost.activated_params), millions(cost.stored_params), giga_macs(cost.macs)]

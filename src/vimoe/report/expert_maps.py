@@ -18,8 +18,8 @@ from vimoe.data.masks import IGNORE
 from vimoe.report.plots import LETTERS, legend, short
 from vimoe.tasks.palette import class_colours, expert_colours
 
-# Inches: width of a panel, height of a line of the legends.
-PANEL, LINE = 1.9, 0.2
+# Inches: width of a row of panels, of a panel at most, and height of a line of the legends.
+ROW, PANEL, LINE = 12.0, 1.9, 0.2
 # How much of a panel's colour is the expert's; the rest is the image in grey, from this grey to white, so that
 # experts look alike in dark images and in light ones.
 STRENGTH, DARKEST = 0.66, 60
@@ -28,7 +28,7 @@ UNLABELLED = (240, 240, 240)
 NAMED_CLASSES = 24
 
 
-def expert_maps(maps: Sequence[ExpertMap], counts: RoutingCounts, columns: int = 6) -> Figure:
+def expert_maps(maps: Sequence[ExpertMap], counts: RoutingCounts, columns: int = 8) -> Figure:
     """Each image beside its classes and, for every MoE layer, the experts that its patches chose, the last first.
 
     The same colour in two layers means the same number, not the same expert. The legend says which classes the last
@@ -37,14 +37,15 @@ def expert_maps(maps: Sequence[ExpertMap], counts: RoutingCounts, columns: int =
     Args:
         maps: One or more images; all with the same layers.
         counts: The model's routing counts.
-        columns: Panels in a row; more layers go on in further rows.
+        columns: Panels in a row at most; more layers go on in further rows.
     """
     num_experts = dict(zip(counts.layers, counts.num_experts, strict=True))
     numbers = sorted(maps[0].experts, reverse=True)
-    columns = min(columns, 2 + len(numbers))
     rows_each = math.ceil((2 + len(numbers)) / columns)
-    heights = [PANEL * one.image.shape[0] / one.image.shape[1] for one in maps for _ in range(rows_each)]
-    width = columns * PANEL
+    columns = math.ceil((2 + len(numbers)) / rows_each)
+    side = min(PANEL, ROW / columns)
+    heights = [side * one.image.shape[0] / one.image.shape[1] for one in maps for _ in range(rows_each)]
+    width = columns * side
     keys = [_expert_key(counts), _class_key(maps, counts.class_names)]
     per_line = [max(1, int(width / (0.5 + 0.062 * max(len(short(name, LETTERS)) for name in key)))) for key in keys]
     legends = sum(LINE * (math.ceil(len(key) / n) + 1.5) for key, n in zip(keys, per_line, strict=True))

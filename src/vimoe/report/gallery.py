@@ -13,6 +13,7 @@ from PIL import Image
 from torch import Tensor
 
 from vimoe.analysis.analysis_result import Analysis
+from vimoe.analysis.patches import to_pixels
 
 # Pixels of a thumbnail's longer side.
 THUMBNAIL = 64
@@ -75,13 +76,6 @@ def thumbnails(
         if len(found) == len(wanted):
             break
     return found
-
-
-def to_pixels(image: Tensor, mean: Sequence[float], std: Sequence[float]) -> NDArray[np.uint8]:
-    """A normalised image `[C, H, W]`, of one or three channels, as `[H, W, 3]` uint8."""
-    values = image.cpu().double().numpy() * np.array(std)[:, None, None] + np.array(mean)[:, None, None]
-    values = np.broadcast_to(values, (3, *values.shape[1:])) if len(values) == 1 else values[:3]
-    return (255 * values.clip(0, 1)).round().astype(np.uint8).transpose(1, 2, 0)
 
 
 def thumbnail(pixels: NDArray[np.uint8], side: int, label: int = -1) -> Thumbnail:

@@ -21,6 +21,8 @@ from vimoe.vit.plan import Plan
 
 # Up to so many classes every row is named, in a grid of layers and in a figure of one layer.
 NAMED, NAMED_ALONE = 24, 200
+# Inches of all panels side by side, about.
+WIDTH = 15.5
 # Rows of fewer choices than this are grey: their shares say little.
 FEW = 10
 
@@ -72,17 +74,19 @@ def routing_heatmaps(
         plan: What becomes of the layers, written over the panels.
         blocks: The layers to draw; all by default.
         unit: What the counts count: `image` or `patch`.
-        columns: Panels in a row.
+        columns: Panels in a row at most.
     """
     numbers = sorted(counts.layers if blocks is None else blocks, reverse=True)
-    columns = min(columns, len(numbers))
-    rows, alone = math.ceil(len(numbers) / columns), len(numbers) == 1
+    alone, groups = len(numbers) == 1, _groups(counts)
     classes, experts = counts.counts.shape[1:]
-    groups = _groups(counts)
     named = classes <= (NAMED_ALONE if alone else NAMED)
-    letters = min(28, max(map(len, counts.class_names))) if named else min(28, max(map(len, groups), default=0))
+    names = [short(name) for name in counts.class_names]
+    letters = max(map(len, names if named else [short(name) for name in groups]), default=0)
     height = 0.165 * classes if named else max(3.2, 0.16 * len(set(groups)))
     width = max(3.2, 0.3 * experts) if alone else max(1.35, 0.14 * experts)
+    columns = min(columns, max(1, int(WIDTH / (width + 0.075 * letters))))
+    rows = math.ceil(len(numbers) / columns)
+    columns = math.ceil(len(numbers) / rows)
     size = (1.1 + columns * (width + 0.075 * letters), rows * (max(1.2, height) + 0.65) + 0.8)
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False)
@@ -96,7 +100,7 @@ def routing_heatmaps(
         order, few = row_order(counts, number), table.sum(1) < FEW
         some_few |= bool(few.any())
         shares = class_shares(table)[order]
-        colours = np.where(few[order, None, None], matplotlib.colormaps["Greys"](shares), scale.to_rgba(shares))
+        colours = np.where(few[order, None, None], matplotlib.colormaps["Greys"](0.6 * shares), scale.to_rgba(shares))
         ax.imshow(colours, aspect="auto", interpolation="none")
         ax.set_label(f"block {number}")
         fate = "" if plan is None else (", pruned" if parts.get(number) else ", kept")
@@ -107,16 +111,18 @@ def routing_heatmaps(
             url=f"#block-{number}",
         )
         ax.set_xticks(range(table.shape[1]), [str(e) for e in range(table.shape[1])] if table.shape[1] <= 16 else [])
+        spans = [(name, len(list(same))) for name, same in itertools.groupby(groups[i] for i in order if groups)]
+        ends = list(itertools.accumulate(size for _, size in spans))
+        places = {end - (size + 1) / 2: short(name) for end, (name, size) in zip(ends, spans, strict=True)}
+        for end in ends[:-1]:
+            ax.axhline(end - 0.5, color="black", linewidth=0.5)
         if named:
-            names = [short(counts.class_names[i]) for i in order]
-            ax.set_yticks(range(classes), names, parse_math=False)
+            ax.set_yticks(range(classes), [names[i] for i in order], parse_math=False)
+            for place, name in places.items():
+                where = {"transform": ax.get_yaxis_transform(), "rotation": 270, "va": "center"}
+                ax.text(1.02, place, name, fontsize=7, parse_math=False, **where)
         else:
-            spans = [(name, len(list(rows))) for name, rows in itertools.groupby(groups[i] for i in order if groups)]
-            ends = list(itertools.accumulate(size for _, size in spans))
-            middles = [end - (size + 1) / 2 for end, (_, size) in zip(ends, spans, strict=True)]
-            ax.set_yticks(middles, [short(name) for name, _ in spans], parse_math=False)
-            for end in ends[:-1]:
-                ax.axhline(end - 0.5, color="black", linewidth=0.5)
+            ax.set_yticks(list(places), list(places.values()), parse_math=False)
         ax.tick_params(length=0, labelsize=7)
     figure.supxlabel("expert", fontsize=9)
     by = "super-class and " if groups else ""
@@ -125,6 +131,6 @@ def routing_heatmaps(
     bar.set_label(f"share of a class's {units}", fontsize=8)
     bar.ax.tick_params(labelsize=7)
     if some_few:
-        grey = [Patch(color=matplotlib.colormaps["Greys"](0.5))]
+        grey = [Patch(color=matplotlib.colormaps["Greys"](0.4))]
         legend(figure, grey, [f"class with fewer than {FEW} {units}"], loc="outside upper right")
     return figure

@@ -14,19 +14,20 @@ from jinja2 import Environment, PackageLoader, select_autoescape
 from matplotlib.figure import Figure
 
 import vimoe
-from vimoe.analysis.analysis_result import Analysis
+from vimoe.analysis.analysis_result import ABLATIONS, Analysis, LayerAnalysis
 from vimoe.analysis.counts import RoutingCounts
 from vimoe.analysis.paired import Estimate
 from vimoe.analysis.patches import ExpertMap
 from vimoe.files import write_text
+from vimoe.report.comparison import change
 from vimoe.report.expert_maps import expert_maps
 from vimoe.report.gallery import Thumbnail
 from vimoe.report.heatmap import routing_heatmaps, row_order
-from vimoe.report.layers import layer_views
 from vimoe.report.plots import ablations, load_over_time, removal_curve, specialisation_by_depth, training_curves
-from vimoe.report.results import decision_table
+from vimoe.report.results import decision_table, fate_of, reason_of
 from vimoe.report.saving import embed, embed_pixels, save_figure
 from vimoe.report.tables import Table
+from vimoe.tasks.palette import expert_colours
 from vimoe.vit.plan import Plan
 
 
@@ -115,7 +116,13 @@ def page(report: Report, drawn: Mapping[str, Figure] | None = None) -> str:
         analysis=analysis,
         units="patches" if analysis.unit == "patch" else "images",
         decisions=decision_table(analysis, report.plan),
-        layers=layer_views(report.plan, analysis),
+        layers=sorted(analysis.layers, key=lambda layer: -layer.layer),
+        pruned=[part.layer for part in report.plan.layers if part.pruned],
+        fates={layer.layer: fate_of(layer, report.plan) for layer in analysis.layers},
+        reasons={layer.layer: reason_of(layer.layer, analysis, report.plan) for layer in analysis.layers},
+        ablations=ablation_table,
+        nearest=nearest,
+        colours=["#" + colour.tobytes().hex() for colour in expert_colours(max(report.counts.num_experts))],
         drawings={name: embed(figure, name, _WORDS[name]) for name, figure in drawn.items() if name in _WORDS},
         heatmaps=heatmaps,
         maps=embed_pixels(drawn["expert_maps"]) if "expert_maps" in drawn else None,
@@ -145,6 +152,20 @@ def figures(report: Report) -> dict[str, Figure]:
     if report.maps:
         drawn["expert_maps"] = expert_maps(report.maps, report.counts)
     return drawn
+
+
+def ablation_table(layer: LayerAnalysis) -> Table:
+    """What becomes of the score when one layer is ablated, a row a way of doing so."""
+    return Table(
+        ("ablation of this layer alone", "points (95 %)"),
+        [[ABLATIONS[k.name], change(k.lost)] for k in layer.ablations],
+    )
+
+
+def nearest(layer: LayerAnalysis, expert: int) -> tuple[int, float] | None:
+    """The used expert whose outputs are most like another one's, and how like; None for an only one."""
+    others = [e.expert for e in layer.experts if e.load and e.expert != expert]
+    return max(((e, layer.output_similarity[expert][e]) for e in others), key=lambda pair: pair[1], default=None)
 
 
 def routed_rows(report: Report) -> Sequence[Mapping[str, Any]]:

@@ -10,16 +10,10 @@ from typing import Any
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
-from matplotlib.transforms import ScaledTranslation
 
-from vimoe.report.plots import COLOURS
+from vimoe.report.plots import COLOURS, clean, legend, short
 
 GREY = "#555555"
-# Points (1/72 inch) between two curves.
-_BESIDE = 7
-# Of a panel between its outermost places, about.
-_WIDTH = 170
-_MOST_TICKS = 13
 # Panels in a line, where rows of them say nothing.
 _SIDE_BY_SIDE = 3
 
@@ -71,7 +65,7 @@ def panels_over_seeds(
     """A grid of panels on common axes: means joined by lines, bars of one standard deviation, seeds as dots.
 
     Where x takes a few whole numbers, the curves of a panel stand a little beside each other, so that none hides
-    another; dots stand a little to the right of their mean.
+    another, and dots stand a little to the right of their mean.
 
     Args:
         panels: Rows of panels; where these differ in length or hold one each, the panels follow each other in lines.
@@ -88,9 +82,9 @@ def panels_over_seeds(
     figure = Figure(figsize=(1.0 + 3.3 * columns, 0.9 + 2.6 * len(panels)), layout="constrained")
     axes = figure.subplots(len(panels), columns, squeeze=False, sharex=True, sharey=True)
     places = sorted({x for row in panels for panel in row for series in panel.series for x, _ in series.points})
-    few = log_base is None and len(places) <= _MOST_TICKS and all(float(x).is_integer() for x in places)
-    most = max((len(panel.series) for row in panels for panel in row), default=0)
-    beside = _beside(places, most) if few else 0.0
+    few = log_base is None and len(places) <= 13 and all(float(x).is_integer() for x in places)
+    # Of the distance between two places, what the curves of one take up.
+    beside = 0.6 * min((b - a for a, b in itertools.pairwise(places)), default=1.0) if few and dots else 0.0
     handles: dict[str, Any] = {}
     for row, row_axes in zip(panels, axes, strict=True):
         for ax in row_axes[len(row) :]:
@@ -101,71 +95,38 @@ def panels_over_seeds(
             elif few:
                 ax.set_xticks(places)
             ax.margins(x=0.08)
-            handles |= _draw(ax, panel, beside, dots)
-            ax.spines[["top", "right"]].set_visible(False)
-            ax.tick_params(labelsize=8, labelbottom=True)
+            handles |= _draw(ax, panel, min(beside / max(1, len(panel.series)), beside / 4), dots)
+            clean(ax)
+            ax.tick_params(labelbottom=True)
     figure.supxlabel(x_label, fontsize=9)
     figure.supylabel(y_label, fontsize=9)
-    figure.legend(
-        list(handles.values()), list(handles), loc="outside upper center", ncols=2 * columns, frameon=False, fontsize=8
-    )
+    legend(figure, list(handles.values()), list(handles), loc="outside upper center", ncols=2 * columns)
     return figure
 
 
 def _draw(ax: Any, panel: Panel, beside: float, dots: bool) -> dict[str, Any]:
+    """A panel's curves, so far beside each other on the x axis; by label, what a legend shows."""
     handles: dict[str, Any] = {}
-    ax.set_title(panel.title, fontsize=9)
+    ax.set_title(short(panel.title, 48), fontsize=9, parse_math=False)
     if panel.level is not None:
         name, values = panel.level
         mean, std = mean_and_std(values)
         handles[name] = ax.axhline(mean, color=GREY, linewidth=1.2)
         ax.axhspan(mean - std, mean + std, color=GREY, alpha=0.15, linewidth=0)
     for i, series in enumerate(panel.series):
-        points = sorted(series.points)
-        places = [x for x, _ in points]
+        points, shift = sorted(series.points), beside * (i - (len(panel.series) - 1) / 2)
+        places = [x + shift for x, _ in points]
         means, stds = zip(*(mean_and_std(values) for _, values in points), strict=True)
-        style = {"color": _colour(series), "linestyle": _line(series), "linewidth": 1.4}
+        line = ("--" if series.dashed else "-") if series.line else "none"
+        style = {"color": _colour(series), "linestyle": line, "linewidth": 1.4}
         if not dots:
             (handles[series.label],) = ax.plot(places, means, **style)
             continue
-        shift = beside * (i - (len(panel.series) - 1) / 2)
-        handles[series.label] = ax.errorbar(
-            places,
-            means,
-            stds,
-            marker="o" if series.line else "D",
-            markersize=4.5,
-            capsize=2,
-            transform=_shifted(ax, shift),
-            **style,
-        )
-        seeds = [(x, value) for x, values in points for value in values]
-        where = _shifted(ax, shift + (beside or _BESIDE) / 2)
-        ax.scatter(*zip(*seeds, strict=True), s=9, color=_colour(series), linewidth=0, transform=where)
-        # What is moved does not count for the axes' range, so that they are told.
-        bars = [(x, mean + sign * std) for x, mean, std in zip(places, means, stds, strict=True) for sign in (-1, 1)]
-        ax.update_datalim([*seeds, *bars])
-    ax.autoscale_view()
+        mark = {"marker": "o" if series.line else "D", "markersize": 4.5, "capsize": 2}
+        handles[series.label] = ax.errorbar(places, means, stds, **mark, **style)
+        seeds = [(x + shift + beside / 2, value) for x, values in points for value in values]
+        ax.scatter(*zip(*seeds, strict=True), s=9, color=_colour(series), linewidth=0)
     return handles
-
-
-def _beside(places: Sequence[float], curves: int) -> float:
-    """Points between two curves, so that all of a place stay nearer to it than to the next."""
-    if len(places) < 2 or curves < 2:
-        return _BESIDE
-    gap = min(b - a for a, b in itertools.pairwise(places)) / (places[-1] - places[0])
-    return min(_BESIDE, 0.6 * gap * _WIDTH / (curves - 1))
-
-
-def _shifted(ax: Any, points: float) -> Any:
-    """The axes' own scale, moved to the right by so many points."""
-    return ax.transData + ScaledTranslation(points / 72, 0, ax.figure.dpi_scale_trans)
-
-
-def _line(series: Series) -> str:
-    if not series.line:
-        return "none"
-    return "--" if series.dashed else "-"
 
 
 def _colour(series: Series) -> Any:

@@ -106,12 +106,13 @@ def specialisation_by_depth(measures: Mapping[int, Specialisation], plan: Plan |
     names = [str(number) for number in sorted(measures)]
     pruned = {str(part.layer) for part in plan.layers if part.pruned} if plan else set()
     found = [Estimate(*(100 * x for x in (m.normalised, m.low, m.high))) for _, m in sorted(measures.items())]
-    bars = ax.bar(names, [x.value for x in found], color=[PRUNED if n in pruned else KEPT for n in names])
+    ax.bar(names, [x.value for x in found], color=[PRUNED if n in pruned else KEPT for n in names])
     intervals(ax, names, found, ecolor="black")
-    ax.bar_label(bars, [f"{x.value:.0f}" for x in found], fontsize=8, label_type="center", color="white")
+    for place, x in enumerate(found):
+        ax.text(place, max(x.value, x.high) + 2, f"{x.value:.0f}", fontsize=8, ha="center")
     ax.set_xlabel("block (0 is the first)", fontsize=9)
     ax.set_ylabel("specialisation, %", fontsize=9)
-    ax.set_ylim(0, 103)
+    ax.set_ylim(0, 109)
     if plan is not None:
         swatches = [Patch(color=KEPT), Patch(color=PRUNED)]
         legend(figure, swatches, ["kept", "pruned"], loc="outside upper center", ncols=2)

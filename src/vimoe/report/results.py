@@ -4,96 +4,93 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from vimoe.analysis.analysis_result import Analysis
+from vimoe.analysis.analysis_result import Analysis, LayerAnalysis
 from vimoe.analysis.paired import Estimate
 from vimoe.analysis.planning import power
 from vimoe.analysis.specialisation import Specialisation
-from vimoe.report.comparison import COST, COST_NOTE, change, cost_cells, relative, verdict, with_interval
-from vimoe.report.tables import Table, metric_name
+from vimoe.report.comparison import Variant, change, comparison_sentence, comparison_table, cost_changes
+from vimoe.report.tables import Table
 from vimoe.vit.cost import Cost
 from vimoe.vit.plan import Plan
+
+_WHY = {"accepted": "", "needed": ", needed", "undecided": ", not decidable"}
+_DROP = {"accepted": "dropped", "needed": "kept, needed", "undecided": "kept, not decidable"}
 
 
 def plan_table(analysis: Analysis, plan: Plan, before: Cost, after: Cost) -> Table:
     """The model as it is, and as the plan would leave it before any recovery training."""
-    header = ("model", f"{metric_name(analysis.metric)} % (95 %)", "change (95 %)", *COST)
-    score, lost = analysis.score, planned_loss(analysis)
-    everything = blocks(layer.layer for layer in analysis.layers)
-    rows = [[f"as it is: MoE in {everything}", with_interval(score), "", *cost_cells(before)]]
-    if lost is not None and not edited_blocks(analysis, plan):
-        planned = f"as planned: MoE in {blocks(kept_blocks(plan))}"
-        rows.append([planned, f"{score.value - lost.value:.1f}", change(lost), *cost_cells(after)])
-    note = (
-        f"Measured on the {analysis.images} images of “{analysis.split}”, the ones that made the plan. "
-        f"“vimoe prune” measures the planned model on the test images. {COST_NOTE}"
-    )
-    return Table(header, rows, [note])
+    variants = _variants(analysis, plan, before, after)
+    note = "They made the plan; “vimoe prune” measures the planned model on the test images."
+    return comparison_table(variants, analysis.metric, analysis.images, note, analysis.split)
 
 
 def plan_sentence(analysis: Analysis, plan: Plan, before: Cost, after: Cost) -> str:
     """Which layers the plan keeps, and what that changes."""
-    kept, total, lost = kept_blocks(plan), len(analysis.layers), planned_loss(analysis)
-    costs = (
-        f"Multiply-adds {relative(after.macs, before.macs)}, stored parameters "
-        f"{relative(after.stored_params, before.stored_params)}."
-    )
+    kept, total = kept_blocks(plan), len(analysis.layers)
+    intact, *planned = _variants(analysis, plan, before, after)
     if edited := edited_blocks(analysis, plan):
-        return f"The plan was edited by hand in {blocks(edited)} and keeps MoE layers in {blocks(kept)}. {costs}"
-    if lost is None:
-        limit = f"{analysis.max_drop:g} point{'' if analysis.max_drop == 1 else 's'}"
+        costs = cost_changes(before, after)
+        return f"The plan was edited by hand in {blocks(edited)} and keeps MoE layers in {blocks(kept)}. {costs}."
+    if not planned:
+        limit = _points(analysis.max_drop)
         return f"All {total} MoE layers stay as they are: no change was shown to cost at most {limit}."
     if len(kept) == total:
-        decision = f"All {total} MoE layers stay, some with fewer experts"
+        decision = f"All {total} MoE layers stay, some with fewer experts."
     elif not kept:
-        decision = f"None of the {total} MoE layers is needed: all become plain FFNs"
+        decision = f"None of the {total} MoE layers is needed: all become plain FFNs."
     else:
-        decision = f"{len(kept)} of {total} MoE layers stay, {blocks(kept)}; the others become plain FFNs"
-    return (
-        f"{decision}. On the {analysis.images} images of “{analysis.split}” this changes the "
-        f"{metric_name(analysis.metric)} by {change(lost, ' points (95 %: ')}, {verdict(lost)}, before any recovery "
-        f"training. {costs}"
-    )
+        decision = f"{len(kept)} of {total} MoE layers stay, {blocks(kept)}; the others become plain FFNs."
+    return f"{decision} {comparison_sentence(planned[0], intact, analysis.metric, analysis.images, analysis.split)}"
+
+
+def _variants(analysis: Analysis, plan: Plan, before: Cost, after: Cost) -> list[Variant]:
+    """The intact model; and the planned one, where a change was accepted and nothing was edited by hand."""
+    found, accepted = [Variant("as it is", analysis.score, before)], [step for step in analysis.steps if step.accepted]
+    if accepted and not edited_blocks(analysis, plan):
+        value = analysis.score.value - accepted[-1].lost.value
+        planned = Estimate(value, value, value)
+        found.append(Variant("as planned, before any recovery training", planned, after, accepted[-1].lost))
+    return found
 
 
 def decision_table(analysis: Analysis, plan: Plan) -> Table:
     """What every step of the elimination cost, in the order in which they were tried, and what the plan decides."""
-    edited, parts = edited_blocks(analysis, plan), {part.layer: part for part in plan.layers}
+    edited = edited_blocks(analysis, plan)
     header = ("block", "specialisation (95 %)", "this step (95 %)", "all steps so far (95 %)", "decision")
     rows = []
     for step in analysis.steps:
         layer = analysis.layer(step.layer)
-        fate = fate_of(parts[step.layer].experts if step.layer in parts else None, len(layer.experts))
-        if step.outcome == "undecided" and fate != "prune":
-            fate += ", not decidable"
-        if step.layer in edited:
-            fate += ", edited by hand"
+        fate = fate_of(layer, plan) + (", edited by hand" if step.layer in edited else _WHY[step.outcome])
         cells = [str(step.layer), share(layer.specialisation), change(step.own), change(step.lost), fate]
         if step.drop:
             cells[0] += f", without expert{'s' if len(step.drop) > 1 else ''} {', '.join(map(str, step.drop))}"
-            cells[1], cells[4] = "", step.outcome
+            cells[1], cells[4] = "", _DROP[step.outcome]
         rows.append(cells)
     notes = [
         "Changes are percentage points of the score when the layer becomes a plain FFN, with paired 95 % intervals. "
         "“This step” is against the model with the steps accepted before it, “all steps so far” against the intact "
-        "model. A step is accepted if both intervals show a loss of at most "
-        f"{analysis.max_drop:g} points. Specialisation is "
-        "0 % where routing ignores the class, 100 % where the class decides the expert."
+        f"model. A step is accepted if both intervals show a loss of at most {_points(analysis.max_drop)}. "
+        "Specialisation is 0 % where routing ignores the class, 100 % where the class decides the expert."
     ]
     if analysis.steps:
         notes.append(power(analysis, plan))
     return Table(header, rows, notes)
 
 
-def fate_of(experts: tuple[int, ...] | None, total: int) -> str:
-    """A plan's decision on a layer in a word.
-
-    Args:
-        experts: The experts that it keeps; None where the plan does not name the layer.
-        total: Experts of the layer.
-    """
-    if experts is None or len(experts) == total:
+def fate_of(layer: LayerAnalysis, plan: Plan) -> str:
+    """A plan's decision on a layer in a word."""
+    kept, total = {part.layer: len(part.experts) for part in plan.layers}.get(layer.layer), len(layer.experts)
+    if kept is None or kept == total:
         return "keep"
-    return f"keep {len(experts)} of {total} experts" if experts else "prune"
+    return f"keep {kept} of {total} experts" if kept else "prune"
+
+
+def reason_of(number: int, analysis: Analysis, plan: Plan) -> str:
+    """A plan's decision on a block in a sentence."""
+    if number in edited_blocks(analysis, plan):
+        return "Edited by hand: the analysis decided otherwise."
+    reason = next((part.reason for part in plan.layers if part.layer == number), "the plan leaves this layer as it is")
+    return f"{reason[:1].upper()}{reason[1:]}." if reason else ""
 
 
 def edited_blocks(analysis: Analysis, plan: Plan) -> list[int]:
@@ -105,12 +102,6 @@ def edited_blocks(analysis: Analysis, plan: Plan) -> list[int]:
         if step.accepted:
             wanted[step.layer] = found[step.layer] - set(step.drop) if step.drop else set()
     return [number for number, experts in wanted.items() if planned.get(number, found[number]) != experts]
-
-
-def planned_loss(analysis: Analysis) -> Estimate | None:
-    """What all accepted steps together lose; None where none was accepted."""
-    accepted = [step for step in analysis.steps if step.accepted]
-    return accepted[-1].lost if accepted else None
 
 
 def kept_blocks(plan: Plan) -> list[int]:
@@ -136,3 +127,7 @@ def blocks(numbers: Iterable[int]) -> str:
             runs.append([number])
     words = [f"{run[0]} to {run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs]
     return f"block{'s' if len(listed) > 1 else ''} {', '.join(words)}"
+
+
+def _points(number: float) -> str:
+    return f"{number:g} point{'' if number == 1 else 's'}"

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from matplotlib.figure import Figure
 
 from vimoe.report.panels import Panel, Series, panels_over_seeds
-from vimoe.report.tables import METRICS
+from vimoe.report.tables import metric_name
 from vimoe.study.comparisons import share_training
 from vimoe.study.study_rows import StudyRow, by_setting
 
@@ -24,7 +24,7 @@ def study_figures(rows: Sequence[StudyRow], curves: Curves) -> dict[str, Figure]
     if not moe:
         return {}
     metric = rows[0].metric
-    test = f"test {METRICS.get(metric, metric)}"
+    test = f"test {metric_name(metric)} %"
     figures = {
         "accuracy_by_depth": _by_depth(rows, test),
         "accuracy_by_parameters": _by_cost(rows, "activated_params", 1e6, "activated parameters, millions", test),
@@ -152,7 +152,7 @@ def _training(rows: Sequence[StudyRow], curves: Curves, metric: str) -> Figure:
         ]
         for qualifier in _qualifiers(moe)
     ]
-    return panels_over_seeds(grid, "epoch of the fine-tuning", f"val {METRICS.get(metric, metric)}", dots=False)
+    return panels_over_seeds(grid, "epoch of the fine-tuning", f"val {metric_name(metric)} %", dots=False)
 
 
 def _panels(rows: Sequence[StudyRow], panel: Callable[[str, Sequence[StudyRow]], Panel]) -> list[list[Panel]]:
