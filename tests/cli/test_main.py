@@ -83,7 +83,7 @@ def shell(command: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=120, check=False)
 
 
-@pytest.mark.parametrize("verb", ["info vit_tiny_patch16_224", "train --help", "--help"])
+@pytest.mark.parametrize("verb", ["train --help", "--help"])
 def test_a_reader_that_has_gone_is_no_traceback(verb: str) -> None:
     ended = shell(f"VIMOE {verb} | true")
     assert ended.stderr == ""
@@ -93,12 +93,11 @@ def test_a_reader_that_has_gone_is_no_traceback(verb: str) -> None:
 @pytest.mark.parametrize(
     ("command", "code", "line"),
     [
-        ("VIMOE info vit_tiny_patch16_224 >&-", 0, ""),
-        ("VIMOE info vit_tiny_patch16_224 2>&-", 0, ""),
-        ("VIMOE info vit_tiny_patch16_224 >&- 2>&-", 0, ""),
+        ("VIMOE --help >&-", 0, ""),
+        ("VIMOE --help 2>&-", 0, ""),
+        ("VIMOE --help >&- 2>&-", 0, ""),
         ("VIMOE nonsense 2>&-", 2, ""),
         ("VIMOE nonsense 2>/dev/full", 2, ""),
-        ("VIMOE info vit_tiny_patch16_224 >/dev/full", 2, "vimoe: error: No space left on device\n"),
         ("VIMOE --help >/dev/full", 2, "vimoe: error: No space left on device\n"),
     ],
 )

@@ -50,8 +50,8 @@ def test_help_has_every_recipe_key_in_its_group_with_its_default(
         (["--epochs"], "--epochs: expected one argument"),
         (["--epochs", "none"], "epochs must be a whole number, got 'none'"),
         (["--routing", "patch"], "--routing: invalid choice: 'patch'"),
-        (["--model-args", "{a: ["], "--model-args: must be a mapping such as"),
-        (["--model-args", "3"], "--model-args: must be a mapping such as"),
+        (["--model-args", "{a: ["], "--model-args: must be a mapping such as '{name: value}', got '{a: ['"),
+        (["--model-args", "3"], "--model-args: must be a mapping such as '{name: value}', got '3'"),
         (["-c", "/does/not/exist.yaml"], "cannot read /does/not/exist.yaml: No such file or directory"),
     ],
 )

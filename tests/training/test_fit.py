@@ -122,12 +122,14 @@ def test_a_checkpoint_of_other_classes_gets_a_new_head(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model": "vit_nonsense"}, "timm cannot make the model 'vit_nonsense'"),
+        ({"model": "vit_nonsense"}, "timm has no model 'vit_nonsense'"),
         ({"model_args": {"patch_size": 4, "nonsense": 1}}, "timm cannot make the model"),
         ({"dataset": "nonsense"}, "unknown dataset 'nonsense'"),
         ({"opt": "nonsense"}, "timm cannot make opt 'nonsense' with sched 'cosine'"),
         ({"sched": "nonsense"}, "nonsense"),
         ({"device": "nonsense"}, "device 'nonsense' cannot be used here"),
+        ({"device": "meta"}, "device 'meta' cannot be used here: it holds no values"),
+        ({"model_args": {"patch_size": 16}}, "images of 8 pixels are smaller than a patch of this model, 16 pixels"),
         ({"batch_size": 5000}, r"batch_size 5000 \(accumulate 1\) is larger than the training data"),
         ({"last": 9}, "last must be 1 to 3"),
         ({"last": 1, "top_k": 9}, "top_k must be between 1 and the 8 experts"),

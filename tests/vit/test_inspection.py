@@ -35,6 +35,10 @@ def test_a_name_with_a_tag_is_understood() -> None:
 def test_a_name_that_timm_does_not_know_gets_one_line_with_its_neighbours() -> None:
     with refused("timm has no model 'vit_small_patch15_dinov2', did you mean …?"):
         compare_costs("vit_small_patch15_dinov2")
+    with refused("timm has no model 'vit_smal_patch14_dinov2', did you mean vit_small_patch14_dinov2, …?"):
+        compare_costs("vit_smal_patch14_dinov2")
+    with refused("timm has no weights 'deit_tiny_patch16_224.fb_in22k', did you mean 'deit_tiny_patch16_224.fb_in1k'?"):
+        compare_costs("deit_tiny_patch16_224.fb_in22k")
     with refused("timm has no model 'qqqqqqqqqqqqqqqq'"):
         compare_costs("qqqqqqqqqqqqqqqq")
 

@@ -1,16 +1,18 @@
-"""`vimoe info`: what a model costs before anything is trained."""
+"""`vimoe info`: what a model costs, made already or not."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from vimoe.cli.arguments import Parser, at_least
+from vimoe.errors import UserError
 
 
 def run(arguments: Sequence[str]) -> None:
-    """Print the cost of a timm model, dense and upcycled."""
-    parser = Parser("info", "Nothing is downloaded.")
-    parser.value("model", "name of a timm model, such as vit_small_patch14_dinov2")
+    """Print the cost of a timm model, dense and upcycled, or of a model in a folder."""
+    parser = Parser("info", "Nothing is downloaded. A folder's model is counted as it is, with its plan if it has one.")
+    parser.value("model", "a run folder, a model folder, or a timm name such as vit_small_patch14_dinov2")
     parser.group("model")
     parser.flag("--image-size", "pixels of an image's side (default: the model's own)", type=at_least(1))
     parser.flag("--num-classes", "classes of the head (default: the model's own)", type=at_least(0))
@@ -21,22 +23,43 @@ def run(arguments: Sequence[str]) -> None:
     parser.flag("--top-k", "experts chosen for each image or token", 1, type=int)
     parser.flag("--shared-expert", "add an always-on expert", True)
     parser.flag("--routing", "one choice for each image or for each token", "image", choices=("image", "token"))
-    args = parser.parse(arguments)
+    given, args = parser.given(arguments), vars(parser.parse(arguments))
+    name = args.pop("model")
+    if Path(name).is_dir():
+        for other in given.keys() - {"model", "image_size"}:
+            raise UserError(f"--{other.replace('_', '-')} is for timm names: the model in {name} is counted as it is")
+        print(describe_folder(Path(name), args["image_size"]))
+        return
+    if "/" in name:
+        raise UserError(f"there is no folder {name}")
     from vimoe.report.tables import cost_table
     from vimoe.vit.inspection import compare_costs
 
-    print(
-        cost_table(
-            compare_costs(
-                args.model,
-                image_size=args.image_size,
-                num_classes=args.num_classes,
-                last=args.last,
-                layers=args.layers,
-                num_experts=args.num_experts,
-                top_k=args.top_k,
-                shared_expert=args.shared_expert,
-                routing=args.routing,
-            )
-        )
-    )
+    print(cost_table(compare_costs(name, **args)))
+
+
+def describe_folder(path: Path, image_size: int | None = None) -> str:
+    """The cost of the model in a run or model folder, its MoE layers, and the run's plan.
+
+    Raises:
+        UserError: It holds no model that can be read, or an unreadable plan.
+    """
+    from vimoe.analysis.analyze_run import read_plan
+    from vimoe.report.tables import Table, cost_rows
+    from vimoe.tasks.inference import model_folder
+    from vimoe.tasks.model import load_model
+    from vimoe.vit.checkpoint import read_config
+    from vimoe.vit.cost import cost
+    from vimoe.vit.upcycle import get_config
+
+    folder = model_folder(path)
+    model, name = load_model(folder), read_config(folder)["architecture"]
+    config, lines = get_config(model), [cost_rows({name: cost(model, image_size)}).text(), ""]
+    if config is None:
+        return "\n".join([*lines, "no MoE layers"])
+    plan = read_plan(path / "plan.json").layers if (path / "plan.json").exists() else ()
+    planned = {part.layer: "prune" if part.pruned else f"keep {len(part.experts)}" for part in plan}
+    rows = [[str(at), str(n), planned.get(at, "-")] for at, n in zip(config.layers, config.num_experts, strict=True)]
+    shared = "with" if config.shared_expert else "without"
+    routing = f"One choice of {config.top_k} for each {config.routing}, {shared} a shared expert."
+    return "\n".join([*lines, Table(("MoE layer in block", "experts", "plan"), rows, [routing]).text()])

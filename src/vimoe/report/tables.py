@@ -8,6 +8,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from vimoe.vit.cost import Cost
 from vimoe.vit.inspection import CostComparison
 
 # The metrics that models are judged by, in the order in which they are looked for.
@@ -86,20 +87,25 @@ def giga_macs(macs: int) -> str:
     return f"{macs / 1e9:.2f} GMAC" if macs >= 1e8 else f"{macs / 1e6:.1f} MMAC"
 
 
+def cost_rows(costs: Mapping[str, Cost]) -> Table:
+    """The costs of models by name."""
+    rows = [
+        [name, millions(c.stored_params), millions(c.activated_params), giga_macs(c.macs)] for name, c in costs.items()
+    ]
+    return Table(("model", "stored", "activated", "multiply-adds"), rows)
+
+
 def cost_table(comparison: CostComparison) -> str:
     """What `vimoe info` prints: the costs before and after, and what the MoE layers are."""
     config, dense, moe = comparison.config, comparison.dense, comparison.upcycled
     experts = config.num_experts[0]
-    rows = [
-        [name, millions(c.stored_params), millions(c.activated_params), giga_macs(c.macs)]
-        for name, c in (("dense", dense), (f"ViMoE N={experts} L={len(config.layers)}", moe))
-    ]
+    costs = {"dense": dense, f"ViMoE N={experts} L={len(config.layers)}": moe}
     shared = "with a shared expert" if config.shared_expert else "without a shared expert"
     return "\n".join(
         [
             comparison.name,
             "",
-            Table(("model", "stored", "activated", "multiply-adds"), rows).text(),
+            cost_rows(costs).text(),
             "",
             f"MoE layers      blocks {', '.join(map(str, config.layers))} (from 0), {shared}",
             f"routing         one choice of {config.top_k} among {experts} experts for each {config.routing}",

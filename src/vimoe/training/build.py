@@ -17,6 +17,7 @@ from vimoe.tasks.segmenter_folder import holds_segmenter, load_segmenter
 from vimoe.training.recipe import Recipe
 from vimoe.vit.blocks import find_backbone
 from vimoe.vit.checkpoint import load
+from vimoe.vit.inspection import check_model_name
 from vimoe.vit.upcycle import upcycle
 from vimoe.vit.widen import widen
 
@@ -41,6 +42,11 @@ def build_model(recipe: Recipe, splits: Splits) -> nn.Module:
         model = build_segmenter(make(recipe, splits, 0, dynamic_img_size=True), recipe.decoder, classes)
     # How it sees images is kept with the model: whoever evaluates it later has them in the same form.
     getattr(model, "backbone", model).pretrained_cfg.update(splits.form._asdict())
+    patch, side = getattr(model, "patch_embed", None), min(splits.form.input_size[1:])
+    if patch is not None and side < max(patch.patch_size):
+        raise UserError(
+            f"images of {side} pixels are smaller than a patch of this model, {max(patch.patch_size)} pixels"
+        )
     _change(model, recipe)
     if recipe.task == "segmentation":
         check_token_routing(model)
@@ -77,6 +83,7 @@ def _read(recipe: Recipe, splits: Splits, num_classes: int, **changes: Any) -> n
 
 
 def _create(recipe: Recipe, splits: Splits, num_classes: int, **changes: Any) -> nn.Module:
+    check_model_name(recipe.model)
     channels, height, width = splits.form.input_size
     args = {"img_size": (height, width), "in_chans": channels, **changes, **recipe.model_args}
     try:

@@ -36,7 +36,8 @@ def pick_device(name: str) -> str:
     if name == "cuda" and "LOCAL_RANK" in os.environ:
         name = f"cuda:{os.environ['LOCAL_RANK']}"
     try:
-        torch.empty(0, device=name)
+        if torch.empty(0, device=name).is_meta:
+            raise RuntimeError("it holds no values")
     except (RuntimeError, AssertionError) as error:
         raise UserError(f"device {name!r} cannot be used here: {first_line(error)}") from error
     return name

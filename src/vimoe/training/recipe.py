@@ -15,6 +15,8 @@ import yaml
 from vimoe.errors import UserError, suggest
 from vimoe.yaml_files import read_yaml
 
+MOST_PIXELS = 16384  # of an image's side
+
 
 @dataclass(frozen=True)
 class Recipe:
@@ -179,6 +181,9 @@ class Recipe:
         for name in _SHARES:
             if getattr(self, name) > 1:
                 raise UserError(f"{name} must be at most 1, got {getattr(self, name)}")
+        for name in ("img_size", "short_side"):
+            if (pixels := getattr(self, name)) is not None and not 1 <= pixels <= MOST_PIXELS:
+                raise UserError(f"{name} must be between 1 and {MOST_PIXELS} pixels, got {pixels}")
         if self.warmup_epochs >= self.epochs:
             raise UserError(f"warmup_epochs must be less than the {self.epochs} epochs, got {self.warmup_epochs}")
 

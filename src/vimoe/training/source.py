@@ -16,6 +16,7 @@ from vimoe.data.transforms import Augmentation, ImageForm, image_form
 from vimoe.errors import UserError
 from vimoe.training.recipe import Recipe
 from vimoe.vit.checkpoint import read_config
+from vimoe.vit.inspection import check_model_name
 
 
 class _Source(NamedTuple):
@@ -68,9 +69,8 @@ def _recipe_form(recipe: Recipe) -> ImageForm:
     if recipe.initial_checkpoint:
         settings: dict[str, Any] = read_config(Path(recipe.initial_checkpoint))["pretrained_cfg"]
     else:
-        known = timm.get_pretrained_cfg(recipe.model, allow_unregistered=True) if timm.is_model(recipe.model) else None
-        if known is None:
-            raise UserError(f"timm has no model {recipe.model!r}")
+        check_model_name(recipe.model)
+        known = timm.get_pretrained_cfg(recipe.model, allow_unregistered=True)
         settings = known.to_dict()
         channels = recipe.model_args.get("in_chans", settings["input_size"][0])
         if channels != settings["input_size"][0]:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import difflib
 from typing import Any, NamedTuple
 
 import timm
 import torch
 from torch import nn
 
-from vimoe.errors import UserError, first_line
+from vimoe.errors import UserError, first_line, suggest
 from vimoe.moe.config import MoEConfig
 from vimoe.vit.cost import Cost, cost
 from vimoe.vit.upcycle import get_config, upcycle
@@ -52,10 +53,20 @@ def compare_costs(
     return CostComparison(name, dense, cost(model, image_size), config)
 
 
-def _weightless(name: str, image_size: int | None, num_classes: int | None) -> nn.Module:
-    if not timm.is_model(name):
-        near = timm.list_models(f"*{name.split('.')[0][:12]}*")[:3]
+def check_model_name(name: str) -> None:
+    """Raise a `UserError`, with the nearest names, where timm knows no such model or no such weights of it."""
+    architecture, _, tag = name.partition(".")
+    if timm.is_model(name):
+        known = timm.list_pretrained(f"{architecture}.*")
+        if tag and name not in known:
+            raise UserError(f"timm has no weights {name!r}{suggest(name, known)}")
+    else:
+        near = difflib.get_close_matches(architecture[:80], timm.list_models())
         raise UserError(f"timm has no model {name!r}{', did you mean ' + ', '.join(near) + '?' if near else ''}")
+
+
+def _weightless(name: str, image_size: int | None, num_classes: int | None) -> nn.Module:
+    check_model_name(name)
     args: dict[str, Any] = {} if num_classes is None else {"num_classes": num_classes}
     try:
         with torch.device("meta"):
