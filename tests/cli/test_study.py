@@ -5,9 +5,8 @@ import pytest
 from tests.study.support import TINY
 from vimoe.cli import main
 from vimoe.study import execution
-from vimoe.study.gather import gather
 from vimoe.study.grid import list_runs
-from vimoe.study.study_rows import read_study_rows
+from vimoe.study.study_table import gather, read_table
 
 
 def test_a_dry_run_lists_the_runs_and_leaves_nothing(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -38,7 +37,7 @@ def test_a_study_with_a_failed_run_ends_with_code_1_and_its_tables(
     shown = capsys.readouterr()
     assert shown.err == "vimoe study: 1 of 4 runs failed: seed0/N2-L2; their failed.txt says why\n"
     assert f"tables and figures lie in {tmp_path / 'runs'}" in shown.out
-    assert [row.run for row in read_study_rows(tmp_path / "runs" / "study.csv")] == ["seed0/dense"]
+    assert [row.run for row in read_table(tmp_path / "runs").rows] == ["seed0/dense"]
 
     (tmp_path / "runs" / "tables" / "settings.md").unlink()
     assert main(["study", "--figures-only", str(tmp_path / "runs")]) == 0

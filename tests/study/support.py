@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from vimoe.study.study_file import Study, read_study
-from vimoe.study.study_rows import StudyRow
+from vimoe.study.study_table import StudyRow
 
 TINY = """
 base:
@@ -30,7 +30,7 @@ def study(folder: Path, text: str = TINY) -> Study:
 def row(setting: str, seed: int, test: float, **changes: Any) -> StudyRow:
     """A run as `name_setting` would call it.
 
-    `changes` are recipe keys, `val` where it is not `test`, and how many MoE layers a plan `kept`.
+    `changes` are recipe keys, `val` where it is not `test`, how many MoE layers a plan `kept`, and how long it trained.
     """
     moe = setting.startswith("N")
     words = setting.split("-")
@@ -45,23 +45,25 @@ def row(setting: str, seed: int, test: float, **changes: Any) -> StudyRow:
         "preset": "paper" if "paper" in words else "preserve",
         "baseline": "wide" if setting.startswith("wide") else "",
     }
+    values = {
+        **{"test_top1": test, "val_top1": changes.get("val", test), "test_nll": 0.5, "seconds": 10.0},
+        **{"stored_params": 1000 + last, "activated_params": 900 + last, "macs": 10_000_000 + last},
+        "routing_degree": recipe["num_experts"] ** last if moe else 1,
+    }
+    values |= {key: changes[key] for key in ("steps", "shown_images") if key in changes}
+    if moe:
+        kept = range(12 - changes.get("kept", last), 12)
+        values |= {f"information.{block}": 0.1 * block for block in kept}
+        values |= {f"{name}.{block}": value for name, value in (("max_load", 0.5), ("touched", 1.0)) for block in kept}
+    qualifier = [word for word in words if word == "paper" or "=" in word or word == "planned"]
     return StudyRow(
         run=f"seed{seed}/{setting}",
         setting=setting,
-        qualifier="paper" if "paper" in words else "",
+        qualifier="-".join(qualifier),
         variants=("main",),
         kind="planned" if "planned" in words else "moe" if moe else "wide" if "wide" in setting else words[0],
         seed=seed,
-        recipe=recipe | {key: value for key, value in changes.items() if key not in ("val", "kept")},
+        recipe=recipe | {k: v for k, v in changes.items() if k not in ("val", "kept", "steps", "shown_images")},
         metric="top1",
-        metrics={"test_top1": test, "val_top1": changes.get("val", test), "test_nll": 0.5, "seconds": 10.0},
-        counts={
-            "stored_params": 1000 + last,
-            "activated_params": 900 + last,
-            "macs": 10_000_000 + last,
-            "routing_degree": recipe["num_experts"] ** last if moe else 1,
-        },
-        information={block: 0.1 * block for block in range(12 - changes.get("kept", last), 12)} if moe else {},
-        max_load=dict.fromkeys(range(12 - last, 12), 0.5) if moe else {},
-        touched=dict.fromkeys(range(12 - last, 12), 1.0) if moe else {},
+        values=values,
     )

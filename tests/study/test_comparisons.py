@@ -1,11 +1,12 @@
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 
 from tests.study.support import row
-from vimoe.study.comparisons import Comparison, adjusted, comparisons, spread
-from vimoe.study.study_rows import StudyRow
+from vimoe.study.comparisons import Comparison, adjusted, comparisons, spread, tuned, without
+from vimoe.study.study_table import StudyRow
 
 
 def seeds(setting: str, *tests: float, **changes: object) -> list[StudyRow]:
@@ -38,7 +39,7 @@ def test_a_planned_run_is_compared_with_all_that_it_stands_for_and_nothing_else(
         *seeds("N4-L2-shared", 70.0, 70.0, val=99.0),
         *seeds("N8-L4-shared-planned", 80.5, 82.0, epochs=10),
     ]
-    rows = [replace(row, metrics=row.metrics | {"val_top1": 60.0}) if row.kind == "dense" else row for row in rows]
+    rows = [replace(row, values=row.values | {"val_top1": 60.0}) if row.kind == "dense" else row for row in rows]
     found = {(q, other): d for (q, one, other), d in asked(rows).items() if one.endswith("planned")}
     assert found == {
         ("planned against each L of the sweep", "dense"): {0: 0.5, 1: 1.0},
@@ -112,3 +113,56 @@ def test_spread_and_adjustment_leave_means_alone() -> None:
 def test_without_a_second_seed_there_is_no_spread() -> None:
     assert math.isnan(spread([Comparison("q", "a", "b", {0: 1.0})]))
     assert comparisons([]) == []
+
+
+def test_differences_are_paired_by_image_within_and_over_seeds() -> None:
+    rows = [*seeds("dense", 50.0, 50.0), *seeds("N8-L2", 75.0, 50.0), *seeds("N8-L4", 50.0, 75.0)]
+    right = {
+        **{"seed0/dense": [1, 1, 0, 0], "seed1/dense": [1, 0, 1, 0]},
+        **{"seed0/N8-L2": [1, 1, 1, 0], "seed1/N8-L2": [0, 1, 1, 0]},
+        **{"seed0/N8-L4": [1, 1, 0, 0], "seed1/N8-L4": [1, 0, 1, 1]},
+    }
+    found = comparisons(rows, {run: np.array(images, dtype=bool) for run, images in right.items()})
+    one, other, mean = (c for c in found if c.question == "MoE without a shared expert against dense")
+    assert one.images is not None
+    assert other.images is not None
+    assert mean.images is not None
+    assert list(one.images) == [-0.5, 0.5, 0.5, 0.0]
+    assert list(other.images) == [0.0, 0.0, 0.0, 0.5]
+    assert list(mean.images) == [-0.25, 0.25, 0.25, 0.25]
+    assert one.by_image is not None
+    assert one.by_image.value == pytest.approx(12.5)  # as the mean over seeds of the test scores says
+    assert one.by_image.low < 0 < one.by_image.high
+
+
+def test_without_all_images_of_a_comparison_there_is_no_interval_over_images() -> None:
+    rows = [*DENSE, *seeds("N8-L2", 81.0, 83.0)]
+    right = {row.run: np.ones(4, dtype=bool) for row in rows}
+    assert all(c.by_image is not None for c in comparisons(rows, right))
+    assert all(c.by_image is None for c in comparisons(rows, right | {"seed1/N8-L2": np.ones(3, dtype=bool)}))
+    assert all(c.by_image is None for c in comparisons(rows, {"seed0/dense": right["seed0/dense"]}))
+    assert all(c.by_image is None for c in comparisons(rows))
+
+
+def test_each_setting_is_compared_with_its_own_best_rate_on_the_validation_split() -> None:
+    rows = [
+        *seeds("dense", 80.0, lr=0.1, val=70.0),
+        *seeds("dense-lr=0.2", 81.0, lr=0.2, val=75.0),
+        *seeds("dense-lr=0.4", 99.0, lr=0.4, val=60.0),  # best on the test split, which must not choose
+        *seeds("N8-L2-lr=0.4", 84.0, lr=0.4, val=75.0),
+        *seeds("N8-L2-lr=0.2", 83.0, lr=0.2, val=70.0),
+        *seeds("N8-L2-lr=0.4-planned", 85.0, lr=0.4),
+        *seeds("N8-L2-lr=0.2-planned", 86.0, lr=0.2),
+    ]
+    assert [row.setting for row in tuned(rows)] == ["dense-lr=0.2", "N8-L2-lr=0.4", "N8-L2-lr=0.4-planned"]
+    found = asked(rows)
+    assert found[("MoE without a shared expert against dense", "N8-L2-lr=0.4", "dense-lr=0.2")] == {0: 3.0}
+    assert not [question for question, _, _ in found if "lr" in question]
+
+
+def test_a_qualifier_is_left_without_what_it_says_of_a_key() -> None:
+    each = replace(row("N8-L2", 0, 1.0, lr=1e-05, epochs=10), qualifier="token-lr=1e-05-epochs=10")
+    assert without(each, ["lr"]) == "token-epochs=10"
+    assert without(each, ["lr", "epochs"]) == "token"
+    assert without(replace(each, qualifier="lr=1e-05"), ["lr"]) == ""
+    assert without(replace(each, qualifier=""), ["lr"]) == ""

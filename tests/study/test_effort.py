@@ -1,10 +1,11 @@
+import math
 from pathlib import Path
 
 import pytest
 
 from tests.study.support import TINY, study
 from vimoe.errors import UserError
-from vimoe.study.effort import Effort, effort_table, efforts, expected_seconds, shown_images
+from vimoe.study.effort import Effort, effort_table, efforts, expected_seconds, seeds_line, training_steps
 from vimoe.study.grid import StudyRun, list_runs
 from vimoe.training.build import build_model
 from vimoe.training.recipe import Recipe
@@ -32,8 +33,18 @@ def test_what_cannot_be_made_is_told_with_the_runs_name(tmp_path: Path) -> None:
         efforts(runs)
 
 
-def test_batches_that_fill_no_step_show_no_images() -> None:
-    assert shown_images(Recipe(epochs=2, batch_size=10, accumulate=3), 99) == 2 * 3 * 30
+def test_batches_that_fill_no_step_are_left_out() -> None:
+    assert training_steps(Recipe(epochs=2, batch_size=10, accumulate=3), 99) == 2 * 3
+
+
+def test_a_pilot_tells_how_many_seeds_a_difference_needs() -> None:
+    assert seeds_line(1.0, 3, 1.0) == (
+        "paired differences spread by 1.00 points between the pilot's seeds: a difference of 1 is found in 80 % of "
+        "cases with 10 seeds; 3 seeds show 3.26"
+    )
+    assert "with more than 1000 seeds" in seeds_line(1.0, 3, 0.01)
+    assert seeds_line(1.0, 1, 1.0).endswith("10 seeds; one seed shows none")
+    assert "no pilot with two seeds" in seeds_line(math.nan, 3, 0.5)
 
 
 EFFORT = {"a": Effort(Cost(1, 1, 100), 10), "b": Effort(Cost(1, 1, 300), 10)}
@@ -50,11 +61,11 @@ def test_a_run_without_its_like_goes_by_its_multiply_adds() -> None:
 
 def test_the_table_counts_shared_runs_once_and_what_is_left() -> None:
     runs = [planned("a"), planned("b"), planned("a", 1), planned("b", 1)]
-    table = effort_table(runs, EFFORT, {"a": [60.0]}, ["seed0/a"], jobs=2)
+    table = effort_table(runs, EFFORT, {"a": [60.0]}, ["seed0/a"], jobs=2).text()
     lines = table.splitlines()
     assert len([line for line in lines if line.startswith(("a ", "b "))]) == 2
     assert lines[2].split()[1:3] == ["2", "1"]
     assert "4 runs, 1 done" in table
     # One more a of 60 s and two b of 180 s each, two at a time.
     assert "about 3 min 30 s left with 2 at a time" in table
-    assert "left" not in effort_table(runs, EFFORT, {}, [], jobs=2)
+    assert "left" not in effort_table(runs, EFFORT, {}, [], jobs=2).text()

@@ -18,7 +18,7 @@ from vimoe.study.grid import StudyRun
 from vimoe.study.processes import Outcome, Work
 from vimoe.study.publish import publish
 from vimoe.study.run_result import read_result
-from vimoe.study.study_rows import read_study_rows
+from vimoe.study.study_table import read_table
 from vimoe.training.run_folder import RunFolder
 
 
@@ -55,9 +55,9 @@ def test_a_planned_run_is_analysed_pruned_recovered_and_set_beside_its_sweep(beg
     plan = json.loads((folder / "plan.json").read_text())
     kept = sorted(part["layer"] for part in plan["layers"] if part["experts"])
     publish(tmp_path / "runs")
-    row = next(row for row in read_study_rows(tmp_path / "runs" / "study.csv") if row.kind == "planned")
-    assert sorted(row.information) == kept
-    assert row.metrics["seconds"] > progress.results["seed0/N2-L2-shared-planned"]["analysis_seconds"] > 0
+    row = next(row for row in read_table(tmp_path / "runs").rows if row.kind == "planned")
+    assert sorted(row.by_block("information")) == kept
+    assert row.values["seconds"] > progress.results["seed0/N2-L2-shared-planned"]["analysis_seconds"] > 0
     asked = (tmp_path / "runs" / "tables" / "comparisons.md").read_text()
     assert "| planned against each L of the sweep | N2-L2-shared-planned | N2-L2-shared |" in asked
     assert "| planned against dense with as many epochs | N2-L2-shared-planned | dense-epochs=2 |" in asked
@@ -86,6 +86,9 @@ def test_a_study_is_run_once_and_ends_in_tables_and_figures(
     assert list(result["layers"]) == ["0", "1"]
     assert result["layers"]["0"]["experts_touched"] == 1  # one choice an image
     assert result["test_images"] == 360
+    right = read_table(tiny.output).right["seed0/N2-L2"]
+    assert 100 * right.mean() == pytest.approx(result["test_top1"])
+    assert (result["steps"], result["shown_images"]) == (4, 4 * 256)  # of 1,077 digits
     counts = RoutingCounts.load(tiny.output / "seed0/N2-L2/routing/val.npz")
     assert counts.counts.sum() == 2 * 360
     assert not (tiny.output / "seed0/N2-L2/checkpoints").exists()
@@ -99,14 +102,14 @@ def test_a_study_is_run_once_and_ends_in_tables_and_figures(
 
     monkeypatch.setattr(saving, "FORMATS", ("svg",))
     assert publish(tiny.output) == "One seed, or seeds that all agree, tell nothing about the spread between seeds."
-    assert [row.run for row in read_study_rows(tiny.output / "study.csv")] == RUNS
+    assert [row.run for row in read_table(tiny.output).rows] == RUNS
     assert "N2-L2-shared | dense" in (tiny.output / "tables" / "comparisons.md").read_text()
     figures = {path.name: path.read_bytes() for path in (tiny.output / "figures").iterdir()}
     assert {"accuracy_by_depth.svg", "training_curves.svg", "heatmaps-N2-L2.svg"} <= set(figures)
 
     # The study's own files suffice: no run folder is needed to make the same figures again.
     elsewhere = tmp_path / "elsewhere"
-    for path in (*tiny.output.glob("*.csv"), *(tiny.output / "routing").iterdir()):
+    for path in (*tiny.output.glob("*.csv"), tiny.output / "test_right.npz", *(tiny.output / "routing").iterdir()):
         write_bytes(elsewhere / path.relative_to(tiny.output), path.read_bytes())
     publish(elsewhere)
     assert {path.name: path.read_bytes() for path in (elsewhere / "figures").iterdir()} == figures

@@ -18,7 +18,11 @@ def run(arguments: Sequence[str]) -> None:
     parser.flag("--jobs", "runs at once (default: one for each GPU, else one)", type=at_least(1))
     parser.flag("--device", "auto, or a torch device, instead of the study file's")
     parser.flag("--data-dir", "the folder of images, instead of the study file's")
-    parser.flag("--dry-run", "list the runs and what they cost, and run nothing", False, action="store_true")
+    parser.flag("--dry-run", "list the runs, what they cost and can show, and run nothing", False, action="store_true")
+    parser.flag("--detect", "with --dry-run: the difference in points that the seeds should show", 0.5, type=float)
+    parser.flag(
+        "--pilot", "with --dry-run: a study whose seeds tell the spread (default: this one)", type=Path, metavar="DIR"
+    )
     parser.flag("--figures-only", "only make the tables and figures of DIR/study.csv again", type=Path, metavar="DIR")
     args = parser.parse(arguments)
     if (args.config is None) == (args.figures_only is None):
@@ -37,7 +41,7 @@ def run(arguments: Sequence[str]) -> None:
     from vimoe.study.execution import dry_run, execute
 
     if args.dry_run:
-        print(dry_run(study, args.jobs or 1))
+        print(dry_run(study, args.jobs or 1, args.detect, args.pilot))
         return
     progress = execute(study, args.jobs)
     if progress.results:

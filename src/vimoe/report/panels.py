@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
+from scipy import stats
 
 from vimoe.report.plots import COLOURS, clean, legend, short
 
@@ -59,10 +61,23 @@ def mean_and_std(values: Sequence[float]) -> tuple[float, float]:
     return float(np.mean(values)), float(np.std(values, ddof=1)) if len(values) > 1 else 0.0
 
 
+def mean_and_half(values: Sequence[float]) -> tuple[float, float]:
+    """Mean, and half the width of its 95 % t interval over seeds, 0 for one seed."""
+    mean, std = mean_and_std(values)
+    n = len(values)
+    return mean, float(stats.t.ppf(0.975, n - 1)) * std / math.sqrt(n) if std else 0.0
+
+
 def panels_over_seeds(
-    panels: Sequence[Sequence[Panel]], x_label: str, y_label: str, *, log_base: int | None = None, dots: bool = True
+    panels: Sequence[Sequence[Panel]],
+    x_label: str,
+    y_label: str,
+    *,
+    log_base: int | None = None,
+    dots: bool = True,
+    interval: bool = False,
 ) -> Figure:
-    """A grid of panels on common axes: means joined by lines, bars of one standard deviation, seeds as dots.
+    """A grid of panels on common axes: means joined by lines with bars, seeds as dots.
 
     Where x takes a few whole numbers, the curves of a panel stand a little beside each other, so that none hides
     another, and dots stand a little to the right of their mean.
@@ -73,6 +88,7 @@ def panels_over_seeds(
         y_label: To the left.
         log_base: Base of a logarithmic x axis, None for a linear one.
         dots: Whether seeds and bars are drawn; without them only the means.
+        interval: Whether bars are 95 % t intervals of the means; else they are standard deviations between seeds.
     """
     columns = max(len(row) for row in panels)
     if columns == 1 or any(len(row) < columns for row in panels):  # no panel keeps a line to itself
@@ -95,7 +111,7 @@ def panels_over_seeds(
             elif few:
                 ax.set_xticks(places)
             ax.margins(x=0.08)
-            handles |= _draw(ax, panel, min(beside / max(1, len(panel.series)), beside / 4), dots)
+            handles |= _draw(ax, panel, min(beside / max(1, len(panel.series)), beside / 4), dots, mean_and_half if interval else mean_and_std)
             clean(ax)
             ax.tick_params(labelbottom=True)
     figure.supxlabel(x_label, fontsize=9)
@@ -104,19 +120,21 @@ def panels_over_seeds(
     return figure
 
 
-def _draw(ax: Any, panel: Panel, beside: float, dots: bool) -> dict[str, Any]:
+def _draw(
+    ax: Any, panel: Panel, beside: float, dots: bool, bar: Callable[[Sequence[float]], tuple[float, float]]
+) -> dict[str, Any]:
     """A panel's curves, so far beside each other on the x axis; by label, what a legend shows."""
     handles: dict[str, Any] = {}
     ax.set_title(short(panel.title, 48), fontsize=9, parse_math=False)
     if panel.level is not None:
         name, values = panel.level
-        mean, std = mean_and_std(values)
+        mean, std = bar(values)
         handles[name] = ax.axhline(mean, color=GREY, linewidth=1.2)
         ax.axhspan(mean - std, mean + std, color=GREY, alpha=0.15, linewidth=0)
     for i, series in enumerate(panel.series):
         points, shift = sorted(series.points), beside * (i - (len(panel.series) - 1) / 2)
         places = [x + shift for x, _ in points]
-        means, stds = zip(*(mean_and_std(values) for _, values in points), strict=True)
+        means, stds = zip(*(bar(values) for _, values in points), strict=True)
         line = ("--" if series.dashed else "-") if series.line else "none"
         style = {"color": _colour(series), "linestyle": line, "linewidth": 1.4}
         if not dots:

@@ -1,17 +1,26 @@
-"""Which settings of a study are compared with which, and what came of it: always paired by seed."""
+"""Which settings of a study are compared with which, and what came of it: always paired by seed, and by image."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from dataclasses import replace
+from typing import Any, NamedTuple
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from vimoe.analysis.analysis_result import Estimate
+from vimoe.analysis.paired import mean_loss
 from vimoe.study.grid import MOE_FIELDS
 from vimoe.study.statistics import Paired, holm, paired, pooled_std
-from vimoe.study.study_rows import StudyRow, by_setting
+from vimoe.study.study_table import Right, StudyRow, by_setting
 
 # Along these a study is drawn; their values are not compared one by one.
 _ALONG_THE_AXES = ("last", "num_experts", "baseline")
+# Each setting is looked at with its own best value of these.
+TUNED = ("lr",)
 
 
 class Comparison(NamedTuple):
@@ -22,6 +31,7 @@ class Comparison(NamedTuple):
         one: The setting that is looked at.
         other: What it is compared with.
         differences: By seed, `one` less `other`, in the metric's own unit.
+        images: `[N]` difference in how often each test image is right, mean over seeds; None where it is not known.
         of_many: Whether it is the mean over the settings that the question is asked of.
     """
 
@@ -29,15 +39,25 @@ class Comparison(NamedTuple):
     one: str
     other: str
     differences: dict[int, float]
+    images: NDArray[np.float64] | None = None
     of_many: bool = False
 
     @property
     def paired(self) -> Paired:
-        """The differences as one paired test."""
+        """The differences as one paired test over seeds: would other seeds show them?"""
         return paired(list(self.differences.values()))
 
+    @property
+    def by_image(self) -> Estimate | None:
+        """The difference in points with its interval over images: would other images show it, with these models?"""
+        if self.images is None:
+            return None
+        gained = torch.from_numpy(self.images)
+        lost = mean_loss(torch.zeros_like(gained), gained)
+        return Estimate(0 - lost.value, 0 - lost.high, 0 - lost.low)
 
-def comparisons(rows: Sequence[StudyRow]) -> list[Comparison]:
+
+def comparisons(rows: Sequence[StudyRow], right: Right | None = None) -> list[Comparison]:
     """Every comparison that the settings of a study allow, question by question.
 
     MoE against dense; MoE against a dense model of equal activated parameters; all the MoE layers that were tried
@@ -45,8 +65,12 @@ def comparisons(rows: Sequence[StudyRow]) -> list[Comparison]:
     against the one that is best on the validation split, and against dense; and settings that differ in one recipe key
     alone, other than N and L: with a shared expert against without, token against image routing, and so on. A question
     that is asked of several settings is also asked of their mean over all of them, seed by seed.
+
+    Args:
+        rows: The rows of a study, `tuned` or not.
+        right: By run, which test images are right.
     """
-    settings = by_setting(row for row in rows if row.kind != "start")
+    settings = by_setting(row for row in tuned(rows) if row.kind != "start")
     first = {name: same[0] for name, same in settings.items()}
     asked: dict[str, list[tuple[str, str]]] = {}
     for question, one, other in (
@@ -59,7 +83,29 @@ def comparisons(rows: Sequence[StudyRow]) -> list[Comparison]:
         *_one_key_apart(first),
     ):
         asked.setdefault(question, []).append((one, other))
-    return [comparison for question, pairs in asked.items() for comparison in _ask(question, settings, pairs)]
+    return [each for question, pairs in asked.items() for each in _ask(question, settings, pairs, right or {})]
+
+
+def tuned(rows: Sequence[StudyRow]) -> list[StudyRow]:
+    """Of settings that differ in the learning rate alone, the one that is best on the validation split.
+
+    What is left is compared and drawn as if it had no rate of its own: each setting has its best one.
+    """
+    settings = by_setting(row for row in rows if row.kind not in ("start", "planned"))
+    families: dict[str, list[str]] = {}
+    for name, (row, *_) in settings.items():
+        others = {key: value for key, value in row.recipe.items() if key not in TUNED}
+        families.setdefault(json.dumps([row.kind, others], sort_keys=True), []).append(name)
+    best = {_best_on_val(names, settings) for names in families.values()}
+    return [replace(row, qualifier=without(row, TUNED)) for row in rows if row.kind == "start" or row.origin in best]
+
+
+def without(row: StudyRow, keys: Iterable[str]) -> str:
+    """A run's qualifier without what it says of some recipe keys."""
+    qualifier = f"-{row.qualifier}"
+    for key in keys:
+        qualifier = qualifier.replace(f"-{key}={row.recipe.get(key)}", "")
+    return qualifier.removeprefix("-")
 
 
 def spread(found: Sequence[Comparison]) -> float:
@@ -80,24 +126,44 @@ def adjusted(found: Sequence[Comparison]) -> list[float]:
 
 
 def share_training(row: StudyRow, other: StudyRow) -> bool:
-    """Whether two settings differ in nothing but what the model is."""
+    """Whether two settings differ in nothing but what the model is, and in what was tuned for each."""
     return _differ_in(row, other) <= set(MOE_FIELDS)
 
 
+def sweeps(settings: Mapping[str, Sequence[StudyRow]]) -> Iterator[tuple[str, dict[int, str], str]]:
+    """Every planned setting, by L the settings that it stands for, and which of these is best on validation."""
+    for name, (row, *_) in settings.items():
+        if row.kind == "planned":
+            by_last = _sweep(settings[row.origin][0], settings)
+            yield name, by_last, _best_on_val(by_last.values(), settings)
+
+
 def _ask(
-    question: str, settings: Mapping[str, Sequence[StudyRow]], pairs: Iterable[tuple[str, str]]
+    question: str, settings: Mapping[str, Sequence[StudyRow]], pairs: Iterable[tuple[str, str]], right: Right
 ) -> Iterator[Comparison]:
     asked = []
     for one, other in pairs:
-        theirs = {row.seed: row.test for row in settings[other]}
-        differences = {row.seed: row.test - theirs[row.seed] for row in settings[one] if row.seed in theirs}
-        if differences:
-            asked.append(Comparison(question, one, other, differences))
+        theirs = {row.seed: row for row in settings[other]}
+        seeds = [(row, theirs[row.seed]) for row in settings[one] if row.seed in theirs]
+        if seeds:
+            differences = {row.seed: row.test - control.test for row, control in seeds}
+            ours, others = ([right.get(row.run) for row in side] for side in zip(*seeds, strict=True))
+            images = _mean([*ours, *others], [1.0] * len(seeds) + [-1.0] * len(seeds))
+            asked.append(Comparison(question, one, other, differences, images))
     yield from asked
     complete = [seed for seed in asked[0].differences if all(seed in c.differences for c in asked)] if asked else []
     if len(asked) > 1 and complete:
         means = {seed: sum(c.differences[seed] for c in asked) / len(asked) for seed in complete}
-        yield Comparison(question, f"mean of {len(asked)}", "their controls", means, of_many=True)
+        images = _mean([c.images for c in asked], [1.0] * len(asked))
+        yield Comparison(question, f"mean of {len(asked)}", "their controls", means, images, of_many=True)
+
+
+def _mean(values: Sequence[NDArray[Any] | None], signs: Sequence[float]) -> NDArray[np.float64] | None:
+    """By image, the sum of signed values over the sum of positive signs; None where values are missing or ragged."""
+    known = [sign * value for sign, value in zip(signs, values, strict=True) if value is not None]
+    if len(known) < len(values) or len({len(value) for value in known}) > 1:
+        return None
+    return np.sum(known, axis=0) / signs.count(1.0)
 
 
 def _against(
@@ -115,23 +181,14 @@ def _against(
 def _deepest_against_best(settings: Mapping[str, Sequence[StudyRow]]) -> Iterator[tuple[str, str, str]]:
     """Over each curve in L, its end and its best place; the validation split says which that is, not the test split."""
     curves: dict[str, dict[int, str]] = {}
-    for name, same in settings.items():
-        row = same[0]
+    for name, (row, *_) in settings.items():
         if row.kind == "moe":
             curve = f"N = {row.recipe['num_experts']}, {_family(row)}"
             curves.setdefault(curve, {})[row.recipe["last"]] = name
     for curve, by_last in curves.items():
-        best = _best_on_val(by_last, settings)
+        best = _best_on_val(by_last.values(), settings)
         if by_last[max(by_last)] != best:
             yield f"{curve}: most layers against the best L on val", by_last[max(by_last)], best
-
-
-def sweeps(settings: Mapping[str, Sequence[StudyRow]]) -> Iterator[tuple[str, dict[int, str], str]]:
-    """Every planned setting, by L the settings that it stands for, and which of these is best on validation."""
-    for name, (row, *_) in settings.items():
-        if row.kind == "planned":
-            by_last = _sweep(settings[row.origin][0], settings)
-            yield name, by_last, _best_on_val(by_last, settings)
 
 
 def _sweep(origin: StudyRow, settings: Mapping[str, Sequence[StudyRow]]) -> dict[int, str]:
@@ -145,9 +202,9 @@ def _sweep(origin: StudyRow, settings: Mapping[str, Sequence[StudyRow]]) -> dict
     return dict(sorted(found.items()))
 
 
-def _best_on_val(by_last: Mapping[int, str], settings: Mapping[str, Sequence[StudyRow]]) -> str:
+def _best_on_val(names: Iterable[str], settings: Mapping[str, Sequence[StudyRow]]) -> str:
     """The setting with the best mean on the validation split."""
-    return max(by_last.values(), key=lambda name: sum(row.val for row in settings[name]) / len(settings[name]))
+    return max(names, key=lambda name: sum(row.val for row in settings[name]) / len(settings[name]))
 
 
 def _planned_against_sweep(settings: Mapping[str, Sequence[StudyRow]]) -> Iterator[tuple[str, str, str]]:
@@ -165,11 +222,10 @@ def _one_key_apart(first: Mapping[str, StudyRow]) -> Iterator[tuple[str, str, st
         usual = "false" if "false" in values else values[0]
         for name, row in first.items():
             for other, control in first.items():
-                if row.kind == control.kind and _differ_in(row, control) == {key}:
-                    value, theirs = json.dumps(row.recipe[key]), json.dumps(control.recipe[key])
-                    if theirs == usual:
-                        where = _family(control, besides=key)
-                        yield f"{where}: {key} {value} against {theirs}".replace('"', ""), name, other
+                value, theirs = json.dumps(row.recipe[key]), json.dumps(control.recipe[key])
+                if row.kind == control.kind and theirs == usual and _differ_in(row, control) == {key}:
+                    where = _family(control, besides=key)
+                    yield f"{where}: {key} {value} against {theirs}".replace('"', ""), name, other
 
 
 def _family(row: StudyRow, besides: str = "") -> str:
@@ -183,7 +239,7 @@ def _family(row: StudyRow, besides: str = "") -> str:
 
 
 def _differ_in(row: StudyRow, other: StudyRow) -> set[str]:
-    return {key for key in row.recipe if row.recipe[key] != other.recipe[key]}
+    return {key for key in row.recipe if key not in TUNED and row.recipe[key] != other.recipe[key]}
 
 
 def _last_and_width(row: StudyRow) -> tuple[int, int]:

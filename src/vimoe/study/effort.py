@@ -1,8 +1,8 @@
-"""What the runs of a study cost before they are run, and how long the rest of them will take."""
+"""What the runs of a study cost before they are run, how long the rest will take, and what their seeds can tell."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -12,6 +12,7 @@ from vimoe.data.splits import Splits
 from vimoe.errors import UserError
 from vimoe.report.tables import Table, giga_macs, millions
 from vimoe.study.grid import DATA_AND_MODEL, StudyRun
+from vimoe.study.statistics import seeds_needed, smallest_difference
 from vimoe.training.build import build_model
 from vimoe.training.progress import duration
 from vimoe.training.recipe import Recipe
@@ -60,17 +61,16 @@ def efforts(runs: Iterable[StudyRun]) -> dict[str, Effort]:
             if data not in opened:
                 opened[data] = open_recipe_data(recipe)
             splits = opened[data]
-            trained = replace(recipe, epochs=run.recovers or recipe.epochs)
-            found[run.setting] = Effort(_count(recipe, splits), shown_images(trained, len(splits.train)))
+            steps = training_steps(replace(recipe, epochs=run.recovers or recipe.epochs), len(splits.train))
+            found[run.setting] = Effort(_count(recipe, splits), steps * recipe.accumulate * recipe.batch_size)
         except UserError as error:
             raise UserError(f"run {run.name}: {error}") from error
     return found
 
 
-def shown_images(recipe: Recipe, training_images: int) -> int:
-    """Images that a run trains on, counted once an epoch; what fills no step is left out."""
-    steps = training_images // recipe.batch_size // recipe.accumulate
-    return recipe.epochs * steps * recipe.accumulate * recipe.batch_size
+def training_steps(recipe: Recipe, training_images: int) -> int:
+    """Steps of a run over all epochs; images that fill no step are left out."""
+    return recipe.epochs * (training_images // recipe.batch_size // recipe.accumulate)
 
 
 def expected_seconds(run: StudyRun, effort: Mapping[str, Effort], measured: Mapping[str, Sequence[float]]) -> float:
@@ -81,21 +81,19 @@ def expected_seconds(run: StudyRun, effort: Mapping[str, Effort], measured: Mapp
         effort: By setting.
         measured: By setting, the seconds of each finished run.
     """
-    own = measured.get(run.setting)
-    if own:
+    if own := measured.get(run.setting):
         return sum(own) / len(own)
-    seconds = sum(sum(each) for each in measured.values())
     macs = sum(len(each) * effort[setting].macs for setting, each in measured.items())
-    return seconds / macs * effort[run.setting].macs if macs else 0.0
+    return sum(map(sum, measured.values())) / macs * effort[run.setting].macs if macs else 0.0
 
 
 def effort_table(
     runs: Sequence[StudyRun],
     effort: Mapping[str, Effort],
     measured: Mapping[str, Sequence[float]],
-    done: Iterable[str],
+    done: Collection[str],
     jobs: int,
-) -> str:
+) -> Table:
     """What `--dry-run` prints: a line for each setting with its runs, and the total.
 
     Args:
@@ -105,39 +103,43 @@ def effort_table(
         done: Names of the runs with a result.
         jobs: How many run at once.
     """
-    done = set(done)
-    settings: dict[str, list[StudyRun]] = {}
-    for run in runs:
-        settings.setdefault(run.setting, []).append(run)
     rows = []
-    for setting, same in settings.items():
-        taken = effort[setting]
+    for setting, taken in effort.items():
+        same = [run for run in runs if run.setting == setting]
         rows.append(
             [
-                setting,
-                str(len(same)),
-                str(sum(run.name in done for run in same)),
-                millions(taken.cost.stored_params),
-                millions(taken.cost.activated_params),
-                giga_macs(taken.cost.macs),
-                f"{taken.images:,}",
-                f"{taken.macs / 1e12:,.1f}",
+                *(setting, str(len(same)), str(sum(run.name in done for run in same))),
+                *(millions(taken.cost.stored_params), millions(taken.cost.activated_params)),
+                *(giga_macs(taken.cost.macs), f"{taken.images:,}", f"{taken.macs / 1e12:,.1f}"),
                 duration(expected_seconds(same[0], effort, measured)) if measured else "-",
             ]
         )
     header = ("setting", "runs", "done", "stored", "activated", "an image", "images", "TMAC a run", "time a run")
     left = [run for run in runs if run.name not in done]
-    total = sum(effort[run.setting].macs for run in runs)
-    lines = [
-        Table(header, rows).text(),
-        "",
-        f"{len(runs)} runs, {len(runs) - len(left)} done; {total / 1e12:,.1f} TMAC in all, "
-        f"{sum(effort[run.setting].macs for run in left) / 1e12:,.1f} to go",
-    ]
+    total, rest = (sum(effort[run.setting].macs for run in some) / 1e12 for some in (runs, left))
+    line = f"{len(runs)} runs, {len(runs) - len(left)} done; {total:,.1f} TMAC in all, {rest:,.1f} to go"
     if measured:
         seconds = sum(expected_seconds(run, effort, measured) for run in left) / jobs
-        lines.append(f"about {duration(seconds)} left with {jobs} at a time, going by the finished runs")
-    return "\n".join(lines)
+        line += f"\nabout {duration(seconds)} left with {jobs} at a time, going by the finished runs"
+    return Table(header, rows, [line])
+
+
+def seeds_line(std: float, seeds: int, difference: float) -> str:
+    """What this many seeds can tell, going by the spread of paired differences between the seeds of a pilot.
+
+    Args:
+        std: Standard deviation of the paired differences between seeds.
+        seeds: Of the study.
+        difference: The true difference, in points, that is to be found.
+    """
+    if not std > 0:
+        return f"how many seeds show a difference of {difference:g} points cannot be told: no pilot with two seeds"
+    needed = seeds_needed(std, difference)
+    shown = f"{seeds} seeds show {smallest_difference(std, seeds):.2f}" if seeds > 1 else "one seed shows none"
+    return (
+        f"paired differences spread by {std:.2f} points between the pilot's seeds: a difference of {difference:g} is "
+        f"found in 80 % of cases with {needed or 'more than 1000'} seeds; {shown}"
+    )
 
 
 def _count(recipe: Recipe, splits: Splits) -> Cost:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from pathlib import Path
@@ -10,13 +11,14 @@ from typing import NamedTuple
 import torch
 
 from vimoe.analysis.analyze_run import analyze_run
-from vimoe.study.effort import effort_table, efforts, expected_seconds
-from vimoe.study.gather import gather
+from vimoe.study.comparisons import comparisons, spread
+from vimoe.study.effort import effort_table, efforts, expected_seconds, seeds_line
 from vimoe.study.grid import StudyRun, list_runs
 from vimoe.study.processes import FAILED_FILE, Outcome, run_all
 from vimoe.study.prune_run import prune_run
 from vimoe.study.run_result import Result, keep_result, measure, read_result
 from vimoe.study.study_file import Study
+from vimoe.study.study_table import gather, read_table
 from vimoe.training.fit import train
 from vimoe.training.progress import duration
 from vimoe.training.recipe import load_recipe
@@ -52,14 +54,25 @@ class Progress(NamedTuple):
         return f"{len(names)} of {len(self.runs)} runs failed: {told}{more}; their {FAILED_FILE} says why"
 
 
-def dry_run(study: Study, jobs: int) -> str:
-    """The runs of a study with their cost, and how long they take as far as finished runs tell.
+def dry_run(study: Study, jobs: int = 1, detect: float = 0.5, pilot: Path | None = None) -> str:
+    """The runs of a study with their cost, how long they take as far as finished runs tell, and what they can show.
+
+    Args:
+        study: The study.
+        jobs: Runs at once.
+        detect: The difference between two settings that the study should find, in points.
+        pilot: The folder of a study whose seeds say how much differences spread; by default this one's.
 
     Raises:
-        UserError: The study asks for what cannot be done.
+        UserError: The study asks for what cannot be done, or the pilot's folder holds no study.
     """
     progress = standing(study)
-    return effort_table(progress.runs, efforts(progress.runs), progress.seconds(), progress.results, jobs)
+    table = effort_table(progress.runs, efforts(progress.runs), progress.seconds(), progress.results, jobs)
+    if pilot is None and not (study.output / "study.csv").exists():
+        std = math.nan
+    else:
+        std = spread(comparisons(read_table(pilot or study.output).rows))
+    return f"{table.text()}\n{seeds_line(std, len(study.seeds), detect)}"
 
 
 def standing(study: Study) -> Progress:

@@ -6,7 +6,6 @@ figures/   as .png, .svg and .pdf
 
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 
 from vimoe.analysis.counts import RoutingCounts
@@ -15,9 +14,9 @@ from vimoe.errors import UserError
 from vimoe.files import write_text
 from vimoe.report.heatmap import routing_heatmaps
 from vimoe.report.saving import save_figure
-from vimoe.study.comparisons import comparisons, spread
-from vimoe.study.study_plots import Curves, study_figures
-from vimoe.study.study_rows import read_study_rows
+from vimoe.study.comparisons import comparisons, spread, tuned
+from vimoe.study.study_plots import study_figures
+from vimoe.study.study_table import read_table
 from vimoe.study.study_tables import comparisons_table, planned_table, power_line, settings_table
 
 
@@ -30,31 +29,21 @@ def publish(folder: Path) -> str:
     Raises:
         UserError: The folder holds no study's tables.
     """
-    rows = read_study_rows(folder / "study.csv")
+    table = read_table(folder)
+    rows = table.rows
     if not rows:
         raise UserError(f"{folder / 'study.csv'} holds no runs yet")
-    found = comparisons(rows)
+    found = comparisons(rows, table.right)
     tables = {"settings": settings_table(rows), "comparisons": comparisons_table(found, rows[0].metric)}
     if any(row.kind == "planned" for row in rows):
-        tables["planned"] = planned_table(rows)
-    for name, table in tables.items():
-        for suffix, text in (("md", table.markdown()), ("csv", table.csv()), ("tex", table.latex())):
+        tables["planned"] = planned_table(tuned(rows))
+    for name, cells in tables.items():
+        for suffix, text in (("md", cells.markdown()), ("csv", cells.csv()), ("tex", cells.latex())):
             write_text(folder / "tables" / f"{name}.{suffix}", text)
-    for name, figure in study_figures(rows, _read_curves(folder)).items():
+    for name, figure in study_figures(table).items():
         save_figure(figure, folder / "figures" / name)
     for path in sorted((folder / "routing").glob("*.npz")):
         counts = RoutingCounts.load(path)
         measures = {layer: specialisation(counts.layer(layer), shuffles=99) for layer in counts.layers}
         save_figure(routing_heatmaps(counts, measures), folder / "figures" / f"heatmaps-{path.stem}")
     return power_line(spread(found))
-
-
-def _read_curves(folder: Path) -> Curves:
-    path = folder / "curves.csv"
-    curves: dict[str, list[dict[str, float]]] = {}
-    if path.exists():
-        with path.open(newline="") as file:
-            for line in csv.DictReader(file):
-                values = {key: float(value) for key, value in line.items() if key != "run" and value}
-                curves.setdefault(line["run"], []).append(values)
-    return curves

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
 from vimoe.analysis.behaviour import count_routing
 from vimoe.analysis.held_out import held_out
 from vimoe.analysis.specialisation import specialisation
-from vimoe.files import write_text
+from vimoe.data.loaders import batches
+from vimoe.files import write_bytes, write_text
+from vimoe.study.effort import training_steps
+from vimoe.tasks.classification import Classification, evaluating
+from vimoe.tasks.classification_metrics import ClassificationMetrics
 from vimoe.tasks.model import load_model
 from vimoe.training.fit import recipe_task
 from vimoe.training.parallel import pick_device
@@ -23,7 +32,7 @@ from vimoe.vit.upcycle import get_config
 
 Result = dict[str, Any]
 
-FILE = "result.json"
+FILE, RIGHT_FILE = "result.json", "test_right.npz"
 # Shuffled tables behind each layer's chance level.
 SHUFFLES = 199
 
@@ -43,21 +52,42 @@ def read_result(folder: Path) -> Result | None:
         return None
 
 
+def read_right(path: Path) -> NDArray[np.bool_]:
+    """`[N]` whether each test image was classified right, as `measure` wrote it."""
+    with np.load(path) as found:
+        return found["right"]
+
+
 def measure(run: RunFolder, recipe: Recipe) -> Result:
-    """All metrics of a finished run; the routing counts of the validation split are kept beside them.
+    """All metrics of a finished run.
+
+    The routing counts of the validation split, and of a classifier which test images it has right, are written into
+    the run's folder.
 
     Returns:
         `recipe` (what differs from the defaults), `seed`, `metric` (the task's main metric), every metric of the task
-        as `val_…` and `test_…`, `stored_params`, `activated_params`, `macs`, `train_images`, `seconds` of training,
-        and of an MoE model `routing_degree` and `layers`: by block, its `Specialisation` and how many `experts_touched`
-        an image's choices fall on.
+        as `val_…` and `test_…`, `stored_params`, `activated_params`, `macs`, the `steps` of training with the
+        `shown_images` and `seconds` that they took, and of an MoE model `routing_degree` and `layers`: by block, its
+        `Specialisation` and how many `experts_touched` an image's choices fall on.
     """
     device = pick_device(recipe.device)
     splits = open_recipe_data(recipe)
     task = recipe_task(recipe, splits)
     model = load_model(run.model, device)
     last = run.read_rows()[-1]
-    test = task.evaluate(model, splits.test, device, recipe.workers)
+    if isinstance(task, Classification):
+        metrics, right = ClassificationMetrics(task.num_classes), [torch.zeros(0, dtype=torch.bool)]
+        with evaluating(model):
+            for images, labels in batches(splits.test, workers=recipe.workers):
+                logits = model(images.to(device)).float().cpu()
+                metrics.add(logits, labels)
+                right.append(logits.argmax(-1) == labels)
+        test, buffer = metrics.summary(), io.BytesIO()
+        np.savez_compressed(buffer, right=torch.cat(right).numpy())
+        write_bytes(run.path / RIGHT_FILE, buffer.getvalue())
+    else:
+        test = task.evaluate(model, splits.test, device, recipe.workers)
+    steps = training_steps(recipe, len(splits.train))
     result: Result = {
         "recipe": _settings(recipe),
         "seed": recipe.seed,
@@ -65,7 +95,8 @@ def measure(run: RunFolder, recipe: Recipe) -> Result:
         **{key: value for key, value in last.items() if key.startswith("val_")},
         **{f"test_{key}": value for key, value in test.items()},
         **cost(model)._asdict(),
-        "train_images": len(splits.train),
+        "steps": steps,
+        "shown_images": steps * recipe.accumulate * recipe.batch_size,
         "seconds": last["seconds"],
     }
     config = get_config(model)

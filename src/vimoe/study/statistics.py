@@ -46,10 +46,9 @@ def paired(differences: Sequence[float]) -> Paired:
     std = float(values.std(ddof=1))
     if std <= 1e-9 * (1 + abs(mean)):
         return Paired(n, mean, 0.0, math.nan, math.nan, math.nan)
-    error = std / math.sqrt(n)
-    half = float(stats.t.ppf(1 - LEVEL / 2, n - 1)) * error
-    p_value = float(2 * stats.t.sf(abs(mean) / error, n - 1))
-    return Paired(n, mean, std, mean - half, mean + half, p_value)
+    test = stats.ttest_1samp(values, 0.0)
+    low, high = test.confidence_interval(1 - LEVEL)
+    return Paired(n, mean, std, float(low), float(high), float(test.pvalue))
 
 
 def power(noncentrality: float, n: int) -> float:

@@ -1,240 +1,222 @@
-"""The figures of a study, from its rows alone: which settings stand in which panel."""
+"""The figures of a study, from its table alone: which runs stand in which panel, as which curve."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
 
 from matplotlib.figure import Figure
 
 from vimoe.report.panels import Panel, Series, panels_over_seeds
 from vimoe.report.tables import metric_name
-from vimoe.study.comparisons import share_training
-from vimoe.study.study_rows import StudyRow, by_setting
+from vimoe.study.comparisons import share_training, tuned, without
+from vimoe.study.effort import FORWARDS_A_STEP
+from vimoe.study.study_table import StudyRow, StudyTable, by_setting, deepest
 
-# One label has one colour in all figures.
-DENSE, WIDE, PLANNED = "dense", "dense, equal activated parameters", "planned from all layers, recovered"
-_COLOURS = {"no shared expert": 1, "shared expert": 0, WIDE: 2, PLANNED: 3}
-# By run, the figures of each epoch.
-Curves = Mapping[str, Sequence[Mapping[str, float]]]
+# What is drawn beside the MoE runs, by kind. One label has one colour in all figures.
+_BESIDE = {
+    "dense": "dense",
+    "wide": "dense, equal activated parameters",
+    "planned": "planned from all layers, recovered",
+}
+_COLOURS = {"shared expert": 0, "no shared expert": 1, _BESIDE["wide"]: 2, _BESIDE["planned"]: 3, "dense": None}
+Rows = Sequence[StudyRow]
+# What runs are grouped by, in the order of the groups, and what a group is called.
+Group = Callable[[StudyRow], tuple[Any, str]]
+# The places of a run on the x axis, with a value for each.
+Points = Callable[[StudyRow], Iterable[tuple[float, float]]]
 
 
-def study_figures(rows: Sequence[StudyRow], curves: Curves) -> dict[str, Figure]:
-    """By file name, every figure that this study has the runs for."""
-    moe = [row for row in rows if row.kind == "moe"]
-    if not moe:
+def study_figures(table: StudyTable) -> dict[str, Figure]:
+    """By file name, every figure that this study has the runs for.
+
+    `accuracy_by_…` shows the test metric with the standard deviation between seeds, `difference_by_…` how it differs
+    from the dense model of the same seed and training, with the 95 % t interval of the mean. Of each setting the runs
+    with its best learning rate are drawn.
+    """
+    rows = tuned(table.rows)
+    if not any(row.kind == "moe" for row in rows):
         return {}
-    metric = rows[0].metric
-    test = f"test {metric_name(metric)} %"
+    metric = f"{metric_name(rows[0].metric)} %"
+    gains = _gains(rows)
+    compared = [row for row in rows if row.run in gains]
     figures = {
-        "accuracy_by_depth": _by_depth(rows, test),
-        "accuracy_by_parameters": _by_cost(rows, "activated_params", 1e6, "activated parameters, millions", test),
-        "accuracy_by_macs": _by_cost(rows, "macs", *_mac_unit(rows), test),
-        "accuracy_by_routing_degree": _by_routing_degree(rows, test),
-        "specialisation_by_layer": _specialisation(rows),
+        **_over_all_axes("accuracy", rows, {row.run: row.test for row in rows}, f"test {metric}"),
+        **_over_all_axes("difference", compared, gains, f"test {metric}: difference from dense, same seed", interval=True),
     }
-    if curves:
-        figures["training_curves"] = _training(rows, curves, metric)
+    figures["specialisation_by_layer"] = _draw(
+        deepest(rows),
+        lambda row: row.by_block("information").items(),
+        "block (0 is the first)",
+        "how far the class decides the expert\n(normalised mutual information)",
+    )
+
+    def over_time(key: str, y_label: str, x_label: str, end: Callable[[StudyRow], float]) -> Figure:
+        """The paper's Figure 3: a curve for each L, means over seeds."""
+
+        def points(row: StudyRow) -> list[tuple[float, float]]:
+            epochs = table.curves.get(row.run, ())
+            return [(epoch["epoch"] / row.recipe["epochs"] * end(row), epoch[key]) for epoch in epochs]
+
+        how: dict[str, Any] = {"column": _both(_experts, _shared), "curve": _layers, "beside": ("dense",)}
+        return _draw(rows, points, f"{x_label} of the fine-tuning", y_label, shaded=True, dots=False, **how)
+
+    def macs(row: StudyRow) -> float:
+        return FORWARDS_A_STEP * row.values["shown_images"] * row.values["macs"] / 1e12
+
+    if table.curves:
+        validation = f"val_{rows[0].metric}", f"val {metric}"
+        figures["training_curves"] = over_time(*validation, "epoch", lambda row: row.recipe["epochs"])
+    if table.curves and all("steps" in row.values for row in rows):
+        figures["loss_by_steps"] = over_time("loss", "training loss", "step", lambda row: row.values["steps"])
+        figures["loss_by_macs"] = over_time("loss", "training loss", "multiply-adds (10¹²)", macs)
     return figures
 
 
-def deepest(rows: Iterable[StudyRow]) -> list[StudyRow]:
-    """Of each N, qualifier and seed, with and without a shared expert, the MoE run with the most MoE layers."""
-    found: dict[tuple[object, ...], StudyRow] = {}
+def _over_all_axes(
+    what: str, rows: Rows, values: Mapping[str, float], y_label: str, interval: bool = False
+) -> dict[str, Figure]:
+    """Figures of one value of each run over what the runs differ in; none where no MoE run has the value."""
+    moe = [row for row in rows if row.kind == "moe"]
+
+    def over(place: Callable[[StudyRow], float], x_label: str, **how: Any) -> Figure:
+        return _draw(rows, lambda row: [(place(row), values[row.run])], x_label, y_label, interval=interval, **how)
+
+    def over_cost(key: str, x_label: str, unit: float = 1e6) -> Figure:
+        return over(lambda row: row.values[key] / unit, x_label, beside=tuple(_BESIDE))
+
+    if not moe:
+        return {}
+    giga = max(row.values["macs"] for row in rows) >= 1e8
+    figures = {
+        # The paper's Figure 2, and below its Figure 1.
+        "depth": over(_last, "MoE layers L (the last of the model)", beside=("wide", "planned"), level=True),
+        "activated_params": over_cost("activated_params", "activated parameters, millions"),
+        "stored_params": over_cost("stored_params", "stored parameters, millions"),
+        "macs": over_cost(
+            "macs", f"multiply-adds for an image, {'GMAC' if giga else 'millions'}", 1e9 if giga else 1e6
+        ),
+        "routing_degree": over(
+            lambda row: row.values["routing_degree"],
+            "routing degree C(N, k)^L",
+            **{"column": _shared, "curve": _experts, "level": True, "log_base": 2},
+        ),
+    }
+    if len({row.recipe["epochs"] for row in moe}) > 1:
+        steps = all("steps" in row.values for row in rows)
+        figures["length"] = over(
+            lambda row: row.values["steps"] if steps else row.recipe["epochs"],
+            "steps of training" if steps else "epochs of training",
+            line=lambda row: without(row, ["epochs"]),
+            **{"curve": _both(_layers, _shared), "beside": ("dense", "wide")},
+        )
+    return {f"{what}_by_{axis}": figure for axis, figure in figures.items()}
+
+
+def _gains(rows: Rows) -> dict[str, float]:
+    """By run, the test metric less that of a dense run of the same seed that was trained alike, where there is one."""
+    gains: dict[str, float] = {}
     for row in rows:
-        key = (_experts(row), row.qualifier, _shared(row), row.seed)
-        if row.kind == "moe" and (key not in found or _last(row) > _last(found[key])):
-            found[key] = row
-    return list(found.values())
+        for dense in rows:
+            if dense.kind == "dense" and dense.seed == row.seed and share_training(row, dense) and row.kind != "start":
+                gains.setdefault(row.run, row.test - dense.test)
+    return gains
 
 
-def _by_depth(rows: Sequence[StudyRow], y_label: str) -> Figure:
-    """The paper's Figure 2: over L for each N, with and without a shared expert, the dense line, the dense control."""
+def _draw(
+    rows: Rows,
+    points: Points,
+    x_label: str,
+    y_label: str,
+    *,
+    line: Callable[[StudyRow], str] = lambda row: row.qualifier,
+    column: Group | None = None,
+    curve: Group | None = None,
+    beside: Sequence[str] = (),
+    level: bool = False,
+    shaded: bool = False,
+    **how: Any,
+) -> Figure:
+    """A grid of panels of the MoE runs, and in each what was trained as they were.
 
-    def panel(title: str, here: Sequence[StudyRow]) -> Panel:
-        series = [*_by_shared(here, _last), *_wide(rows, here, _last), *_planned(rows, here, _kept)]
-        return Panel(title, series, _dense_level(rows, here))
-
-    return panels_over_seeds(_panels(rows, panel), "MoE layers L (the last of the model)", y_label)
-
-
-def _by_cost(rows: Sequence[StudyRow], count: str, unit: float, x_label: str, y_label: str) -> Figure:
-    """The paper's Figure 1: every setting against what it costs."""
-
-    def place(row: StudyRow) -> float:
-        return row.counts[count] / unit
-
-    def panel(title: str, here: Sequence[StudyRow]) -> Panel:
-        series = [*_by_shared(here, place), *_wide(rows, here, place), *_planned(rows, here, place)]
-        if dense := _controls(rows, here, "dense"):
-            series.append(Series(DENSE, _points(dense, place, _test)))
-        return Panel(title, series)
-
-    return panels_over_seeds(_panels(rows, panel), x_label, y_label)
-
-
-def _mac_unit(rows: Sequence[StudyRow]) -> tuple[float, str]:
-    """GMAC, or MMAC for small models, and what the axis says."""
-    small = max(row.counts["macs"] for row in rows) < 1e8
-    return (1e6, "multiply-adds for an image, millions") if small else (1e9, "multiply-adds for an image, GMAC")
-
-
-def _by_routing_degree(rows: Sequence[StudyRow], y_label: str) -> Figure:
-    """Against C(N, k)^L; panels by qualifier and shared expert, a curve for each N."""
+    Args:
+        rows: MoE runs, and others.
+        points: What is drawn of a run; what several have at one place is one mean.
+        x_label: Below.
+        y_label: To the left.
+        line: One line of panels for each value.
+        column: One column of panels for each group, by default for each N.
+        curve: One curve for each group, by default with and without a shared expert.
+        beside: The kinds of other runs that have a curve of their own.
+        level: Whether the dense runs are a level instead.
+        shaded: Whether the curves are in order, from dark to light.
+        how: Of `panels_over_seeds`.
+    """
+    column, curve = column or _experts, curve or _shared
     moe = [row for row in rows if row.kind == "moe"]
-    sizes = sorted({_experts(row) for row in moe})
-
-    def panel(title: str, here: Sequence[StudyRow]) -> Panel:
-        series = [
-            Series(f"N = {n}", _points(some, lambda row: row.counts["routing_degree"], _test), colour=i)
-            for i, n in enumerate(sizes)
-            if (some := [row for row in here if _experts(row) == n])
-        ]
-        return Panel(title, series, _dense_level(rows, here))
-
-    grid = [
-        [
-            panel(_titled(qualifier, "shared expert" if shared else "no shared expert"), some)
-            for shared in (False, True)
-            if (some := [row for row in moe if row.qualifier == qualifier and _shared(row) == shared])
-        ]
-        for qualifier in _qualifiers(moe)
-    ]
-    return panels_over_seeds(grid, "routing degree C(N, k)^L", y_label, log_base=2)
-
-
-def _specialisation(rows: Sequence[StudyRow]) -> Figure:
-    """Normalised mutual information by block, of the runs with the most MoE layers."""
-
-    def panel(title: str, here: Sequence[StudyRow]) -> Panel:
-        series = []
-        for label, shared in (("no shared expert", False), ("shared expert", True)):
-            points: dict[float, list[float]] = {}
-            for row in deepest(here):
-                if _shared(row) == shared:
-                    for block, value in row.information.items():
-                        points.setdefault(block, []).append(value)
-            if points:
-                series.append(Series(label, list(points.items()), colour=_COLOURS[label]))
-        return Panel(title, series)
-
-    y_label = "how far the class decides the expert\n(normalised mutual information)"
-    return panels_over_seeds(_panels(rows, panel), "block (0 is the first)", y_label)
+    columns, curves = (sorted({group(row) for row in moe}) for group in (column, curve))
+    grid: list[list[Panel]] = []
+    for name in dict.fromkeys(map(line, moe)):
+        grid.append([])
+        for place in columns:
+            here = [row for row in moe if line(row) == name and column(row) == place]
+            series = []
+            for i, (key, label) in enumerate(curves):
+                merged = _merged([row for row in here if curve(row) == (key, label)], points)
+                shade = i / max(1, len(curves) - 1) if shaded else None
+                series += [Series(label, merged, colour=_COLOURS.get(label, i), shade=shade)] if merged else []
+            for kind in beside:
+                label, own_place = _BESIDE[kind], kind == "planned"
+                merged = _merged(_trained_alike(rows, here, kind), points)
+                look: dict[str, Any] = {"dashed": not own_place, "line": not own_place, "colour": _COLOURS[label]}
+                series += [Series(label, merged, **look)] if merged else []
+            dense = [y for row in _trained_alike(rows, here, "dense") for _, y in points(row)] if level else []
+            if here:
+                title = ", ".join(filter(None, (name, place[1])))
+                grid[-1].append(Panel(title, series, (_BESIDE["dense"], dense) if dense else None))
+    return panels_over_seeds(grid, x_label, y_label, **how)
 
 
-def _training(rows: Sequence[StudyRow], curves: Curves, metric: str) -> Figure:
-    """The paper's Figure 3: the validation figure over the epochs, a curve for each L; means over seeds."""
-    moe = [row for row in rows if row.kind == "moe"]
-    depths = sorted({_last(row) for row in moe})
-
-    def over_epochs(some: Sequence[StudyRow]) -> list[tuple[float, list[float]]]:
-        points: dict[float, list[float]] = {}
-        for row in some:
-            for epoch in curves.get(row.run, ()):
-                points.setdefault(epoch["epoch"], []).append(epoch[f"val_{metric}"])
-        return list(points.items())
-
-    def panel(title: str, here: Sequence[StudyRow]) -> Panel:
-        series = []
-        for i, depth in enumerate(depths):
-            points = over_epochs([row for row in here if _last(row) == depth])
-            if points:
-                series.append(Series(f"L = {depth}", points, shade=i / max(1, len(depths) - 1)))
-        if dense := over_epochs(_controls(rows, here, "dense")):
-            series.append(Series(DENSE, dense, dashed=True))
-        return Panel(title, series)
-
-    grid = [
-        [
-            panel(_titled(qualifier, f"N = {n}, {'' if shared else 'no '}shared expert"), some)
-            for n in sorted({_experts(row) for row in moe})
-            for shared in (False, True)
-            if (some := [r for r in moe if (r.qualifier, _experts(r), _shared(r)) == (qualifier, n, shared)])
-        ]
-        for qualifier in _qualifiers(moe)
-    ]
-    return panels_over_seeds(grid, "epoch of the fine-tuning", f"val {metric_name(metric)} %", dots=False)
-
-
-def _panels(rows: Sequence[StudyRow], panel: Callable[[str, Sequence[StudyRow]], Panel]) -> list[list[Panel]]:
-    """A row of panels for each qualifier, a panel for each N."""
-    moe = [row for row in rows if row.kind == "moe"]
-    return [
-        [
-            panel(
-                _titled(qualifier, f"N = {n}"), [row for row in moe if (row.qualifier, _experts(row)) == (qualifier, n)]
-            )
-            for n in sorted({_experts(row) for row in moe if row.qualifier == qualifier})
-        ]
-        for qualifier in _qualifiers(moe)
-    ]
-
-
-def _by_shared(rows: Sequence[StudyRow], place: Callable[[StudyRow], float]) -> list[Series]:
-    return [
-        Series(label, _points(some, place, _test), colour=_COLOURS[label])
-        for label, shared in (("no shared expert", False), ("shared expert", True))
-        if (some := [row for row in rows if _shared(row) == shared])
-    ]
-
-
-def _points(
-    rows: Sequence[StudyRow], place: Callable[[StudyRow], float], value: Callable[[StudyRow], float]
-) -> list[tuple[float, list[float]]]:
-    return [(place(same[0]), [value(row) for row in same]) for same in by_setting(rows).values()]
-
-
-def _wide(rows: Sequence[StudyRow], here: Sequence[StudyRow], place: Callable[[StudyRow], float]) -> Iterator[Series]:
-    if wide := _controls(rows, here, "wide"):
-        yield Series(WIDE, _points(wide, place, _test), dashed=True, colour=_COLOURS[WIDE])
-
-
-def _planned(
-    rows: Sequence[StudyRow], here: Sequence[StudyRow], place: Callable[[StudyRow], float]
-) -> Iterator[Series]:
-    """What plans made of the runs `here`, each where it came to lie."""
-    origins = {(row.seed, row.setting) for row in here}
-    points: dict[float, list[float]] = {}
+def _merged(rows: Rows, points: Points) -> list[tuple[float, list[float]]]:
+    found: dict[float, list[float]] = {}
     for row in rows:
-        if row.kind == "planned" and (row.seed, row.origin) in origins:
-            points.setdefault(place(row), []).append(row.test)
-    if points:
-        yield Series(PLANNED, sorted(points.items()), line=False, colour=_COLOURS[PLANNED])
+        for x, y in points(row):
+            found.setdefault(x, []).append(y)
+    return sorted(found.items())
 
 
-def _dense_level(rows: Sequence[StudyRow], here: Sequence[StudyRow]) -> tuple[str, list[float]] | None:
-    dense = _controls(rows, here, "dense")
-    return (DENSE, [row.test for row in dense]) if dense else None
-
-
-def _controls(rows: Sequence[StudyRow], here: Sequence[StudyRow], kind: str) -> list[StudyRow]:
-    """The runs of a kind that were trained as those `here`."""
-    return [row for row in rows if row.kind == kind and share_training(row, here[0])]
-
-
-def _qualifiers(rows: Sequence[StudyRow]) -> list[str]:
-    return list(dict.fromkeys(row.qualifier for row in rows))
-
-
-def _titled(qualifier: str, title: str) -> str:
-    return f"{qualifier}, {title}" if qualifier else title
-
-
-def _test(row: StudyRow) -> float:
-    return row.test
+def _trained_alike(rows: Rows, here: Rows, kind: str) -> list[StudyRow]:
+    """The runs of a kind that were trained as one of those `here`; of planned ones those that were made of them."""
+    settings = by_setting(here)
+    return [
+        row
+        for row in rows
+        if row.kind == kind
+        and (row.origin in settings if kind == "planned" else any(share_training(row, m[0]) for m in settings.values()))
+    ]
 
 
 def _last(row: StudyRow) -> int:
-    return int(row.recipe["last"])
+    """L, and of a planned run the MoE layers that are left."""
+    return len(row.by_block("information")) if row.kind == "planned" else row.recipe["last"]
 
 
-def _kept(row: StudyRow) -> int:
-    """MoE layers that are left."""
-    return len(row.information)
+def _layers(row: StudyRow) -> tuple[int, str]:
+    return row.recipe["last"], f"L = {row.recipe['last']}"
 
 
-def _experts(row: StudyRow) -> int:
-    return int(row.recipe["num_experts"])
+def _experts(row: StudyRow) -> tuple[int, str]:
+    return row.recipe["num_experts"], f"N = {row.recipe['num_experts']}"
 
 
-def _shared(row: StudyRow) -> bool:
-    return bool(row.recipe["shared_expert"])
+def _shared(row: StudyRow) -> tuple[bool, str]:
+    shared = row.recipe["shared_expert"]
+    return shared, "shared expert" if shared else "no shared expert"
+
+
+def _both(one: Group, other: Group) -> Group:
+    def group(row: StudyRow) -> tuple[Any, str]:
+        (first, name), (second, more) = one(row), other(row)
+        return (first, second), f"{name}, {more}"
+
+    return group

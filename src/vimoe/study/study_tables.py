@@ -1,4 +1,4 @@
-"""The tables of a study, in Markdown, CSV and LaTeX, and in words what its seeds can tell."""
+"""The tables of a study, and in words what its seeds can tell."""
 
 from __future__ import annotations
 
@@ -11,42 +11,38 @@ from vimoe.report.panels import mean_and_std
 from vimoe.report.tables import Table, giga_macs, millions
 from vimoe.study.comparisons import Comparison, adjusted, spread, sweeps
 from vimoe.study.statistics import smallest_difference
-from vimoe.study.study_rows import StudyRow, by_setting
+from vimoe.study.study_table import StudyRow, by_setting
 
-# Told of each setting where the task has them.
+# Columns of each setting where the task has them.
 _MORE = ("test_nll", "test_ece")
 
 
 def settings_table(rows: Sequence[StudyRow]) -> Table:
     """Every setting: how good it is over its seeds, and what it costs."""
     metric = rows[0].metric if rows else ""
-    more = [key for key in _MORE if any(key in row.metrics for row in rows)]
-    header = ("setting", "seeds", f"test {metric}", f"val {metric}", *(key.replace("_", " ") for key in more))
+    more = [key for key in _MORE if any(key in row.values for row in rows)]
     cells = []
     for setting, same in by_setting(rows).items():
-        counts = {key: round(mean_and_std([row.counts[key] for row in same])[0]) for key in same[0].counts}
+        values = {key: [row.values[key] for row in same if key in row.values] for key in same[0].values}
         cells.append(
             [
-                setting,
-                str(len(same)),
-                _spread_cell([row.test for row in same]),
-                _spread_cell([row.val for row in same]),
-                *(_spread_cell([row.metrics[key] for row in same if key in row.metrics]) for key in more),
-                millions(counts["activated_params"]),
-                millions(counts["stored_params"]),
-                giga_macs(counts["macs"]),
-                f"{counts['routing_degree']:,}",
-                _spread_cell([float(np.mean(list(row.touched.values()))) for row in same if row.touched]),
-                f"{mean_and_std([row.metrics['seconds'] for row in same])[0]:.0f}",
+                *(setting, str(len(same)), _spread_cell([row.test for row in same])),
+                *(_spread_cell([row.val for row in same]), *(_spread_cell(values.get(key, [])) for key in more)),
+                *(millions(round(np.mean(values[key]))) for key in ("activated_params", "stored_params")),
+                *(giga_macs(round(np.mean(values["macs"]))), f"{round(np.mean(values['routing_degree'])):,}"),
+                _spread_cell([float(np.mean(list(row.by_block("touched").values()))) for row in same if _kept(row)]),
+                f"{np.mean(values['seconds']):.0f}",
             ]
         )
-    notes = (
+    header = (
+        *("setting", "seeds", f"test {metric}", f"val {metric}", *(key.replace("_", " ") for key in more)),
+        *("activated", "stored", "an image", "routing degree", "experts touched", "seconds"),
+    )
+    note = (
         "Mean ± standard deviation between seeds. Experts touched: those of a layer that one image's tokens are sent "
-        "to, mean over the MoE layers.",
+        "to, mean over the MoE layers."
     )
-    return Table(
-        (*header, "activated", "stored", "an image", "routing degree", "experts touched", "seconds"), cells, notes
-    )
+    return Table(header, cells, (note,))
 
 
 def planned_table(rows: Sequence[StudyRow]) -> Table:
@@ -58,57 +54,70 @@ def planned_table(rows: Sequence[StudyRow]) -> Table:
             by_name = {each.setting: each for each in rows if each.seed == row.seed}
             origin, chosen = by_name[row.origin], by_name.get(best)
             swept = [by_name.get(name) for last, name in by_last.items() if last]
-            kept = ", ".join(str(block) for block in sorted(row.information)) or "none"
             cells.append(
                 [
-                    *(setting, str(row.seed), kept, f"{row.test:.2f}", f"{origin.test:.2f}"),
-                    f"{chosen.test:.2f} ({best})" if chosen else "-",
-                    *(millions(row.counts[count]) for count in ("activated_params", "stored_params")),
-                    f"{origin.metrics['seconds'] + row.metrics['seconds']:.0f}",
-                    "-" if None in swept else f"{sum(each.metrics['seconds'] for each in swept if each):.0f}",
+                    *(setting, str(row.seed), ", ".join(map(str, sorted(_kept(row)))) or "none"),
+                    *(f"{row.test:.2f}", f"{origin.test:.2f}", f"{chosen.test:.2f} ({best})" if chosen else "-"),
+                    *(millions(int(row.values[count])) for count in ("activated_params", "stored_params")),
+                    f"{origin.values['seconds'] + row.values['seconds']:.0f}",
+                    "-" if None in swept else f"{sum(each.values['seconds'] for each in swept if each):.0f}",
                 ]
             )
     metric = rows[0].metric if rows else ""
-    header = ("setting", "seed", "MoE layers kept", f"test {metric}", "before", "best L on val", "activated", "stored")
-    notes = (
-        "Seconds: the run, its analysis and its recovery, against the MoE runs of the sweep over L; the dense "
-        "pretraining and the dense control, which both need, are not counted.",
+    header = (
+        *("setting", "seed", "MoE layers kept", f"test {metric}", "before", "best L on val", "activated", "stored"),
+        *("seconds", "seconds of the sweep"),
     )
-    return Table((*header, "seconds", "seconds of the sweep"), cells, notes)
+    note = (
+        "Seconds: the run, its analysis and its recovery, against the MoE runs of the sweep over L; the dense "
+        "pretraining and the dense control, which both need, are not counted."
+    )
+    return Table(header, cells, (note,))
 
 
 def comparisons_table(found: Sequence[Comparison], metric: str) -> Table:
-    """Every comparison: the mean difference on the test split with its interval, and what so many seeds would find."""
-    header = ("question", "one", "against", "seeds", f"difference in {metric}", "95 % interval", "p", "p (Holm)")
+    """Every comparison: the mean difference on the test split with its intervals, and what so many seeds would find."""
+    images = any(comparison.images is not None for comparison in found)
     cells = []
     for comparison, p_holm in zip(found, adjusted(found), strict=True):
-        result = comparison.paired
-        interval = "-" if math.isnan(result.low) else f"{result.low:+.2f} to {result.high:+.2f}"
-        cells.append(
-            [
-                *(comparison.question, comparison.one, comparison.other, str(result.n), f"{result.mean:+.2f}"),
-                *(interval, _p_cell(result.p_value), _p_cell(p_holm)),
-                _difference_cell(smallest_difference(result.std, result.n)),
-            ]
-        )
-    notes = (
+        result, by_image = comparison.paired, comparison.by_image
+        findable = smallest_difference(result.std, result.n)
+        row = [
+            *(comparison.question, comparison.one, comparison.other, str(result.n), f"{result.mean:+.2f}"),
+            *(_interval_cell(result.low, result.high), _p_cell(result.p_value), _p_cell(p_holm)),
+            "-" if math.isinf(findable) else f"{findable:.2f}",
+        ]
+        if images:
+            row.insert(6, _interval_cell(by_image.low, by_image.high) if by_image else "-")
+        cells.append(row)
+    header = ["question", "one", "against", "seeds", f"difference in {metric}", "95 % interval", "p", "p (Holm)"]
+    notes = [
         "Differences paired by seed, with the t interval of their mean; p of a paired t test, and adjusted for the "
         "number of comparisons of the same question. Findable: the true difference that so many seeds with this spread "
-        "show in 80 % of cases (two-sided, 5 %).",
+        "show in 80 % of cases (two-sided, 5 %). Settings that differ in the learning rate alone are represented by "
+        "the one that is best on the validation split.",
         power_line(spread(found)),
-    )
-    return Table((*header, "findable"), cells, notes)
+    ]
+    if images:
+        header.insert(6, "by image")
+        notes.insert(1, "By image: the 95 % interval for other test images and these very models, paired by image.")
+    return Table([*header, "findable"], cells, notes)
 
 
 def power_line(std: float) -> str:
     """What numbers of seeds can tell at this spread of paired differences, in one line."""
     if not std > 0:
         return "One seed, or seeds that all agree, tell nothing about the spread between seeds."
-    told = ", ".join(f"{n} seeds {smallest_difference(std, n):.2f}" for n in (3, 5, 10, 20))
+    found = ", ".join(f"{n} seeds {smallest_difference(std, n):.2f}" for n in (3, 5, 10, 20))
     return (
         f"Paired differences spread by {std:.2f} between seeds (pooled over all comparisons of two settings); "
-        f"the smallest difference found in 80 % of cases is then with {told}."
+        f"the smallest difference found in 80 % of cases is then with {found}."
     )
+
+
+def _kept(row: StudyRow) -> list[int]:
+    """The blocks that are MoE layers."""
+    return list(row.by_block("touched"))
 
 
 def _spread_cell(values: Sequence[float]) -> str:
@@ -118,11 +127,11 @@ def _spread_cell(values: Sequence[float]) -> str:
     return f"{mean:.2f} ± {std:.2f}" if len(values) > 1 else f"{mean:.2f}"
 
 
+def _interval_cell(low: float, high: float) -> str:
+    return "-" if math.isnan(low) else f"{low:+.2f} to {high:+.2f}"
+
+
 def _p_cell(p_value: float) -> str:
     if math.isnan(p_value):
         return "-"
     return "<0.001" if p_value < 0.001 else f"{p_value:.3f}"
-
-
-def _difference_cell(value: float) -> str:
-    return "-" if math.isinf(value) else f"{value:.2f}"
