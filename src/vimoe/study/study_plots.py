@@ -42,7 +42,9 @@ def study_figures(table: StudyTable) -> dict[str, Figure]:
     compared = [row for row in rows if row.run in gains]
     figures = {
         **_over_all_axes("accuracy", rows, {row.run: row.test for row in rows}, f"test {metric}"),
-        **_over_all_axes("difference", compared, gains, f"test {metric}: difference from dense, same seed", interval=True),
+        **_over_all_axes(
+            "difference", compared, gains, f"test {metric}: difference from dense, same seed", interval=True
+        ),
     }
     figures["specialisation_by_layer"] = _draw(
         deepest(rows),
