@@ -46,8 +46,7 @@ def describe_folder(path: Path, image_size: int | None = None) -> str:
     """
     from vimoe.analysis.analyze_run import read_plan
     from vimoe.report.tables import Table, cost_rows
-    from vimoe.tasks.inference import model_folder
-    from vimoe.tasks.model import load_model
+    from vimoe.tasks.model import load_model, model_folder
     from vimoe.vit.checkpoint import read_config
     from vimoe.vit.cost import cost
     from vimoe.vit.upcycle import get_config
