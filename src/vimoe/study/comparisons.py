@@ -11,8 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vimoe.analysis.analysis_result import Estimate
-from vimoe.analysis.paired import mean_loss
+from vimoe.analysis.paired import Estimate, mean_loss
 from vimoe.study.grid import MOE_FIELDS
 from vimoe.study.statistics import Paired, holm, paired, pooled_std
 from vimoe.study.study_table import Right, StudyRow, by_setting
