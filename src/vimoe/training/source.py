@@ -13,7 +13,6 @@ from vimoe.data.memory import hold_in_memory
 from vimoe.data.registry import EMBEDDED, open_dataset, open_masks
 from vimoe.data.splits import Splits
 from vimoe.data.transforms import Augmentation, ImageForm, image_form
-from vimoe.errors import UserError
 from vimoe.training.recipe import Recipe
 from vimoe.vit.checkpoint import read_config
 from vimoe.vit.inspection import check_model_name
