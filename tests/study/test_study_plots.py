@@ -2,6 +2,7 @@ from typing import Any
 
 import pytest
 from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator
 
 from tests.study.support import row
 from vimoe.study.study_plots import study_figures
@@ -25,8 +26,14 @@ def drawn(figure: Figure) -> dict[str, dict[str, Any]]:
 
 
 def means(ax: Any) -> list[list[tuple[float, float]]]:
-    """The points of each curve of means, in the order of drawing; curves stand a little beside their place."""
-    return [[(round(x), y) for x, y in zip(*c.lines[0].get_data(), strict=True)] for c in ax.containers]
+    """The points of each curve of means, in the order of drawing; curves stand a little beside their tick."""
+    ticks = ax.get_xticks()
+    beside = isinstance(ax.xaxis.get_major_locator(), FixedLocator)
+
+    def place(x: float) -> float:
+        return float(min(ticks, key=lambda tick: abs(tick - x))) if beside else x
+
+    return [[(place(x), y) for x, y in zip(*c.lines[0].get_data(), strict=True)] for c in ax.containers]
 
 
 @pytest.fixture(scope="module")

@@ -111,7 +111,13 @@ def panels_over_seeds(
             elif few:
                 ax.set_xticks(places)
             ax.margins(x=0.08)
-            handles |= _draw(ax, panel, min(beside / max(1, len(panel.series)), beside / 4), dots, mean_and_half if interval else mean_and_std)
+            handles |= _draw(
+                ax,
+                panel,
+                min(beside / max(1, len(panel.series)), beside / 4),
+                dots,
+                mean_and_half if interval else mean_and_std,
+            )
             clean(ax)
             ax.tick_params(labelbottom=True)
     figure.supxlabel(x_label, fontsize=9)
