@@ -80,3 +80,18 @@ def test_a_frozen_model_learns_in_its_moe_layers_and_head_alone(tmp_path: Path) 
     fresh = build_model(recipe(tmp_path, last=1, num_experts=3), digits()).state_dict()
     trained = load(run.model).state_dict()
     assert {name for name in trained if not torch.equal(trained[name], fresh[name])} == learning
+
+
+def test_routers_learn_at_their_own_rate(tmp_path: Path) -> None:
+    settings = recipe(
+        tmp_path, last=1, num_experts=3, router_lr=0.1, expert_lr=0.5, lr=0.1, epochs=4, warmup_epochs=2.0
+    )
+    model = build_model(settings, digits())
+    optimizer, schedule = build_optimisation(model, settings, steps=5)
+    schedule.step_update(5)  # half-way through the warm-up: 0.05
+    names = {id(p): name for name, p in model.named_parameters()}
+    rates = {names[id(p)]: group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    assert rates["blocks.2.mlp.router.weight"] == pytest.approx(0.005)
+    assert rates["blocks.2.mlp.experts.fc1.weight"] == pytest.approx(0.025)
+    assert rates["blocks.2.mlp.shared_expert.fc1.weight"] == rates["head.weight"] == pytest.approx(0.05)
+    assert len(rates) == len(names)

@@ -27,6 +27,8 @@ EVERYTHING: dict[str, Any] = {
     "last": 1,
     "num_experts": 3,
     "router_noise": True,
+    "router_start": "centroids",
+    "router_lr": 0.1,
     "mixup": 0.2,
     "cutmix": 0.5,
     "model_ema": True,

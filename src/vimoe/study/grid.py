@@ -19,7 +19,7 @@ START, PLANNED = "start", "planned"
 _DEFAULTS: dict[str, Any] = {field.name: field.default for field in fields(Recipe)}
 _KEYS, _FIRST = list(_DEFAULTS), {group: list(_DEFAULTS).index(key) for key, group in GROUPS.items()}
 # What makes a model an MoE model, and how it is trained.
-MOE_FIELDS = (*_KEYS[_FIRST["MoE"] : _FIRST["optimisation"]], "expert_lr")
+MOE_FIELDS = _KEYS[_FIRST["MoE"] : _FIRST["optimisation"]]
 # What the data is and what the dense model is: a pretraining follows its fine-tunings in these.
 DATA_AND_MODEL = (
     *(key for key in _KEYS[: _FIRST["MoE"]] if key not in ("workers", "max_broken", "initial_checkpoint")),

@@ -57,25 +57,26 @@ def build_optimisation(model: nn.Module, recipe: Recipe, steps: int) -> tuple[to
 
 
 def _parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
-    """timm's groups (weight decay, layer decay), the routed experts in groups of their own rate."""
+    """timm's groups (weight decay, layer decay), routed experts and routers in groups of their own rate."""
     kept: set[str] = getattr(model, "no_weight_decay", set)()
     if recipe.layer_decay < 1:
         groups = param_groups_layer_decay(model, recipe.weight_decay, kept, layer_decay=recipe.layer_decay)
     else:
         groups = param_groups_weight_decay(model, recipe.weight_decay, no_weight_decay_list=kept)
-    experts = {id(p) for layer in moe_layers(model).values() for p in layer.experts.parameters()}
-    if recipe.expert_lr == 1 or not experts:
-        return groups
+    factors: dict[int, float] = {}
+    for layer in moe_layers(model).values():
+        factors |= dict.fromkeys(map(id, layer.experts.parameters()), recipe.expert_lr)
+        factors |= dict.fromkeys(map(id, layer.router.parameters()), recipe.router_lr)
     split = []
     for group in groups:
-        for is_expert, factor in ((False, 1.0), (True, recipe.expert_lr)):
-            if params := [p for p in group["params"] if (id(p) in experts) == is_expert]:
-                split.append({**group, "params": params, "lr_scale": group.get("lr_scale", 1.0) * factor})
+        for factor in sorted({factors.get(id(p), 1.0) for p in group["params"]}):
+            params = [p for p in group["params"] if factors.get(id(p), 1.0) == factor]
+            split.append({**group, "params": params, "lr_scale": group.get("lr_scale", 1.0) * factor})
     return split
 
 
 def base_rate(optimizer: torch.optim.Optimizer) -> float:
-    """The learning rate before any factor on it (layer decay, `expert_lr`)."""
+    """The learning rate before any factor on it (layer decay, `expert_lr`, `router_lr`)."""
     return max(group["lr"] / group.get("lr_scale", 1.0) for group in optimizer.param_groups if group.get("lr_scale", 1))
 
 

@@ -57,6 +57,9 @@ class Recipe:
         preset: `preserve` keeps the dense model's outputs; `paper` has softmax gates and unscaled copies.
         router_noise: Add noise to the router's logits in training.
         balance_weight: Weight of the balance loss.
+        router_start: `random`, or `centroids` of what the routers see in the first training images.
+        expert_lr: Factor on the learning rate of the routed experts.
+        router_lr: Factor on the learning rate of the routers.
         baseline: Train a control instead of the MoE: `dense`, or `wide` with FFNs widened in the same blocks to the
             same activated parameters.
         freeze: Train only the MoE layers and the head.
@@ -65,7 +68,6 @@ class Recipe:
         lr: Peak learning rate.
         weight_decay: Weight decay of matrices; biases, norms, tokens and routers have none.
         layer_decay: Factor on the learning rate from each block to the one before it; 1 for none.
-        expert_lr: Factor on the learning rate of the routed experts.
         opt: Name of a timm optimiser.
         sched: Name of a timm schedule.
         warmup_epochs: Epochs of linear warm-up.
@@ -130,6 +132,9 @@ class Recipe:
     preset: Literal["preserve", "paper"] = "preserve"
     router_noise: bool = False
     balance_weight: float = 0.01
+    router_start: Literal["random", "centroids"] = "random"
+    expert_lr: float = 1.0
+    router_lr: float = 1.0
     baseline: Literal["", "dense", "wide"] = ""
     freeze: bool = False
     epochs: int = 20
@@ -137,7 +142,6 @@ class Recipe:
     lr: float = 1e-3
     weight_decay: float = 0.05
     layer_decay: float = 1.0
-    expert_lr: float = 1.0
     opt: str = "adamw"
     sched: str = "cosine"
     warmup_epochs: float = 0.5
@@ -195,7 +199,18 @@ _SHARES = (
 )
 _COUNTS = ("num_experts", "top_k", "epochs", "batch_size", "accumulate", "aug_repeats")
 _NOT_NEGATIVE = (
-    *("last", "balance_weight", "lr", "expert_lr", "weight_decay", "warmup_epochs", "min_lr", "clip_grad", "workers"),
+    *(
+        "last",
+        "balance_weight",
+        "lr",
+        "expert_lr",
+        "router_lr",
+        "weight_decay",
+        "warmup_epochs",
+        "min_lr",
+        "clip_grad",
+        "workers",
+    ),
     *("pos_embed_std", "color_jitter", "mixup", "cutmix", "seed", "checkpoint_minutes", "log_interval"),
 )
 _LOWEST = {**dict.fromkeys(_COUNTS, 1), **dict.fromkeys((*_SHARES, *_NOT_NEGATIVE), 0)}

@@ -44,6 +44,7 @@ from vimoe.training.resume_state import ResumeStates, State
 from vimoe.training.run_folder import Row, RunFolder
 from vimoe.vit.blocks import moe_layers
 from vimoe.vit.meta import meta_clone
+from vimoe.vit.router_start import start_routers_at_centroids
 
 # How often losses are looked at, and processes agree on stopping and on writing a state: a GPU is waited for then.
 SYNC_SECONDS = 1.0
@@ -92,6 +93,8 @@ class Trainer:
         if recipe.freeze:
             freeze_all_but_experts(model)
         model.to(self.device)
+        if recipe.router_start == "centroids" and recipe.last and not recipe.baseline:
+            start_routers_at_centroids(model, self._first_images(), generator("routers", recipe.seed))
         if recipe.grad_checkpointing:
             model.set_grad_checkpointing()  # type: ignore[operator]
         self.ema = ModelEmaV3(model, decay=recipe.model_ema_decay) if recipe.model_ema else None
@@ -120,6 +123,18 @@ class Trainer:
         self.states = ResumeStates(run.checkpoints)
         self.saved: Position | None = None
         self._losses: list[Tensor] = []  # of the batches since the last look at them
+
+    def _first_images(self, most: int = 1024) -> Tensor:
+        """Training images as the first epoch shows them, the same ones on every process."""
+        recipe, found = self.recipe, list[Tensor]()
+        for number, (images, _) in enumerate(training_batches(self.splits.train, recipe.batch_size, recipe.seed, 0)):
+            images = images.to(self.device)
+            if self.splits.augment and recipe.augment:
+                images = self.splits.augment(images, generator("routers", recipe.seed, number))
+            found.append(images)
+            if sum(map(len, found)) >= most:
+                break
+        return torch.cat(found)[:most]
 
     @property
     def average(self) -> nn.Module | None:
