@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from importlib.resources import as_file, files
 from pathlib import Path
 from typing import NamedTuple
@@ -21,15 +21,15 @@ from vimoe.report.comparison import Variant, comparison_sentence, comparison_tab
 from vimoe.report.page import write_page
 from vimoe.report.results import decision_table
 from vimoe.report.run_report import analysis_report
+from vimoe.study.prune_run import prune_run
+from vimoe.study.recovery import recovery
 from vimoe.tasks.model import load_model
-from vimoe.training.fit import recipe_task, train
+from vimoe.training.fit import train
 from vimoe.training.parallel import pick_device
 from vimoe.training.recipe import Recipe, load_recipe
 from vimoe.training.run_folder import RunFolder
 from vimoe.training.source import open_recipe_data
 from vimoe.vit.cost import cost
-from vimoe.vit.plan import Plan
-from vimoe.vit.pruning import prune
 
 NUM_EXPERTS = 8
 
@@ -40,6 +40,7 @@ class Course(NamedTuple):
     Attributes:
         recipe: The file of the dense model's recipe, in this folder.
         title: Of the report.
+        learns: What the dense model learns.
         last: How many of the last blocks become MoE layers: all of them.
         tuning: Epochs of fine-tuning.
         recovery: Epochs of recovery after pruning.
@@ -47,76 +48,74 @@ class Course(NamedTuple):
 
     recipe: str
     title: str
+    learns: str
     last: int
     tuning: int
     recovery: int
 
 
 COURSES = {
-    "classification": Course("demo_digits.yaml", "A Mixture-of-Experts from a dense ViT: digits", 12, 12, 4),
-    "segmentation": Course("demo_scenes.yaml", "A Mixture-of-Experts from a dense ViT: scenes of digits", 6, 4, 2),
+    "classification": Course(
+        "demo_digits.yaml", "A Mixture-of-Experts from a dense ViT: digits", "digits", last=12, tuning=12, recovery=4
+    ),
+    "segmentation": Course(
+        "demo_scenes.yaml",
+        "A Mixture-of-Experts from a dense ViT: scenes of digits",
+        "to label every pixel of scenes of digits",
+        last=6,
+        tuning=4,
+        recovery=2,
+    ),
 }
-
-
-@dataclass(frozen=True)
-class Stages:
-    """The recipes of the demo; each one starts from the model that another leaves."""
-
-    dense: Recipe
-    control: Recipe
-    control_recovered: Recipe
-    vimoe: Recipe
-    pruned: Recipe
-
-
-# Below the comparison.
 NOTE = (
     "Changes are against the dense model above with as many steps. Intervals are over test images; this is one seed, "
     "and another one would move every row. Seconds are of training since the dense model (for that one, its own)."
 )
 
 
-def demo_recipes(folder: Path, seed: int, device: str, task: str = "classification") -> Stages:
-    """What `vimoe demo` runs.
+class Stages(NamedTuple):
+    """The recipes of the demo; the second and the third start from the model that the first one leaves."""
 
-    The control is the dense model trained on for as many steps as the ViMoE is fine-tuned, and once more for as
-    many as the pruned model recovers: every comparison is at equal steps.
-    """
+    dense: Recipe
+    control: Recipe
+    vimoe: Recipe
+
+
+def demo_recipes(folder: Path, seed: int, device: str, task: str = "classification") -> Stages:
+    """What `vimoe demo` trains before it prunes: the control goes on for as many steps as the ViMoE is fine-tuned."""
     course = COURSES[task]
     with as_file(files("vimoe.study") / course.recipe) as path:
         dense = replace(load_recipe(path), seed=seed, device=device, output=str(folder / "dense"))
-    start = str(folder / "dense" / "model")
     # The dense model knows its images by heart by now: augmented ones give the routers something to learn from.
-    augmented = replace(dense, augment=True, smoothing=0.0, warmup_epochs=0.5)
-    tuning = replace(augmented, epochs=course.tuning, lr=dense.lr / 2, initial_checkpoint=start)
-    recovery = replace(augmented, epochs=course.recovery, lr=dense.lr / 4)
+    tuning = replace(
+        dense,
+        augment=True,
+        smoothing=0.0,
+        warmup_epochs=0.5,
+        epochs=course.tuning,
+        lr=dense.lr / 2,
+        initial_checkpoint=str(folder / "dense" / "model"),
+    )
     return Stages(
         dense=dense,
         control=replace(tuning, output=str(folder / "control")),
-        control_recovered=replace(
-            recovery,
-            output=str(folder / "control_recovered"),
-            initial_checkpoint=str(folder / "control" / "model"),
-        ),
         vimoe=replace(tuning, output=str(folder / "vimoe"), last=course.last, num_experts=NUM_EXPERTS),
-        pruned=replace(
-            recovery, output=str(folder / "pruned"), initial_checkpoint=str(folder / "vimoe" / "pruned_model")
-        ),
     )
 
 
 def run_demo(folder: Path, seed: int, device: str, task: str = "classification") -> Path:
     """Run all stages, or what is left of them, print the comparison and write the report.
 
+    The control recovers too: every comparison is at equal steps.
+
     Returns:
         The report's path.
     """
     # One thread: a model this small only waits for others, and the figures do not depend on the number of cores.
     torch.set_num_threads(1)
-    stages = demo_recipes(folder, seed, device, task)
+    course, stages, device = COURSES[task], demo_recipes(folder, seed, device, task), pick_device(device)
     splits = open_recipe_data(stages.dense)
-    what = "digits" if task == "classification" else "to label every pixel of scenes of digits"
-    _say(f"1/5  a dense ViT learns {what}")
+    _say(f"1/5  a dense ViT learns {course.learns}")
     dense = train(stages.dense)
     _say("2/5  its copy becomes a Mixture-of-Experts in all blocks, and is fine-tuned")
     vimoe = train(stages.vimoe)
@@ -125,29 +124,28 @@ def run_demo(folder: Path, seed: int, device: str, task: str = "classification")
     _say("4/5  what is each layer worth? Layers that matter stay, the others become plain FFNs")
     analysis, plan = analyze_run(vimoe.path, device=device)
     _say(decision_table(analysis, plan).text())
-    _prune(vimoe, plan, stages.vimoe, splits)
     _say("5/5  the pruned model recovers, and the control is trained as long")
-    pruned = train(stages.pruned)
-    recovered = train(stages.control_recovered)
-    device = pick_device(device)
-    # Name, run, the recipes that trained it since the dense model, and the run that it is compared with.
-    compared: list[tuple[str, RunFolder, list[Recipe], RunFolder | None]] = [
-        ("dense", dense, [stages.dense], None),
-        ("dense, as many steps as the ViMoE", control, [stages.control], None),
-        ("ViMoE, all layers", vimoe, [stages.vimoe], control),
-        ("dense, as many steps as the pruned", recovered, [stages.control, stages.control_recovered], None),
-        ("ViMoE, pruned and recovered", pruned, [stages.vimoe, stages.pruned], recovered),
+    pruned = RunFolder(prune_run(vimoe.path, recover=course.recovery, output=folder / "pruned", device=device).output)
+    again = folder / "control_recovered"
+    recovered = train(recovery(stages.control, control.model, course.recovery, again, device))
+    # Name, the runs that trained it since the dense model, and the model that it is compared with.
+    compared: list[tuple[str, list[RunFolder], RunFolder | None]] = [
+        ("dense", [dense], None),
+        ("dense, as many steps as the ViMoE", [control], None),
+        ("ViMoE, all layers", [vimoe], control),
+        ("dense, as many steps as the pruned", [control, recovered], None),
+        ("ViMoE, pruned and recovered", [vimoe, pruned], recovered),
     ]
-    scores = {run.path: _scores(run, splits.test, splits, device) for _, run, *_ in compared}
+    scores = {runs[-1].path: _scores(runs[-1], splits.test, splits, device) for _, runs, _ in compared}
     variants = [
         Variant(
             name=name,
-            score=mean_score(scores[run.path]),
-            cost=cost(load_model(run.model)),
-            lost=None if other is None else mean_loss(scores[other.path], scores[run.path]),
-            training=sum(RunFolder(Path(recipe.output)).read_rows()[-1]["seconds"] for recipe in recipes),
+            score=mean_score(scores[runs[-1].path]),
+            cost=cost(load_model(runs[-1].model)),
+            lost=None if other is None else mean_loss(scores[other.path], scores[runs[-1].path]),
+            training=sum(run.read_rows()[-1]["seconds"] for run in runs),
         )
-        for name, run, recipes, other in compared
+        for name, runs, other in compared
     ]
     metric, images = analysis.metric, len(splits.test)
     table = comparison_table(variants, metric, images, NOTE)
@@ -157,7 +155,7 @@ def run_demo(folder: Path, seed: int, device: str, task: str = "classification")
     found = analysis_report(vimoe.path, command)
     report = replace(
         found,
-        title=COURSES[task].title,
+        title=course.title,
         conclusion=sentence,
         tables=[table, *found.tables],
         rows={name: run.read_rows() for name, run in runs.items()},
@@ -167,10 +165,6 @@ def run_demo(folder: Path, seed: int, device: str, task: str = "classification")
     path = write_page(report, folder / "report.html")
     print(f"\n{table.text()}\n\n{sentence}\nThe report lies in {path}")
     return path
-
-
-def _prune(run: RunFolder, plan: Plan, recipe: Recipe, splits: Splits) -> None:
-    recipe_task(recipe, splits).save(prune(load_model(run.model), plan), run.path / "pruned_model", splits)
 
 
 def _scores(run: RunFolder, images: Images, splits: Splits, device: str) -> Tensor:
