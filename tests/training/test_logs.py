@@ -7,7 +7,7 @@ import pytest
 
 from tests.training.tiny import recipe
 from vimoe.errors import UserError
-from vimoe.training.logs import Logs, scalars
+from vimoe.training.logs import open_logs, scalars
 
 ROW = {"epoch": 3, "loss": 0.5, "routing": {"11": {"max_load": 0.25, "load": [0.25, 0.75]}}}
 
@@ -17,8 +17,8 @@ def test_numbers_are_named_by_their_place_and_lists_left_out() -> None:
 
 
 def test_no_logger_is_opened_unasked(tmp_path: Path) -> None:
-    with Logs(tmp_path, recipe(tmp_path)) as logs:
-        logs.add(ROW)
+    with open_logs(tmp_path, recipe(tmp_path)) as add:
+        add(ROW)
     assert list(tmp_path.iterdir()) == []
 
 
@@ -27,7 +27,7 @@ def test_a_logger_that_is_not_installed_is_told_with_its_command(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flag: str, module: str
 ) -> None:
     monkeypatch.setitem(sys.modules, module, None)
-    with pytest.raises(UserError, match=r"pip install 'vimoe\["), Logs(tmp_path, recipe(tmp_path, **{flag: True})):
+    with pytest.raises(UserError, match=r"pip install 'vimoe\["), open_logs(tmp_path, recipe(tmp_path, **{flag: True})):
         pass
 
 
@@ -44,13 +44,13 @@ def test_rows_reach_weights_and_biases_under_a_name_that_survives_a_resume(
         return session
 
     monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
-    with Logs(tmp_path, recipe(tmp_path, log_wandb=True)) as logs:
-        logs.add(ROW)
+    with open_logs(tmp_path, recipe(tmp_path, log_wandb=True)) as add:
+        add(ROW)
     assert told == [(tmp_path.name, "allow"), ({"loss": 0.5, "routing/11/max_load": 0.25}, 3), 0]
 
 
 def test_rows_reach_tensorboard(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
-    with Logs(tmp_path, recipe(tmp_path, log_tensorboard=True)) as logs:
-        logs.add(ROW)
+    with open_logs(tmp_path, recipe(tmp_path, log_tensorboard=True)) as add:
+        add(ROW)
     assert any((tmp_path / "tensorboard").iterdir())

@@ -197,7 +197,7 @@ def test_what_is_no_weight_is_resumed_too(tmp_path: Path) -> None:
     settings: dict[str, Any] = {"amp": True, "amp_dtype": "float16", "last": 1, "num_experts": 3}
     trainer = begun(tmp_path, **settings)
     trainer.scaler.load_state_dict({**trainer.scaler.state_dict(), "scale": 4.0, "_growth_tracker": 7})
-    trainer.broken = {"a.jpg is no image", "b.jpg cannot be read"}
+    trainer.broken = {"train": {"a.jpg is no image", "b.jpg cannot be read"}, "val": {"c.jpg is no image"}}
     trainer.rows = [{"epoch": 1, "loss": 0.5}]
     trainer.position = Position(epoch=1, batch=3, loss=2.5, seconds=9.0)
     trainer.write_state()
@@ -240,7 +240,7 @@ WRONG: dict[str, Callable[[dict[str, Any]], object]] = {
     "no scaler": lambda state: state.pop("scaler"),
     "other experts": lambda state: state.update(health={2: torch.ones(3)}),
     "experts elsewhere": lambda state: state.update(health={7: torch.ones(8)}),
-    "a number for a list": lambda state: state.update(broken=3),
+    "a number for a list": lambda state: state["broken"].update(train=3),
     "a list": lambda state: state.clear(),
 }
 
@@ -291,7 +291,7 @@ def poisoned(monkeypatch: pytest.MonkeyPatch, batch: int, what: str) -> None:
     [
         # The eighth batch of the second epoch: losses are looked at later, and before a state is written.
         ("loss", 16, r"the loss is nan at step 15 \(epoch 2\): try a lower lr than 0.002"),
-        ("weight", 16, r"the norm of the weights is nan after step 15 \(epoch 2\): try a lower lr than 0.002"),
+        ("weight", 16, r"the norm of the weights is nan at step 15 \(epoch 2\): try a lower lr than 0.002"),
     ],
 )
 def test_a_state_that_is_not_finite_never_takes_the_place_of_a_good_one(

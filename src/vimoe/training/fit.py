@@ -21,7 +21,7 @@ from vimoe.tasks.windows import View
 from vimoe.training.build import build_model
 from vimoe.training.data_keys import check_data_keys
 from vimoe.training.interrupt import InterruptedRun, StopRequest, listening
-from vimoe.training.logs import Logs
+from vimoe.training.logs import open_logs
 from vimoe.training.parallel import pick_device
 from vimoe.training.recipe import Recipe
 from vimoe.training.run_folder import Row, RunFolder
@@ -77,13 +77,13 @@ def _fit(trainer: Trainer, stop: StopRequest, changed: dict[str, list[Any]]) -> 
             if changed:
                 run.note_change(changed, trainer.position.epoch + 1, trainer.position.batch)
             run.write_recipe(recipe)
-        logs = stack.enter_context(Logs(run.path, recipe)) if first else None
+        log = stack.enter_context(open_logs(run.path, recipe)) if first else None
         stop.at_once = False
         while trainer.position.epoch < recipe.epochs:
             row = _one_epoch(trainer, stop)
-            if logs is not None:
+            if log is not None:
                 run.write_rows(trainer.rows)
-                logs.add(row)
+                log(row)
                 _report(row, trainer.task, recipe)
             trainer.write_state()
         if first and trainer.rows:

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
+from importlib import import_module
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from vimoe.errors import UserError
@@ -21,54 +22,41 @@ def scalars(row: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, float]
             yield prefix + key, float(value)
 
 
-class Logs:
-    """The loggers that a recipe asks for; entering opens them, leaving closes them.
+@contextmanager
+def open_logs(folder: Path, recipe: Recipe) -> Iterator[Callable[[dict[str, Any]], None]]:
+    """Open the loggers that a recipe asks for; gives a function that logs an epoch's row.
 
-    Args:
-        folder: The run's folder.
-        recipe: The run's recipe.
+    A row that is logged again after a resume takes the place of the first.
 
     Raises:
-        UserError: A logger is asked for that is not installed (when entered).
+        UserError: A logger is not installed.
     """
-
-    def __init__(self, folder: Path, recipe: Recipe) -> None:
-        self.folder, self.recipe = folder, recipe
-        self._tensorboard: Any = None
-        self._wandb: Any = None
-
-    def __enter__(self) -> Logs:
-        if self.recipe.log_tensorboard:
-            try:
-                from torch.utils.tensorboard import SummaryWriter
-            except ImportError as error:
-                raise UserError("log_tensorboard needs TensorBoard: pip install 'vimoe[tensorboard]'") from error
-            self._tensorboard = SummaryWriter(str(self.folder / "tensorboard"))
-        if self.recipe.log_wandb:
-            try:
-                import wandb
-            except ImportError as error:
-                raise UserError("log_wandb needs Weights & Biases: pip install 'vimoe[wandb]'") from error
-            name = self.folder.name
-            self._wandb = wandb.init(
-                project="vimoe", name=name, id=name, resume="allow", dir=self.folder, config=asdict(self.recipe)
+    writer = session = None
+    with ExitStack() as stack:
+        if recipe.log_tensorboard:
+            writer = _logger("torch.utils.tensorboard", "tensorboard").SummaryWriter(str(folder / "tensorboard"))
+            stack.callback(writer.close)
+        if recipe.log_wandb:
+            name = folder.name
+            session = _logger("wandb", "wandb").init(
+                project="vimoe", name=name, id=name, resume="allow", dir=folder, config=asdict(recipe)
             )
-        return self
+            stack.push(lambda kind, *_: session.finish(exit_code=0 if kind is None else 1))
 
-    def add(self, row: dict[str, Any]) -> None:
-        """Log one epoch's row; a row that is logged again after a resume takes the place of the first."""
-        values = dict(scalars(row))
-        epoch = int(values.pop("epoch"))
-        if self._tensorboard is not None:
-            for name, value in values.items():
-                self._tensorboard.add_scalar(name, value, epoch)
-        if self._wandb is not None:
-            self._wandb.log(values, step=epoch)
+        def add(row: dict[str, Any]) -> None:
+            values = dict(scalars(row))
+            epoch = int(values.pop("epoch"))
+            if writer is not None:
+                for name, value in values.items():
+                    writer.add_scalar(name, value, epoch)
+            if session is not None:
+                session.log(values, step=epoch)
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._tensorboard is not None:
-            self._tensorboard.close()
-        if self._wandb is not None:
-            self._wandb.finish(exit_code=0 if error is None else 1)
+        yield add
+
+
+def _logger(module: str, extra: str) -> Any:
+    try:
+        return import_module(module)
+    except ImportError as error:
+        raise UserError(f"log_{extra} is not installed: pip install 'vimoe[{extra}]'") from error

@@ -52,30 +52,21 @@ class Progress:
         self._bar.update()
 
     def show(self, loss: float, lr: float) -> None:
-        """Show a line if it is time for one.
-
-        Args:
-            loss: Mean loss of the epoch so far.
-            lr: The learning rate, before layer decay.
-        """
+        """Show the mean loss so far, the learning rate, speed and the time that is left, if it is time for a line."""
         now = time.perf_counter()
-        if self.loud and now - self._shown >= (1.0 if not self._bar.disable else self.interval):
-            self._shown = now
-            metrics = self.line(loss, lr)
-            if self._bar.disable:
-                print(f"  epoch {self.epoch}/{self.epochs} batch {self.done}/{self.steps}  {metrics}", file=sys.stderr)
-            else:
-                self._bar.set_postfix_str(metrics)
-
-    def line(self, loss: float, lr: float) -> str:
-        """Loss, learning rate, speed, waiting, memory and the time that is left, in one line."""
-        metrics = self.metrics()
+        if not self.loud or now - self._shown < (self.interval if self._bar.disable else 1.0):
+            return
+        self._shown, metrics = now, self.metrics()
         left = (self.epochs - self.epoch + 1) * self.steps - self.done
-        eta = (time.perf_counter() - self.started) / max(1, self.done - self.first) * left
-        return (
+        eta = (now - self.started) / max(1, self.done - self.first) * left
+        line = (
             f"loss {loss:.3f}  lr {lr:.2g}  {metrics['images_per_second']:.0f} images/s  "
             f"data {metrics['data_wait']:.0%}  {metrics['memory_mb']:.0f} MB  {duration(eta)} left"
         )
+        if self._bar.disable:
+            print(f"  epoch {self.epoch}/{self.epochs} batch {self.done}/{self.steps}  {line}", file=sys.stderr)
+        else:
+            self._bar.set_postfix_str(line)
 
     def metrics(self) -> dict[str, float]:
         """For `metrics.jsonl`: images a second, share of the time that went into waiting for data, peak memory."""

@@ -161,12 +161,9 @@ class RunFolder:
     def write_skipped(self, lines: Collection[str], rank: int = 0) -> None:
         """Write the list of broken images that the process of this number has met."""
         if lines:
+            quoted = (line.replace('"', '""') for line in sorted(lines))
             name = f"skipped-{rank}.csv" if rank else "skipped.csv"
-            write_text(self.path / name, "reason\n" + "".join(f'"{_quote(line)}"\n' for line in sorted(lines)))
-
-
-def _quote(text: str) -> str:
-    return text.replace('"', '""')
+            write_text(self.path / name, "reason\n" + "".join(f'"{line}"\n' for line in quoted))
 
 
 def _resolved(recipe: Recipe) -> Recipe:

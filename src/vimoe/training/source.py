@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import timm
 
@@ -16,19 +16,6 @@ from vimoe.data.transforms import Augmentation, ImageForm, image_form
 from vimoe.training.recipe import Recipe
 from vimoe.vit.checkpoint import read_config
 from vimoe.vit.inspection import check_model_name
-
-
-class _Source(NamedTuple):
-    """What of a classification recipe decides which images are opened."""
-
-    name: str
-    data_dir: str | None
-    form: ImageForm | None
-    augmentation: Augmentation | None
-    val_share: float
-    seed: int
-    splits: tuple[str, str, str]
-    per_class: int | None
 
 
 def open_recipe_data(recipe: Recipe) -> Splits:
@@ -45,23 +32,17 @@ def open_recipe_data(recipe: Recipe) -> Splits:
             recipe.dataset, recipe.data_dir, form, joint, recipe.reduce_zero_label, splits, recipe.short_side
         )
     augmentation = Augmentation(recipe.scale, recipe.hflip, recipe.color_jitter, recipe.aa, recipe.reprob)
-    source = _Source(
-        recipe.dataset,
-        recipe.data_dir,
-        form,
-        augmentation if recipe.augment else None,
-        recipe.val_share,
-        recipe.seed,
-        splits,
-        recipe.per_class,
-    )
-    return _open_in_memory(source) if recipe.in_memory else open_dataset(*source, recipe.dataset_args)
+    drawn = (recipe.val_share, recipe.seed, splits, recipe.per_class)
+    source = (recipe.dataset, recipe.data_dir, form, augmentation if recipe.augment else None, *drawn)
+    return _open_in_memory(*source) if recipe.in_memory else open_dataset(*source, recipe.dataset_args)
 
 
 @lru_cache(maxsize=1)
-def _open_in_memory(source: _Source) -> Splits:
+def _open_in_memory(
+    name: str, data_dir: str | None, form: ImageForm | None, augmentation: Augmentation | None, *drawn: Any
+) -> Splits:
     """Decoding takes its time: a process that runs several recipes on the same images does it once."""
-    return hold_in_memory(open_dataset(*source._replace(augmentation=None)), source.augmentation)
+    return hold_in_memory(open_dataset(name, data_dir, form, None, *drawn), augmentation)
 
 
 def _recipe_form(recipe: Recipe) -> ImageForm:

@@ -10,6 +10,7 @@ import math
 import random
 import time
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -52,13 +53,8 @@ SYNC_SECONDS = 1.0
 
 @dataclass
 class Position:
-    """Where a run stands.
-
-    Attributes:
-        epoch: The epoch it is in, from 0.
-        batch: Batches of it that are done.
-        loss: Sum of their losses.
-        seconds: Training time so far.
+    """Where a run stands: in which epoch (from 0), after how many batches of it, the sum of their losses, and the
+    seconds of training so far.
     """
 
     epoch: int = 0
@@ -68,14 +64,7 @@ class Position:
 
 
 class Trainer:
-    """What changes while a run goes on: weights, optimiser, position, rows, and the images found broken.
-
-    Args:
-        model: The model to train, in place.
-        splits: Its images.
-        task: Loss and metric.
-        recipe: The run's recipe.
-        run: The run's folder.
+    """All that changes while a run goes on: weights (of `model`, in place), optimiser, position, rows, broken images.
 
     Raises:
         UserError: The data is smaller than a step, or the recipe asks for what cannot be done.
@@ -118,8 +107,7 @@ class Trainer:
             self.mixup = Mixup(recipe.mixup, recipe.cutmix, label_smoothing=recipe.smoothing, num_classes=classes)
         self.balanced = recipe.balance_weight > 0 and bool(moe_layers(model))
         self.position, self.rows, self.health = Position(), list[Row](), RoutingHealth(model)
-        self.broken: set[str] = set()  # training images
-        self.broken_val: set[str] = set()
+        self.broken: dict[str, set[str]] = {"train": set(), "val": set()}  # a line for each image
         self.states = ResumeStates(run.checkpoints)
         self.saved: Position | None = None
         self._losses: list[Tensor] = []  # of the batches since the last look at them
@@ -166,18 +154,19 @@ class Trainer:
         Raises:
             UserError: The weights are no longer finite, or a file cannot be written.
         """
-        self._check_weights()
-        state = state_tensors(self.model, self.optimizer, self.average, self.recipe.fsdp)
-        state |= {
+        self._check_finite("norm of the weights", total_norm(self.model), self.position.batch - 1)
+        found = all_gather(self.broken)
+        state = {
             "scaler": self.scaler.state_dict(),
             "position": asdict(self.position),
             "rows": self.rows,
             "health": self.health.totals(),
-            "broken": sorted(set().union(*all_gather(self.broken))),
+            "broken": {split: sorted(set().union(*(each[split] for each in found))) for split in self.broken},
             "images": len(self.splits.train),
             "classes": list(self.splits.class_names),
         }
-        self.states.write(state, self.position.epoch, self.position.batch)
+        tensors = state_tensors(self.model, self.optimizer, self.average, self.recipe.fsdp)
+        self.states.write(state | tensors, self.position.epoch, self.position.batch)
         self.saved = replace(self.position)
 
     def _restore(self, state: State) -> None:
@@ -193,8 +182,8 @@ class Trainer:
         load_tensors(self.model, self.optimizer, self.average, self.recipe.fsdp, state)
         self.scaler.load_state_dict(state["scaler"])
         self.health.restore(state["health"], rank() == 0)
-        self.position, self.rows, self.broken = position, rows, set(state["broken"])
-        self.saved = replace(position)
+        self.broken = {split: set(state["broken"][split]) for split in self.broken}
+        self.position, self.rows, self.saved = position, rows, replace(position)
 
     def finish_epoch(self, stop: StopRequest) -> Row:
         """Train the rest of the current epoch, evaluate, and move on to the next one; gives the epoch's row."""
@@ -209,12 +198,12 @@ class Trainer:
             epoch,
             position.batch,
             recipe.workers,
-            self._note_broken,
-            repeats=recipe.aug_repeats,
-            part=(rank(), world_size()),
+            partial(self._skip, "train"),
+            recipe.aug_repeats,
+            (rank(), world_size()),
         )
         self.ddp_model.train()
-        pace, steps, looked = 1, 0, started
+        first, pace, steps, looked = rank() == 0, 1.0, 0, started  # the first process's clock counts
         for images, labels in progress.waiting(loader):
             if position.batch >= used:
                 break
@@ -229,7 +218,7 @@ class Trainer:
             now = time.perf_counter()
             due = now - saved > 60 * recipe.checkpoint_minutes
             pace = _pace(steps, now - looked, min(SYNC_SECONDS, 60 * recipe.checkpoint_minutes))
-            asked, save, pace = (int(number) for number in self._sync(stop.asked, *_from_first(due, pace)))
+            asked, save, pace = self._sync(stop.asked, first and due, first * pace)
             steps, looked = 0, now
             progress.show(position.loss / position.batch, base_rate(self.optimizer))
             if asked or save:
@@ -240,14 +229,13 @@ class Trainer:
                 progress.close()
                 raise InterruptedRun(f"stopped in epoch {epoch + 1}; the same command goes on from here")
         self._sync()
-        self._check_weights()
+        self._check_finite("norm of the weights", total_norm(self.model), position.batch - 1)
         progress.close()
         row: Row = {"epoch": epoch + 1, "loss": position.loss / max(1, position.batch), "lr": base_rate(self.optimizer)}
         row |= progress.metrics()
-        metrics = self.task.evaluate(
-            self.eval_model, self.splits.val, self.device, recipe.workers, self._list_broken, recipe.max_broken
-        )
-        row |= {f"val_{key}": value for key, value in metrics.items()}
+        skip = partial(self._skip, "val")
+        val = self.task.evaluate(self.eval_model, self.splits.val, self.device, recipe.workers, skip, recipe.max_broken)
+        row |= {f"val_{key}": value for key, value in val.items()}
         row["seconds"] = before + time.perf_counter() - started
         row["routing"] = self.health.metrics()
         self.rows.append(row)
@@ -303,36 +291,33 @@ class Trainer:
         losses = torch.stack(self._losses).tolist() if self._losses else []
         self._losses = []
         sums = all_reduce_numbers(*numbers, *losses)
-        for place, total in enumerate(sums[len(numbers) :], self.position.batch - len(losses)):
-            if not math.isfinite(total):
-                raise self._not_finite(f"the loss is {total / world_size()} at", place)
+        for batch, total in enumerate(sums[len(numbers) :], self.position.batch - len(losses)):
+            self._check_finite("loss", total / world_size(), batch)
             self.position.loss += total / world_size()
         return sums[: len(numbers)]
 
-    def _check_weights(self) -> None:
-        """Make sure that the last step left finite weights; all processes call this together."""
-        if not math.isfinite(norm := total_norm(self.model)):
-            raise self._not_finite(f"the norm of the weights is {norm} after", self.position.batch - 1)
-
-    def _not_finite(self, what: str, batch: int) -> UserError:
-        step = self.position.epoch * self.steps + batch // self.recipe.accumulate
-        return UserError(
-            f"{what} step {step} (epoch {self.position.epoch + 1}): try a lower lr than {self.recipe.lr}, or a longer "
-            "warm-up"
-        )
-
-    def _list_broken(self, line: str) -> None:
-        self.broken_val.add(line)
-        self.run.write_skipped(self.broken | self.broken_val, rank())
-
-    def _note_broken(self, line: str) -> None:
-        if line in self.broken:
-            return
-        self.broken.add(line)
-        self.run.write_skipped(self.broken | self.broken_val, rank())
-        if len(self.broken) > self.recipe.max_broken * len(self.splits.train):
+    def _check_finite(self, what: str, value: float, batch: int) -> None:
+        if not math.isfinite(value):
+            step = self.position.epoch * self.steps + batch // self.recipe.accumulate
             raise UserError(
-                f"{len(self.broken)} of {len(self.splits.train)} training images are broken, more than max_broken "
+                f"the {what} is {value} at step {step} (epoch {self.position.epoch + 1}): try a lower lr than "
+                f"{self.recipe.lr}, or a longer warm-up"
+            )
+
+    def _skip(self, split: str, line: str) -> None:
+        """List a broken image.
+
+        Raises:
+            UserError: Too many training images are broken.
+        """
+        found = self.broken[split]
+        if line in found:
+            return
+        found.add(line)
+        self.run.write_skipped(set().union(*self.broken.values()), rank())
+        if split == "train" and len(found) > self.recipe.max_broken * len(self.splits.train):
+            raise UserError(
+                f"{len(found)} of {len(self.splits.train)} training images are broken, more than max_broken "
                 f"{self.recipe.max_broken:g} allows: {line}"
             )
 
@@ -340,8 +325,3 @@ class Trainer:
 def _pace(steps: int, seconds: float, wanted: float) -> int:
     """After how many steps to look again, so that it is about every `wanted` seconds; it grows slowly."""
     return max(1, min(2 * steps, int(steps * wanted / max(seconds, 1e-9))))
-
-
-def _from_first(*numbers: float) -> list[float]:
-    """The numbers on the first process, else zeros: their sum is what the first one says."""
-    return [number * (rank() == 0) for number in numbers]
