@@ -8,6 +8,7 @@ from tests.training.tiny import recipe
 from vimoe.analysis.analysis_result import Analysis
 from vimoe.analysis.analyze_run import analyze_run, read_plan, write_plan
 from vimoe.analysis.counts import RoutingCounts
+from vimoe.analysis.held_out import sample
 from vimoe.data.digits import digits
 from vimoe.errors import UserError
 from vimoe.training.fit import train
@@ -42,6 +43,26 @@ def test_a_run_is_analyzed_on_its_own_images_and_only_adds_to_its_folder(trained
     with torch.no_grad():
         right = (model(torch.stack([x for x, _ in val])).argmax(-1) == torch.tensor([y for _, y in val])).sum()
     assert analysis.score.value == pytest.approx(100 * right.item() / 360)
+
+
+def test_a_sample_is_analyzed_as_what_it_is(trained: Path) -> None:
+    analysis, plan = analyze_run(trained, sampled=40, shuffles=99)
+    assert (analysis.images, analysis.split_images) == (40, 360)
+    assert RoutingCounts.load(trained / "routing" / "val.npz").counts[0].sum(1).tolist() == [4] * 10
+    named = {place for layer in analysis.layers for e in layer.experts for place in (*e.confident, *e.unsure)}
+    assert named <= set(sample(digits().val, 40).places)
+    assert max(named) >= 40
+    assert [step.outcome for step in analysis.steps if not step.drop] == ["undecided"] * 2
+    assert not any(part.pruned for part in plan.layers)
+    assert analyze_run(trained, sampled=40, shuffles=99) == (analysis, plan)
+    assert analyze_run(trained, sampled=1000, shuffles=99)[0].images == 360
+
+
+def test_a_folder_that_another_process_works_in_is_refused(trained: Path) -> None:
+    before = written(trained)
+    with RunFolder(trained).locked(), pytest.raises(UserError, match="moe is in use by another process"):
+        analyze_run(trained, shuffles=99)
+    assert written(trained) == before
 
 
 def test_what_cannot_be_analyzed_gets_one_line_and_changes_nothing(

@@ -1,18 +1,23 @@
+import fcntl
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from tests.training.tiny import recipe
-from vimoe.analysis.analyze_run import analyze_run, write_plan
+from vimoe.analysis.analyze_run import analyze_run, read_plan, write_plan
 from vimoe.data.digits import digits
 from vimoe.errors import UserError
-from vimoe.study.prune_run import prune_run
+from vimoe.study.prune_run import prune_run, reporting_split
 from vimoe.tasks.segmenter_folder import load_segmenter
 from vimoe.training.fit import train
 from vimoe.training.recipe import load_recipe
-from vimoe.vit.checkpoint import load
+from vimoe.training.run_folder import RunFolder
+from vimoe.vit.checkpoint import load, save
 from vimoe.vit.cost import cost
 from vimoe.vit.plan import LayerPlan, Plan
 from vimoe.vit.upcycle import get_config
@@ -78,10 +83,10 @@ def test_without_recovery_the_surgery_is_all_and_lies_beside_the_run(trained: Pa
 def test_the_loss_right_after_is_the_one_that_the_analysis_foretold(trained: Path, tmp_path: Path) -> None:
     """On the same images: the ablation `pruned` is the surgery."""
     analysis, _ = analyze_run(trained, split="test", shuffles=99)
+    write_plan(PLAN, trained / "plan.json")
     number = analysis.layers[0].layer
     load_of = analysis.layers[0].specialisation.load
     write_plan(Plan((LayerPlan(number, (), load_of),)), tmp_path / "one.json")
-    write_plan(PLAN, trained / "plan.json")
     evidence = prune_run(trained, tmp_path / "one.json", recover=0, output=tmp_path / "out")
     foretold = next(k.lost for k in analysis.layers[0].ablations if k.name == "pruned")
     assert evidence.states[1].lost == foretold
@@ -117,16 +122,87 @@ def test_an_invalid_edit_or_a_plan_for_another_model_gets_one_line_and_no_folder
     assert not (tmp_path / "out").exists()
 
 
-def test_nothing_is_overwritten(trained: Path, tmp_path: Path) -> None:
+def test_nothing_is_overwritten_by_another_plan_run_or_recovery(trained: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match="is the run itself: choose another --output"):
         prune_run(trained, output=trained)
     prune_run(trained, recover=0, output=tmp_path / "out")
-    other = Plan((LayerPlan(1, ()),))
-    write_plan(other, tmp_path / "other.json")
     before = written(tmp_path / "out")
-    with pytest.raises(UserError, match="holds the result of another plan: choose another --output"):
+    write_plan(Plan((LayerPlan(1, ()),)), tmp_path / "other.json")
+    with pytest.raises(UserError, match="out holds what came of another plan: choose another --output"):
         prune_run(trained, tmp_path / "other.json", recover=0, output=tmp_path / "out")
+    with pytest.raises(UserError, match="out holds what came of another number of recovery epochs: choose another"):
+        prune_run(trained, recover=0.5, output=tmp_path / "out")
+    shutil.copytree(trained, tmp_path / "twin")
+    other = load(tmp_path / "twin" / "model")
+    other.get_parameter("head.bias").data += 1
+    save(other, tmp_path / "twin" / "model")
+    with pytest.raises(UserError, match="out holds what came of another run: choose another --output"):
+        prune_run(tmp_path / "twin", recover=0, output=tmp_path / "out")
     assert written(tmp_path / "out") == before
+
+
+def test_a_recovered_model_is_not_called_unrecovered(trained: Path, tmp_path: Path) -> None:
+    prune_run(trained, recover=1, output=tmp_path / "out")
+    before = written(tmp_path / "out")
+    with pytest.raises(UserError, match="another number of recovery epochs"):
+        prune_run(trained, recover=0, output=tmp_path / "out")
+    assert written(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize("recover", [0, 1])
+def test_the_folder_of_another_run_is_refused_and_stays_as_it_is(trained: Path, tmp_path: Path, recover: int) -> None:
+    finished = train(recipe(tmp_path / "finished", epochs=1)).path
+    in_training = RunFolder(tmp_path / "training")
+    in_training.write_recipe(recipe(in_training.path))
+    with in_training.locked():
+        for folder in (finished, in_training.path):
+            before = written(folder)
+            with pytest.raises(UserError, match=r"holds something else \(recipe\.yaml.*\): choose another --output"):
+                prune_run(trained, recover=recover, output=folder)
+            assert written(folder) == before
+
+
+def test_two_processes_do_not_prune_into_one_folder(trained: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    with (tmp_path / "out" / ".lock").open("w") as lock:  # as another process holds it
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with pytest.raises(UserError, match="out is in use by another process"):
+            prune_run(trained, recover=0, output=tmp_path / "out")
+    assert set(written(tmp_path / "out")) == {".lock"}
+
+
+def test_training_is_refused_where_a_pruned_model_lies(trained: Path, tmp_path: Path) -> None:
+    prune_run(trained, recover=0, output=tmp_path / "out")
+    with pytest.raises(UserError, match="holds a model that was not trained there: choose another --output"):
+        train(recipe(tmp_path / "out", epochs=1))
+
+
+def test_a_plan_is_reported_on_images_that_did_not_make_it(trained: Path, tmp_path: Path) -> None:
+    _, plan = analyze_run(trained, split="test", shuffles=99)
+    assert plan.split == read_plan(trained / "plan.json").split == "test"
+    evidence = prune_run(trained, recover=0, output=tmp_path / "out")
+    assert (evidence.split, evidence.decided, evidence.images) == ("val", False, 360)
+    right = (load(trained / "model")(digits().val.images).argmax(-1) == digits().val.targets).float().mean()  # type: ignore[attr-defined]
+    assert evidence.states[0].score.value == pytest.approx(100 * right.item())
+    assert json.loads((tmp_path / "out" / "pruning.json").read_text())["split"] == "val"
+    write_plan(PLAN, trained / "plan.json")
+
+
+def test_where_no_other_images_are_left_this_is_said(trained: Path, tmp_path: Path, monkeypatch: Any) -> None:
+    splits = digits()
+    monkeypatch.setattr("vimoe.analysis.analyze_run.open_recipe_data", lambda _: replace(splits, test=splits.val))
+    write_plan(replace(PLAN, split="val"), tmp_path / "plan.json")
+    lines: list[str] = []
+    evidence = prune_run(trained, tmp_path / "plan.json", recover=0, output=tmp_path / "out", say=lines.append)
+    assert evidence.decided
+    assert any("made the plan as well and there are no others" in line for line in lines)
+
+
+@pytest.mark.parametrize(
+    ("decided", "split"), [("val", "test"), ("test", "val"), ("train", "test"), ("", "test"), ("other", "test")]
+)
+def test_the_report_takes_another_split_than_the_plan(decided: str, split: str) -> None:
+    assert reporting_split(digits(), decided) == (split, False)
 
 
 def test_a_segmentation_run_is_analyzed_pruned_and_recovers(tmp_path: Path) -> None:

@@ -125,3 +125,17 @@ def test_what_a_killed_process_left_half_written_is_removed_and_nothing_else(tmp
     with run.locked():
         left = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file())
     assert left == [".lock", "model/config.json"]
+
+
+def test_a_folder_made_from_something_else_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path / "made")
+    run.check_inputs({"run": "abc", "plan": [1, 2]})
+    assert not run.path.exists()
+    run.write_inputs({"run": "abc", "plan": [1, 2]})
+    run.check_inputs({"run": "abc", "plan": [1, 2]})
+    with pytest.raises(UserError, match="made holds what came of another run and plan: choose another --output"):
+        run.check_inputs({"run": "abd", "plan": [1]})
+    for text in ("", "[]", "{}", "null"):
+        (run.path / "made_by.json").write_text(text)
+        with pytest.raises(UserError, match=r"made_by\.json is damaged: choose another --output"):
+            run.check_inputs({"run": "abc"})

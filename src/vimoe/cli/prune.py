@@ -40,7 +40,15 @@ def run(arguments: Sequence[str]) -> None:
 
         command = shlex.join(["vimoe", "prune", *arguments])
         report = pruning_report(
-            args.run, evidence.output, evidence.states, evidence.metric, evidence.images, command, args.data_dir
+            args.run,
+            evidence.output,
+            evidence.states,
+            evidence.metric,
+            evidence.images,
+            command,
+            args.data_dir,
+            evidence.split,
+            evidence.decided,
         )
         print(f"The report lies in {write_page(report, evidence.output / 'report.html')}.")
 
@@ -49,7 +57,8 @@ def evidence_table(evidence: Evidence) -> str:
     """Accuracy, cost and speed, a line a state."""
     from vimoe.report.comparison import pruning_table
 
-    return pruning_table(evidence.states, evidence.metric, evidence.images).text()
+    what = evidence.states, evidence.metric, evidence.images, evidence.split, evidence.decided
+    return pruning_table(*what).text()
 
 
 def _epochs(text: str) -> float:

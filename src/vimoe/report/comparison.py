@@ -80,9 +80,13 @@ def comparison_table(variants: Sequence[Variant], metric: str, images: int, note
     return Table(header, rows, notes)
 
 
-def pruning_table(states: Sequence[Variant], metric: str, images: int) -> Table:
-    """The model before pruning, right after it, and recovered where it was."""
-    return comparison_table(states, metric, images, "Changes are against the first row.")
+def pruning_table(
+    states: Sequence[Variant], metric: str, images: int, split: str = "test", decided: bool = False
+) -> Table:
+    """The model before pruning, right after it, and recovered where it was; `decided`: on images that made the plan."""
+    note = "Changes are against the first row."
+    note += " These images made the plan as well, so its losses look too small." if decided else ""
+    return comparison_table(states, metric, images, note, split)
 
 
 def comparison_sentence(one: Variant, other: Variant, metric: str, images: int, split: str = "test") -> str:

@@ -77,6 +77,8 @@ def pruning_report(
     images: int,
     command: str,
     data_dir: str | None = None,
+    split: str = "test",
+    decided: bool = False,
 ) -> Report:
     """What pruning an analyzed run did, with the analysis that led to it.
 
@@ -85,9 +87,11 @@ def pruning_report(
         output: The pruned model's folder, with the plan that was carried out.
         states: The model before pruning, right after it, and recovered where it was.
         metric: What their score counts.
-        images: Test images.
+        images: How many were scored.
         command: What pruned it.
         data_dir: Where the images lie now, if they were moved.
+        split: Their split.
+        decided: Whether they made the plan as well.
 
     Raises:
         UserError: The run was not analyzed, or its images cannot be used.
@@ -97,8 +101,8 @@ def pruning_report(
     report = replace(
         analysis_report(path, command, data_dir=data_dir),
         title=f"What pruning {path.resolve().name} did",
-        conclusion=comparison_sentence(last, before, metric, images),
-        tables=[pruning_table(states, metric, images)],
+        conclusion=comparison_sentence(last, before, metric, images, split),
+        tables=[pruning_table(states, metric, images, split, decided)],
         plan=read_plan(output / "plan.json"),
     )
     if not (output / "recipe.yaml").exists():  # no recovery

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -13,6 +15,8 @@ from vimoe.analysis.ablation_scores import image_scores
 from vimoe.analysis.analyze_run import finished_run, read_plan, run_images, write_plan
 from vimoe.analysis.held_out import HeldOut, held_out
 from vimoe.analysis.paired import mean_loss, mean_score
+from vimoe.data.images import Images
+from vimoe.data.splits import Splits
 from vimoe.errors import UserError
 from vimoe.files import write_text
 from vimoe.report.comparison import Variant
@@ -21,6 +25,7 @@ from vimoe.study.speed import compare_speed
 from vimoe.tasks.model import load_model
 from vimoe.training.fit import recipe_task, train
 from vimoe.training.parallel import pick_device
+from vimoe.training.run_folder import RunFolder
 from vimoe.vit.cost import cost
 from vimoe.vit.plan import Plan
 from vimoe.vit.pruning import prune
@@ -33,22 +38,26 @@ class Evidence:
     Attributes:
         states: The model before, right after the surgery, and recovered where there was a recovery.
         metric: What the score is: `top1`, or `pixels`.
-        images: Test images.
+        split: The split that was scored.
+        images: How many images of it.
+        decided: Whether these images made the plan as well: where the data set holds no others.
         epochs: Epochs of recovery.
         output: The folder of the pruned model.
     """
 
     states: tuple[Variant, ...]
     metric: str
+    split: str
     images: int
+    decided: bool
     epochs: int
     output: Path
 
     def save(self, path: Path) -> None:
         """Write the numbers as JSON."""
         states = [{**asdict(s), "cost": s.cost._asdict(), "speed": s.speed and s.speed._asdict()} for s in self.states]
-        told = {"metric": self.metric, "images": self.images, "epochs": self.epochs, "states": states}
-        write_text(path, json.dumps(told, indent=2))
+        numbers = {key: getattr(self, key) for key in ("metric", "split", "images", "decided", "epochs")}
+        write_text(path, json.dumps({**numbers, "states": states}, indent=2))
 
 
 def prune_run(
@@ -63,7 +72,10 @@ def prune_run(
     """Prune a finished run into a folder of its own; the run itself is not touched.
 
     The folder becomes a run folder: `start/` is the model right after the surgery, `model/` the finished one,
-    `plan.json` what was carried out, `pruning.json` the evidence. The same command goes on where it was stopped.
+    `plan.json` what was carried out, `pruning.json` the evidence. The same command goes on where it was stopped; a
+    folder that anything else made is refused before a byte is written.
+
+    What is reported is measured on test images, or, if these made the plan, on validation images.
 
     Args:
         path: The run folder.
@@ -73,48 +85,85 @@ def prune_run(
         output: The new folder; by default beside the run, its name with `-pruned`.
         data_dir: Where the images lie now, if they were moved.
         device: `auto`, or a torch device.
-        say: Told what is being done.
+        say: Called with a line on each stage.
 
     Raises:
-        UserError: The run is not finished, the plan does not fit it, or the folder holds something else.
+        UserError: The run is not finished, the plan does not fit it, the folder holds something else, or another
+            process works in it.
     """
     run, recipe = finished_run(path)
     plan = read_plan(plan_path or path / "plan.json")
-    output = output or path.resolve().with_name(f"{path.resolve().name}-pruned")
-    if output.resolve() == path.resolve():
-        raise UserError(f"{output} is the run itself: choose another --output")
-    device = pick_device(device)
+    new = RunFolder(output or path.resolve().with_name(f"{path.resolve().name}-pruned"))
+    if new.path.resolve() == path.resolve():
+        raise UserError(f"{new.path} is the run itself: choose another --output")
+    device, epochs = pick_device(device), recovery_epochs(recipe, recover)
+    inputs = _inputs(run, plan, epochs)
+    new.check_inputs(inputs)
     before = load_model(run.model, device)
     after = prune(load_model(run.model, device), plan)
     recipe = replace(recipe, data_dir=data_dir or recipe.data_dir)
     splits = run_images(run, recipe)
-    if (output / "plan.json").exists() and read_plan(output / "plan.json") != plan:
-        raise UserError(f"{output} holds the result of another plan: choose another --output")
-    epochs = recovery_epochs(recipe, recover)
-    say(_what(plan))
-    start = output / ("start" if epochs else "model")
-    if not (start / "config.json").exists():  # else a run that was stopped goes on from its own start
-        recipe_task(recipe, splits).save(after, start, splits)
-    write_plan(plan, output / "plan.json")
+    start = new.path / "start" if epochs else new.model
+    with new.locked():
+        new.check_inputs(inputs)  # another process may have been faster
+        new.write_inputs(inputs)
+        say(_what(plan))
+        if not (start / "config.json").exists():  # else a run that was stopped goes on from its own start
+            recipe_task(recipe, splits).save(after, start, splits)
+        write_plan(plan, new.path / "plan.json")
     models = {"before": before, "right after": after}
     if epochs:
         say(f"recovery: {epochs} of the recipe's {recipe.epochs} epochs")
-        models["recovered"] = load_model(train(recovery(recipe, start, epochs, output, device)).model, device)
-    seen = held_out(before, splits.test, len(splits.class_names), short_side=recipe.short_side)
-    states = _states(models, seen, splits.form.input_size, device)
-    evidence = Evidence(states, seen.metric, len(splits.test), epochs, output)
-    evidence.save(output / "pruning.json")
+        models["recovered"] = load_model(train(recovery(recipe, start, epochs, new.path, device)).model, device)
+    split, decided = reporting_split(splits, plan.split)
+    if decided:
+        say(f"the {split} images made the plan as well and there are no others: its losses look too small")
+    images: Images = getattr(splits, split)
+    broken: dict[str, None] = {}  # in order, and each once however often it is met
+    seen = held_out(
+        before,
+        images,
+        len(splits.class_names),
+        workers=recipe.workers,
+        short_side=recipe.short_side,
+        on_broken=broken.setdefault,
+    )
+    states, scored = _states(models, seen, splits.form.input_size, device)
+    for line in broken:
+        say(line)
+    evidence = Evidence(states, seen.metric, split, scored, decided, epochs, new.path)
+    evidence.save(new.path / "pruning.json")
     return evidence
+
+
+def reporting_split(splits: Splits, decided: str) -> tuple[str, bool]:
+    """The split to report on, and whether its images made the plan as well: no others are left then.
+
+    Args:
+        splits: The run's images.
+        decided: The split that made the plan, empty for none.
+    """
+    made = getattr(splits, decided, None)  # a data set without a test split has its validation images in both places
+    found = next((split for split in ("test", "val") if getattr(splits, split) is not made), "")
+    return found or "test", not found
+
+
+def _inputs(run: RunFolder, plan: Plan, epochs: int) -> dict[str, Any]:
+    """What the pruned model depends on, named as a refusal names it."""
+    with (run.model / "model.safetensors").open("rb") as weights:
+        digest = hashlib.file_digest(weights, "sha256").hexdigest()
+    layers = [{"layer": x.layer, "experts": list(x.experts), "load": x.load and list(x.load)} for x in plan.layers]
+    return {"run": digest, "plan": layers, "number of recovery epochs": epochs}
 
 
 def _states(
     models: dict[str, nn.Module], seen: HeldOut, image_shape: tuple[int, int, int], device: str
-) -> tuple[Variant, ...]:
+) -> tuple[tuple[Variant, ...], int]:
     scores: dict[str, Tensor] = {
         name: image_scores(model, seen.batches(), seen.score, device) for name, model in models.items()
     }
     speeds = compare_speed(list(models.values()), image_shape, device)
-    return tuple(
+    states = tuple(
         Variant(
             name=name,
             score=mean_score(scores[name]),
@@ -124,6 +173,7 @@ def _states(
         )
         for (name, model), speed in zip(models.items(), speeds, strict=True)
     )
+    return states, len(scores["before"])
 
 
 def _what(plan: Plan) -> str:

@@ -4,6 +4,7 @@
     metrics.jsonl          one line an epoch
     summary.csv            the same as a table
     checkpoints/           resume states (see `vimoe.training.resume_state`)
+    made_by.json           what a verb other than `train` made the folder from
     changes.jsonl          one line each time the run went on with changed augmentation
     skipped.csv            broken images, where there were any
     error.txt              the traceback of a step that failed
@@ -23,7 +24,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -40,6 +41,8 @@ _MAY_DIFFER = (
     *("output", "device", "data_dir", "workers", "max_broken", "log_interval", "log_tensorboard", "log_wandb"),
     "checkpoint_minutes",
 )
+# What tells that a folder is taken by a run.
+_OF_A_RUN = ("recipe.yaml", "metrics.jsonl", "checkpoints", "start", "model", "analysis.json", "plan.json")
 # What may differ where the user says so.
 _AUGMENTATION = ("augment", "scale", "hflip", "color_jitter", "aa", "reprob", "mixup", "cutmix")
 
@@ -80,6 +83,8 @@ class RunFolder:
         """
         recipe_file = self.path / "recipe.yaml"
         if not recipe_file.exists():
+            if self.finished:
+                raise UserError(f"{self.path} holds a model that was not trained there: choose another --output")
             return {}
         old, new = asdict(_resolved(load_recipe(recipe_file))), asdict(_resolved(recipe))
         differing = {key: [old[key], new[key]] for key in new if old[key] != new[key] and key not in _MAY_DIFFER}
@@ -92,6 +97,32 @@ class RunFolder:
                     f"choose another --output{way}"
                 )
         return changed
+
+    def check_inputs(self, inputs: Mapping[str, Any]) -> None:
+        """Make sure that the folder is new, or was made by the same inputs (see `write_inputs`); writes nothing.
+
+        Args:
+            inputs: All that the result depends on, by name, in plain JSON types.
+
+        Raises:
+            UserError: It holds something else.
+        """
+        note = self.path / "made_by.json"
+        if not note.exists():
+            if taken := [name for name in _OF_A_RUN if (self.path / name).exists()]:
+                raise UserError(f"{self.path} holds something else ({', '.join(taken)}): choose another --output")
+            return
+        try:
+            before: dict[str, Any] = json.loads(note.read_text(encoding="utf-8"))
+            other = [key for key in inputs if before[key] != inputs[key]]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise UserError(f"{note} is damaged: choose another --output") from error
+        if other:
+            raise UserError(f"{self.path} holds what came of another {' and '.join(other)}: choose another --output")
+
+    def write_inputs(self, inputs: Mapping[str, Any]) -> None:
+        """Note what the folder is being made from, before anything else is written into it."""
+        write_text(self.path / "made_by.json", json.dumps(inputs, indent=1) + "\n")
 
     @contextmanager
     def locked(self) -> Iterator[None]:
