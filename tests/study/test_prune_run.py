@@ -216,7 +216,6 @@ def test_a_segmentation_run_is_analyzed_pruned_and_recovers(tmp_path: Path) -> N
             num_experts=3,
             routing="token",
             epochs=1,
-            color_jitter=0.2,
         )
     )
     analysis, _ = analyze_run(run.path, shuffles=99)
