@@ -15,7 +15,7 @@ from vimoe.report import saving
 from vimoe.study import execution
 from vimoe.study.execution import do_run, dry_run, execute, offered_devices
 from vimoe.study.grid import StudyRun
-from vimoe.study.processes import Outcome, Work
+from vimoe.study.processes import Work
 from vimoe.study.publish import publish
 from vimoe.study.run_result import read_result
 from vimoe.study.study_table import read_table
@@ -28,15 +28,15 @@ def begun(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names: list[str] = []
 
     def one_by_one(
-        runs: Sequence[StudyRun], work: Work, jobs: int, devices: Sequence[str], on_end: Callable[[Outcome], None]
+        runs: Sequence[StudyRun], work: Work, jobs: int, devices: Sequence[str], on_end: Callable[[StudyRun, str], None]
     ) -> None:
         for run in runs:
             names.append(run.name)
             try:
                 work(run)
-                on_end(Outcome(run, ""))
+                on_end(run, "")
             except UserError as error:
-                on_end(Outcome(run, str(error)))
+                on_end(run, str(error))
 
     monkeypatch.setattr(execution, "run_all", one_by_one)
     return names

@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from vimoe.errors import UserError
 from vimoe.study.grid import StudyRun
-from vimoe.study.processes import Outcome, drop_dependents, run_all, take_next
+from vimoe.study.processes import drop_dependents, run_all, take_next
 from vimoe.training.interrupt import InterruptedRun, listening
 from vimoe.training.recipe import Recipe
 
@@ -85,9 +85,9 @@ def test_what_fails_is_reported_with_its_reason_and_the_rest_goes_on(tmp_path: P
     for name in ("start", "mistaken", "dies"):
         (tmp_path / "seed0" / name).mkdir(parents=True)
         (tmp_path / "seed0" / name / "failed.txt").write_text("last time\n")
-    outcomes: list[Outcome] = []
-    run_all(runs, work, 1, ["here"], outcomes.append)
-    assert [(each.run.setting, each.failure) for each in outcomes] == [
+    outcomes: dict[str, str] = {}
+    run_all(runs, work, 1, ["here"], lambda run, failure: outcomes.update({run.setting: failure}))
+    assert list(outcomes.items()) == [
         ("dies", "its process ended with code 3, see log.txt"),
         ("lost", "not begun, since seed0/dies failed"),
         ("mistaken", "there is no such thing"),
@@ -111,20 +111,20 @@ def test_runs_are_spread_over_the_devices_and_share_the_threads(
 ) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "4,2")  # one number for each level of nesting
     monkeypatch.setattr(torch, "get_num_threads", lambda: 4)
-    run_all([made_up(tmp_path, name) for name in "ab"], work, 5, ["first", "second"], lambda _: None)
+    run_all([made_up(tmp_path, name) for name in "ab"], work, 5, ["first", "second"], lambda *_: None)
     done = [(tmp_path / "seed0" / name / "done").read_text().split() for name in "ab"]
     assert [(device, threads) for device, _, threads in done] == [("first", "2"), ("second", "2")]
 
 
 def test_a_loader_starts_its_workers_as_in_a_run_by_hand(tmp_path: Path) -> None:
-    run_all([made_up(tmp_path, "loads")], work, 1, ["cpu"], lambda _: None)
+    run_all([made_up(tmp_path, "loads")], work, 1, ["cpu"], lambda *_: None)
     method = multiprocessing.get_start_method()
     assert (tmp_path / "seed0" / "loads" / "loader").read_text() == f"{method} {method == 'fork'}"
 
 
 def test_an_interrupted_study_has_its_runs_write_their_state_and_stops(tmp_path: Path) -> None:
     runs = [made_up(tmp_path, "waits"), made_up(tmp_path, "after")]
-    outcomes: list[Outcome] = []
+    outcomes: dict[str, str] = {}
 
     def interrupt() -> None:
         begun = tmp_path / "seed0" / "waits" / "begun"
@@ -134,11 +134,11 @@ def test_an_interrupted_study_has_its_runs_write_their_state_and_stops(tmp_path:
 
     threading.Thread(target=interrupt, daemon=True).start()
     with pytest.raises(InterruptedRun, match="the same command goes on"):
-        run_all(runs, work, 1, ["here"], outcomes.append)
+        run_all(runs, work, 1, ["here"], lambda run, failure: outcomes.update({run.setting: failure}))
     assert (tmp_path / "seed0" / "waits" / "state").exists()
     assert not (tmp_path / "seed0" / "waits" / "failed.txt").exists()
     assert not (tmp_path / "seed0" / "after").exists()
-    assert outcomes == []
+    assert outcomes == {}
 
 
 def test_a_run_waits_until_the_process_of_a_killed_study_lets_go_of_its_folder(tmp_path: Path) -> None:
@@ -156,9 +156,9 @@ def test_a_run_waits_until_the_process_of_a_killed_study_lets_go_of_its_folder(t
         lock.close()
 
     threading.Thread(target=let_go, daemon=True).start()
-    outcomes: list[Outcome] = []
-    run_all([made_up(tmp_path, "a")], work, 1, ["here"], outcomes.append)
-    assert [outcome.failure for outcome in outcomes] == [""]
+    outcomes: dict[str, str] = {}
+    run_all([made_up(tmp_path, "a")], work, 1, ["here"], lambda run, failure: outcomes.update({run.setting: failure}))
+    assert outcomes == {"a": ""}
     assert begun_too_early == [False]
 
 

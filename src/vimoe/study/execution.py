@@ -14,7 +14,7 @@ from vimoe.analysis.analyze_run import analyze_run
 from vimoe.study.comparisons import comparisons, spread
 from vimoe.study.effort import effort_table, efforts, expected_seconds, seeds_line
 from vimoe.study.grid import StudyRun, list_runs
-from vimoe.study.processes import FAILED_FILE, Outcome, run_all
+from vimoe.study.processes import FAILED_FILE, run_all
 from vimoe.study.prune_run import prune_run
 from vimoe.study.run_result import Result, keep_result, measure, read_result
 from vimoe.study.study_file import Study
@@ -109,12 +109,11 @@ def execute(study: Study, jobs: int | None = None) -> Progress:
     jobs = jobs or len(devices)
     _say(f"{len(progress.runs)} runs, {len(left)} to go, {jobs} at a time on {', '.join(devices)}")
 
-    def note(outcome: Outcome) -> None:
-        run = outcome.run
+    def note(run: StudyRun, failure: str) -> None:
         left.remove(run)
-        if outcome.failure:
-            progress.failures[run.name] = outcome.failure
-            line = f"failed: {outcome.failure}"
+        if failure:
+            progress.failures[run.name] = failure
+            line = f"failed: {failure}"
         else:
             result = read_result(Path(run.recipe.output))
             assert result is not None

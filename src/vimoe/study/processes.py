@@ -16,11 +16,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from multiprocessing import connection, parent_process
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
 from vimoe.errors import UserError
+from vimoe.files import write_text
 from vimoe.study.grid import StudyRun
 from vimoe.training.interrupt import InterruptedRun, listening
 
@@ -33,20 +34,8 @@ _FAILED, _INTERRUPTED = 1, 130  # exit codes
 _PATIENCE = 120.0
 
 
-class Outcome(NamedTuple):
-    """How a run ended.
-
-    Attributes:
-        run: The run.
-        failure: What went wrong in one line, empty where nothing did.
-    """
-
-    run: StudyRun
-    failure: str
-
-
 def run_all(
-    runs: Sequence[StudyRun], work: Work, jobs: int, devices: Sequence[str], on_end: Callable[[Outcome], None]
+    runs: Sequence[StudyRun], work: Work, jobs: int, devices: Sequence[str], on_end: Callable[[StudyRun, str], None]
 ) -> None:
     """Do `work` on every run, `jobs` at a time; a run that needs another one of these waits for it.
 
@@ -56,7 +45,8 @@ def run_all(
             into its `failed.txt`.
         jobs: Processes at once; they share the threads that torch would use here.
         devices: Names as in a recipe, taken in turn.
-        on_end: Called with each run that ended or cannot begin, but not with those that were interrupted.
+        on_end: Called with each run that ended or cannot begin, and with one line on what went wrong, empty where
+            nothing did; not called with runs that were interrupted.
 
     Raises:
         InterruptedRun: This process was asked to stop; the runs that were going have written their states.
@@ -90,11 +80,11 @@ def run_all(
                     free.append(device)
                     if process.exitcode == 0:
                         undone.discard(run.name)
-                        on_end(Outcome(run, ""))
+                        on_end(run, "")
                     elif not stop.asked:
-                        on_end(Outcome(run, _failure(run, process.exitcode)))
+                        on_end(run, _failure(run, process.exitcode))
                         for lost in drop_dependents(waiting, run.name):
-                            on_end(Outcome(lost, f"not begun, since {run.name} failed"))
+                            on_end(lost, f"not begun, since {run.name} failed")
                 if stop.asked and not passed_on:
                     for process, _, _ in going.values():
                         process.terminate()
@@ -129,28 +119,27 @@ def drop_dependents(waiting: list[StudyRun], failed: str) -> list[StudyRun]:
 
 def _do(run: StudyRun, work: Work, threads: int) -> None:
     """What the process of a run does; its exit code is 0 where the run is done."""
-    os.setsid()  # Ctrl-C in a terminal goes to the study, which passes it on once
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    threading.Thread(target=_stop_with_parent, daemon=True).start()
-    multiprocessing.set_start_method(None, force=True)  # loaders start their workers as in a run by hand
-    torch.set_num_threads(threads)
     folder = Path(run.recipe.output)
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / LOG_FILE).open("a") as log:
-        os.dup2(log.fileno(), 1)
-        os.dup2(log.fileno(), 2)
-    print(time.strftime("%Y-%m-%d %H:%M:%S begun"), flush=True)
-    faulthandler.enable()
     try:
+        os.setsid()  # Ctrl-C in a terminal goes to the study, which passes it on once
+        signal.signal(signal.SIGTERM, signal.default_int_handler)
+        threading.Thread(target=_stop_with_parent, daemon=True).start()
+        multiprocessing.set_start_method(None, force=True)  # loaders start their workers as in a run by hand
+        torch.set_num_threads(threads)
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / LOG_FILE).open("a") as log:
+            os.dup2(log.fileno(), 1)
+            os.dup2(log.fileno(), 2)
+        print(time.strftime("%Y-%m-%d %H:%M:%S begun"), flush=True)
+        faulthandler.enable()
         _wait_until_free(folder)
         work(run)
     except (InterruptedRun, KeyboardInterrupt):
         sys.exit(_INTERRUPTED)
-    except UserError as error:
-        _note_failure(run, str(error))
-        sys.exit(_FAILED)
     except Exception as error:
-        _note_failure(run, f"{type(error).__name__}: {' '.join(str(error).split())}\n\n{traceback.format_exc()}")
+        reason = str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+        more = "" if isinstance(error, UserError) else f"\n\n{traceback.format_exc()}"
+        write_text(folder / FAILED_FILE, f"{' '.join(reason.split())}\n{more}")
         sys.exit(_FAILED)
 
 
@@ -176,11 +165,5 @@ def _failure(run: StudyRun, code: int) -> str:
     """Why a run failed, in one line, whatever is left of its process."""
     path = Path(run.recipe.output) / FAILED_FILE
     if not path.exists():
-        _note_failure(run, f"its process ended with code {code}, see {LOG_FILE}")
+        write_text(path, f"its process ended with code {code}, see {LOG_FILE}\n")
     return path.read_text().partition("\n")[0]
-
-
-def _note_failure(run: StudyRun, text: str) -> None:
-    folder = Path(run.recipe.output)
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / FAILED_FILE).write_text(text.rstrip() + "\n")
