@@ -30,7 +30,8 @@ class Comparison(NamedTuple):
         one: The setting that is looked at.
         other: What it is compared with.
         differences: By seed, `one` less `other`, in the metric's own unit.
-        images: `[N]` difference in how often each test image is right, mean over seeds; None where it is not known.
+        right: `[2, N]` how often each test image is right by `one` and by `other`, mean over seeds, 0 to 1; None where
+            it is not known.
         of_many: Whether it is the mean over the settings that the question is asked of.
     """
 
@@ -38,7 +39,7 @@ class Comparison(NamedTuple):
     one: str
     other: str
     differences: dict[int, float]
-    images: NDArray[np.float64] | None = None
+    right: NDArray[np.float64] | None = None
     of_many: bool = False
 
     @property
@@ -49,11 +50,10 @@ class Comparison(NamedTuple):
     @property
     def by_image(self) -> Estimate | None:
         """The difference in points with its interval over images: would other images show it, with these models?"""
-        if self.images is None:
+        if self.right is None:
             return None
-        gained = torch.from_numpy(self.images)
-        lost = mean_loss(torch.zeros_like(gained), gained)
-        return Estimate(0 - lost.value, 0 - lost.high, 0 - lost.low)
+        one, other = torch.from_numpy(self.right)
+        return mean_loss(before=one, after=other)  # what is lost from `one` to `other`
 
 
 def comparisons(rows: Sequence[StudyRow], right: Right | None = None) -> list[Comparison]:
@@ -146,23 +146,22 @@ def _ask(
         seeds = [(row, theirs[row.seed]) for row in settings[one] if row.seed in theirs]
         if seeds:
             differences = {row.seed: row.test - control.test for row, control in seeds}
-            ours, others = ([right.get(row.run) for row in side] for side in zip(*seeds, strict=True))
-            images = _mean([*ours, *others], [1.0] * len(seeds) + [-1.0] * len(seeds))
+            images = _mean([[right.get(row.run) for row in pair] for pair in seeds])
             asked.append(Comparison(question, one, other, differences, images))
     yield from asked
     complete = [seed for seed in asked[0].differences if all(seed in c.differences for c in asked)] if asked else []
     if len(asked) > 1 and complete:
         means = {seed: sum(c.differences[seed] for c in asked) / len(asked) for seed in complete}
-        images = _mean([c.images for c in asked], [1.0] * len(asked))
+        images = _mean([[None] * 2 if c.right is None else c.right for c in asked])
         yield Comparison(question, f"mean of {len(asked)}", "their controls", means, images, of_many=True)
 
 
-def _mean(values: Sequence[NDArray[Any] | None], signs: Sequence[float]) -> NDArray[np.float64] | None:
-    """By image, the sum of signed values over the sum of positive signs; None where values are missing or ragged."""
-    known = [sign * value for sign, value in zip(signs, values, strict=True) if value is not None]
-    if len(known) < len(values) or len({len(value) for value in known}) > 1:
+def _mean(pairs: Sequence[Iterable[NDArray[Any] | None]]) -> NDArray[np.float64] | None:
+    """The mean of pairs of `[N]`, as `[2, N]`; None where one is missing or they are not of the same images."""
+    known = [images for pair in pairs for images in pair if images is not None]
+    if len(known) < 2 * len(pairs) or len({len(images) for images in known}) > 1:
         return None
-    return np.sum(known, axis=0) / signs.count(1.0)
+    return np.mean(np.reshape(known, (len(pairs), 2, -1)), axis=0)
 
 
 def _against(

@@ -77,7 +77,7 @@ def planned_table(rows: Sequence[StudyRow]) -> Table:
 
 def comparisons_table(found: Sequence[Comparison], metric: str) -> Table:
     """Every comparison: the mean difference on the test split with its intervals, and what so many seeds would find."""
-    images = any(comparison.images is not None for comparison in found)
+    images = any(comparison.right is not None for comparison in found)
     cells = []
     for comparison, p_holm in zip(found, adjusted(found), strict=True):
         result, by_image = comparison.paired, comparison.by_image
