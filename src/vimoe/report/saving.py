@@ -13,11 +13,15 @@ from typing import NamedTuple
 
 import matplotlib
 from markupsafe import Markup
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.backends.backend_pdf import FigureCanvasPdf
+from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from vimoe.files import write_bytes
 
 FORMATS = ("png", "svg", "pdf")
+_CANVASES = {"png": FigureCanvasAgg, "svg": FigureCanvasSVG, "pdf": FigureCanvasPdf}
 # A page's photographs in figures: pixels an inch, and WebP's quality.
 _DPI, _QUALITY = 120, 75
 
@@ -39,10 +43,12 @@ class Drawing(NamedTuple):
 def save_figure(figure: Figure, path: Path) -> None:
     """Write the figure as PNG, SVG and PDF: `path` with each of their suffixes; text stays text in the SVG."""
     with _laid_out(figure, "vimoe"):
+        figure.set_dpi(150)
         for suffix in FORMATS:
             metadata = {"svg": {"Date": None}, "pdf": {"CreationDate": None}, "png": {}}[suffix]
             buffer = io.BytesIO()
-            figure.savefig(buffer, format=suffix, dpi=150, metadata=metadata)
+            # What `savefig` does, without its first drawing to find a layout.
+            getattr(_CANVASES[suffix](figure), f"print_{suffix}")(buffer, metadata=metadata)
             write_bytes(path.with_name(f"{path.name}.{suffix}"), buffer.getvalue())
 
 
@@ -89,6 +95,7 @@ def _laid_out(figure: Figure, salt: str) -> Iterator[None]:
     ):
         # Names in scripts that the font lacks: boxes in the PNG, text in the SVG.
         warnings.filterwarnings("ignore", "Glyph .* missing from font")
-        figure.draw_without_rendering()
+        if engine := figure.get_layout_engine():
+            engine.execute(figure)
         figure.set_layout_engine("none")  # laid out once, not again for each format
         yield
