@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 
 from vimoe.errors import UserError
 from vimoe.study.grid import StudyRun
-from vimoe.study.processes import drop_dependents, run_all, take_next
+from vimoe.study.processes import run_all
 from vimoe.training.interrupt import InterruptedRun, listening
 from vimoe.training.recipe import Recipe
 
@@ -51,6 +51,9 @@ def work(run: StudyRun) -> None:
                 time.sleep(0.01)
             (folder / "state").touch()
             raise InterruptedRun("written")
+    if run.setting == "slow":
+        while not (folder.parent / "other" / "done").exists():
+            time.sleep(0.01)
     if run.setting == "loads":
         parents = list(DataLoader(Parents(), num_workers=1, batch_size=None))
         (folder / "loader").write_text(f"{multiprocessing.get_start_method()} {parents == [os.getpid()] * 2}")
@@ -58,25 +61,11 @@ def work(run: StudyRun) -> None:
     (folder / "done").write_text(f"{run.recipe.device} {os.getpid()} {torch.get_num_threads()}")
 
 
-def test_a_run_waits_for_what_it_needs_and_others_go_before(tmp_path: Path) -> None:
-    start, tuned, other = made_up(tmp_path, "start"), made_up(tmp_path, "a", "seed0/start"), made_up(tmp_path, "b")
-    waiting, undone = [start, tuned, other], {"seed0/start", "seed0/a", "seed0/b"}
-    assert [take_next(waiting, undone) for _ in range(3)] == [start, other, None]
-    assert waiting == [tuned]
-    assert take_next(waiting, {"seed0/b"}) == tuned
-
-
-def test_a_failure_takes_all_that_needs_it_and_nothing_else(tmp_path: Path) -> None:
-    tuned, after = made_up(tmp_path, "a", "seed0/start"), made_up(tmp_path, "a-planned", "seed0/a")
-    waiting = [tuned, made_up(tmp_path, "b", "seed0/other"), after]
-    assert drop_dependents(waiting, "seed0/start") == [tuned, after]
-    assert [run.setting for run in waiting] == ["b"]
-
-
 def test_what_fails_is_reported_with_its_reason_and_the_rest_goes_on(tmp_path: Path) -> None:
     runs = [
         made_up(tmp_path, "dies"),
         made_up(tmp_path, "lost", needs="seed0/dies"),
+        made_up(tmp_path, "lost-planned", needs="seed0/lost"),
         made_up(tmp_path, "mistaken"),
         made_up(tmp_path, "breaks"),
         made_up(tmp_path, "start"),
@@ -90,6 +79,7 @@ def test_what_fails_is_reported_with_its_reason_and_the_rest_goes_on(tmp_path: P
     assert list(outcomes.items()) == [
         ("dies", "its process ended with code 3, see log.txt"),
         ("lost", "not begun, since seed0/dies failed"),
+        ("lost-planned", "not begun, since seed0/lost failed"),
         ("mistaken", "there is no such thing"),
         ("breaks", "ValueError: of the inner sort"),
         ("start", ""),
@@ -104,6 +94,16 @@ def test_what_fails_is_reported_with_its_reason_and_the_rest_goes_on(tmp_path: P
     started, tuned = ((folder / name / "done").read_text().split() for name in ("start", "tuned"))
     assert len({started[1], tuned[1], str(os.getpid())}) == 3  # each has a process of its own
     assert started[0] == "here"
+
+
+def test_a_run_waits_for_what_it_needs_and_others_go_before(tmp_path: Path) -> None:
+    names = {"slow": None, "tuned": "seed0/slow", "other": None, "done-before": "seed0/start"}
+    runs = [made_up(tmp_path, name, needs) for name, needs in names.items()]
+    ended: list[str] = []
+    run_all(runs, work, 2, ["here"], lambda run, failure: ended.append(run.setting))
+    assert set(ended) == set(names)
+    assert ended.index("slow") < ended.index("tuned")
+    assert ended[0] == "other"
 
 
 def test_runs_are_spread_over_the_devices_and_share_the_threads(

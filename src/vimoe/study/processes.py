@@ -59,13 +59,20 @@ def run_all(
     jobs = max(1, min(jobs, len(runs)))
     free = [devices[i % len(devices)] for i in range(jobs)]
     threads = max(1, torch.get_num_threads() // jobs)
-    waiting, undone = list(runs), {run.name for run in runs}
+    waiting, undone, failed = list(runs), {run.name for run in runs}, set[str]()
     going: dict[Any, tuple[Any, StudyRun, str]] = {}
     passed_on = False
     try:
         with listening() as stop:
             while True:
-                while free and not stop.asked and (run := take_next(waiting, undone)) is not None:
+                for run in list(waiting):  # what is needed comes before what needs it
+                    if run.needs in failed:
+                        waiting.remove(run)
+                        failed.add(run.name)
+                        on_end(run, f"not begun, since {run.needs} failed")
+                ready = [run for run in waiting if run.needs not in undone]
+                for run in [] if stop.asked else ready[: len(free)]:
+                    waiting.remove(run)
                     (Path(run.recipe.output) / FAILED_FILE).unlink(missing_ok=True)
                     device = free.pop(0)
                     mine = replace(run, recipe=replace(run.recipe, device=device))
@@ -82,9 +89,8 @@ def run_all(
                         undone.discard(run.name)
                         on_end(run, "")
                     elif not stop.asked:
+                        failed.add(run.name)
                         on_end(run, _failure(run, process.exitcode))
-                        for lost in drop_dependents(waiting, run.name):
-                            on_end(lost, f"not begun, since {run.name} failed")
                 if stop.asked and not passed_on:
                     for process, _, _ in going.values():
                         process.terminate()
@@ -95,26 +101,6 @@ def run_all(
             process.join()
     if passed_on:
         raise InterruptedRun("the study was stopped, its runs have written their states; the same command goes on")
-
-
-def take_next(waiting: list[StudyRun], undone: set[str]) -> StudyRun | None:
-    """Take the first run that needs none of those undone, None where there is none now."""
-    for run in waiting:
-        if run.needs not in undone:
-            waiting.remove(run)
-            return run
-    return None
-
-
-def drop_dependents(waiting: list[StudyRun], failed: str) -> list[StudyRun]:
-    """Take out the runs that need a failed one, directly or through others."""
-    gone, dropped = {failed}, []
-    for run in list(waiting):  # what is needed comes before what needs it
-        if run.needs in gone:
-            waiting.remove(run)
-            dropped.append(run)
-            gone.add(run.name)
-    return dropped
 
 
 def _do(run: StudyRun, work: Work, threads: int) -> None:
