@@ -88,6 +88,7 @@ def test_workers_are_kept_from_pass_to_pass_and_a_pass_that_is_broken_off_change
 
 def test_two_passes_over_the_same_images_at_once_do_not_disturb_each_other() -> None:
     images = Drawn(8)
+    assert len(list(batches(images, 2, workers=1))) == 4  # leaves a loader behind
     pairs = zip(batches(images, 2, workers=1), batches(images, 2, workers=1), strict=True)
     assert [(a.tolist(), b.tolist()) for (_, a), (_, b) in pairs] == [([i, i + 1],) * 2 for i in (0, 2, 4, 6)]
 

@@ -7,6 +7,7 @@ from torch.nn import functional as F
 
 from tests.tasks.scenery import NAMES, small_segmenter
 from vimoe import UserError
+from vimoe.data.decode import BrokenImageError
 from vimoe.data.images import Images
 from vimoe.data.masks import IGNORE
 from vimoe.data.splits import Splits
@@ -93,6 +94,20 @@ def test_what_makes_processes_come_out_even_counts_nowhere(monkeypatch: pytest.M
         assert confusion.images == (2, 2, 1)[part]
         pixels.append(int(confusion.counts.sum()))
     assert pixels == [48, 48, 24]
+
+
+def test_a_broken_image_or_mask_is_listed_and_not_counted() -> None:
+    class Broken(Sizes):
+        def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+            if index == 1:
+                raise BrokenImageError("1.png is cut")
+            return super().__getitem__(index)
+
+    lines: list[str] = []
+    metrics = Segmentation(3).evaluate(Reader(), Broken([(8, 8)] * 3), "cpu", 0, lines.append, 0.4)
+    assert (metrics["images"], lines) == (2, ["1.png is cut"])
+    with pytest.raises(UserError, match=r"1 of the 3 images to evaluate on are broken, .* 0.3 allows: 1.png is cut"):
+        Segmentation(3).evaluate(Reader(), Broken([(8, 8)] * 3), "cpu", max_broken=0.3)
 
 
 def test_evaluation_gives_the_mode_back() -> None:
