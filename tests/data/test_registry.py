@@ -93,9 +93,9 @@ def test_data_with_masks_and_data_with_labels_are_not_confused() -> None:
 
 def test_one_split_is_opened_whole_by_its_name_or_by_what_there_is(tmp_path: Path) -> None:
     def opened(root: Path, split: str = "") -> tuple[str, int]:
-        found = open_one_split("folder", str(root), FORM, split)
-        assert found.class_names == tuple(sorted(COLOURS))
-        return found.split, len(found.images)
+        images, class_names, found = open_one_split("folder", str(root), FORM, split)
+        assert class_names == tuple(sorted(COLOURS))
+        return found, len(images)
 
     unsplit, several = write_folder(tmp_path / "a", {"": 7}), {"train": 1, "valid": 2, "testing": 3, "night": 4}
     split = write_folder(tmp_path / "b", several)
@@ -107,19 +107,19 @@ def test_one_split_is_opened_whole_by_its_name_or_by_what_there_is(tmp_path: Pat
 
 
 def test_one_split_of_embedded_data_and_of_masks(tmp_path: Path) -> None:
-    assert open_one_split("digits", None, FORM, "train").split == "train"
-    assert len(open_one_split("digit_scenes", None, FORM).images) == 200
+    assert open_one_split("digits", None, FORM, "train")[2] == "train"
+    assert len(open_one_split("digit_scenes", None, FORM)[0]) == 200
     with pytest.raises(UserError, match="dataset 'digits' has no split 'x'; there is train, val, test"):
         open_one_split("digits", None, FORM, "x")
     root = write_ade20k(tmp_path, {"validation": 2})
-    found = open_one_split("ade20k", str(root), FORM)
-    image, mask = found.images[1]
-    assert (found.split, len(found.images), image.shape, mask.shape) == ("validation", 2, (3, 20, 28), (20, 28))
+    images, _, split = open_one_split("ade20k", str(root), FORM)
+    image, mask = images[1]
+    assert (split, len(images), image.shape, mask.shape) == ("validation", 2, (3, 20, 28), (20, 28))
 
 
 def test_numbered_labels_of_one_split_are_checked_against_the_models_classes(tmp_path: Path) -> None:
     files = {f"{i}.{kind}": content for i in (0, 1) for kind, content in (("png", image_bytes(i)), ("cls", b"%d" % i))}
     write_tar(tmp_path / "test-0.tar", files)
-    assert open_one_split("wds/", str(tmp_path), FORM, class_names=("a", "b", "c")).class_names == ("a", "b", "c")
+    assert open_one_split("wds/", str(tmp_path), FORM, class_names=("a", "b", "c"))[1] == ("a", "b", "c")
     with pytest.raises(UserError, match=r"label 1 of image .* is out of range: there are 1 classes"):
         open_one_split("wds/", str(tmp_path), FORM, class_names=("a",))

@@ -31,9 +31,9 @@ def test_figures_agree_with_torchmetrics_however_the_images_are_batched(classes:
     assert found["macc"] == pytest.approx(100 * acc.mean().item(), rel=1e-5)
     right = MulticlassAccuracy(**args, average="micro")(prediction, target)
     assert found["aacc"] == pytest.approx(100 * right.item(), rel=1e-5)
-    assert [row.iou for row in per_class] == pytest.approx((100 * iou).tolist(), rel=1e-5)
-    assert [row.acc for row in per_class] == pytest.approx((100 * acc).tolist(), rel=1e-5)
-    assert [row.pixels for row in per_class] == [int((target == c).sum()) for c in range(classes)]
+    assert [iou for _, iou, _ in per_class] == pytest.approx((100 * iou).tolist(), rel=1e-5)
+    assert [acc for _, _, acc in per_class] == pytest.approx((100 * acc).tolist(), rel=1e-5)
+    assert [pixels for pixels, _, _ in per_class] == [int((target == c).sum()) for c in range(classes)]
 
 
 def test_figures_of_a_case_worked_by_hand() -> None:

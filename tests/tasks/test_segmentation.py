@@ -9,6 +9,7 @@ from tests.tasks.scenery import NAMES, small_segmenter
 from vimoe import UserError
 from vimoe.data.decode import BrokenImageError
 from vimoe.data.images import Images
+from vimoe.data.loaders import batches
 from vimoe.data.masks import IGNORE
 from vimoe.data.splits import Splits
 from vimoe.data.transforms import ImageForm
@@ -90,7 +91,7 @@ def test_what_makes_processes_come_out_even_counts_nowhere(monkeypatch: pytest.M
     pixels = []
     for part in range(3):
         monkeypatch.setattr("vimoe.data.loaders.rank", lambda part=part: part)
-        confusion = Segmentation(3).measure(Reader(), shown, "cpu")
+        confusion = Segmentation(3).measure(Reader(), batches(shown, 1), "cpu")
         assert confusion.images == (2, 2, 1)[part]
         pixels.append(int(confusion.counts.sum()))
     assert pixels == [48, 48, 24]

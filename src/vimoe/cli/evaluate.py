@@ -13,6 +13,7 @@ from vimoe.errors import UserError
 
 if TYPE_CHECKING:
     from vimoe.data.images import Images
+    from vimoe.tasks.task import Task
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -31,28 +32,35 @@ def run(arguments: Sequence[str]) -> None:
     parser.shared("--batch-size", "--workers", "--device")
     add_view(parser)
     args = parser.parse(arguments)
+    from vimoe.data.loaders import batches
     from vimoe.files import write_text
     from vimoe.report.tables import Table, metrics_table
-    from vimoe.tasks.evaluation import evaluate_folder
+    from vimoe.tasks.classification import Classification
     from vimoe.tasks.mask_inference import default_view
-    from vimoe.tasks.model import model_folder
+    from vimoe.tasks.model import load_model, model_folder
+    from vimoe.tasks.segmentation import Segmentation
     from vimoe.tasks.segmenter_folder import holds_segmenter
     from vimoe.training.parallel import pick_device
 
     folder, device = model_folder(args.model), pick_device(args.device)
-    view = chosen_view(args, default_view(folder)) if holds_segmenter(folder) else None
     images, class_names, what = _own_images(args) or _other_images(args, folder)
-    found = evaluate_folder(folder, images, class_names, device, args.batch_size, args.workers, view)
-    for line in found.broken:
+    task: Task = Classification(len(class_names))
+    if holds_segmenter(folder):
+        task = Segmentation(len(class_names), view=chosen_view(args, default_view(folder)))
+    broken: list[str] = []
+    labelled = batches(images, task.batch_size(images, args.batch_size), args.workers, broken.append)
+    metrics = task.measure(load_model(folder, device), labelled, device)
+    for line in broken:
         parser.note(line)
-    if not found.summary["images"]:
+    summary, header = metrics.summary(), ("class", *metrics.columns)
+    if not summary["images"]:
         raise UserError("none of the images can be read")
-    cells = [[name, str(count), *(f"{value:.1f}" for value in values)] for name, count, *values in found.per_class]
-    table = Table(("class", *found.columns), cells)
-    print(f"{found.summary['images']} images of {what}\n\n{metrics_table(found.summary)}\n\n{table.text()}")
+    rows = [(name, *values) for name, values in zip(class_names, metrics.per_class(), strict=True)]
+    table = Table(header, [[name, str(count), *(f"{value:.1f}" for value in values)] for name, count, *values in rows])
+    print(f"{summary['images']} images of {what}\n\n{metrics_table(summary)}\n\n{table.text()}")
     if args.json:
-        by_class = [dict(zip(("class", *found.columns), row, strict=True)) for row in found.per_class]
-        report = {**found.summary, "data": what, "broken": len(found.broken), "classes": by_class}
+        by_class = [dict(zip(header, row, strict=True)) for row in rows]
+        report = {**summary, "data": what, "broken": len(broken), "classes": by_class}
         write_text(args.json, json.dumps(report, indent=2) + "\n")
     if args.csv:
         write_text(args.csv, table.csv())
@@ -94,7 +102,9 @@ def _other_images(args: argparse.Namespace, folder: Path) -> Choice:
         data_dir = data_dir or recipe.data_dir
     known = model_classes(folder)
     reduce = read_segmentation(folder).reduce_zero_label if of_pixels else True
-    found = open_one_split(dataset, data_dir, model_form(folder), args.split or "", known, reduce, args.dataset_args)
-    check_classes(found.class_names, known or found.class_names, "the images have other classes than the model")
+    images, names, split = open_one_split(
+        dataset, data_dir, model_form(folder), args.split or "", known, reduce, args.dataset_args
+    )
+    check_classes(names, known or names, "the images have other classes than the model")
     where = data_dir or dataset
-    return found.images, found.class_names, f"{found.split} of {where}" if found.split else f"{where}, all of it"
+    return images, names, f"{split} of {where}" if split else f"{where}, all of it"

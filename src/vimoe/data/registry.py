@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
@@ -117,20 +117,6 @@ def open_masks(
     return _splits(found, form, training, partial(evaluation_pair, form=form))
 
 
-class Scored(NamedTuple):
-    """Images to evaluate a model on.
-
-    Attributes:
-        images: All of the split.
-        class_names: By label.
-        split: Its name, empty where the data set is not split.
-    """
-
-    images: Images
-    class_names: tuple[str, ...]
-    split: str
-
-
 def open_one_split(
     name: str,
     data_dir: str | None,
@@ -139,7 +125,7 @@ def open_one_split(
     class_names: tuple[str, ...] | None = None,
     reduce_zero_label: bool = True,
     dataset_args: Mapping[str, Any] | None = None,
-) -> Scored:
+) -> tuple[Images, tuple[str, ...], str]:
     """All images of one split, or of a data set that is not split, as evaluation sees them.
 
     Args:
@@ -151,6 +137,9 @@ def open_one_split(
         reduce_zero_label: Whether masks say 0 for unlabelled.
         dataset_args: See `open_dataset`.
 
+    Returns:
+        The images, the names of the classes by label, and the split's name, empty where there is but one.
+
     Raises:
         UserError: The name is not known, or the data set or the split cannot be used.
     """
@@ -159,14 +148,14 @@ def open_one_split(
         role = split or "test"
         if role not in ("train", "val", "test"):
             raise UserError(f"dataset {name!r} has no split {split!r}; there is train, val, test")
-        return Scored(getattr(whole, role), whole.class_names, role)
+        return getattr(whole, role), whole.class_names, role
     found = _find(name, data_dir, OneSplit(split), reduce_zero_label)
     ((part, samples),) = found.parts.items()
     class_names = found.class_names or class_names or _number_classes(samples)
     if name in WITH_MASKS:
-        return Scored(ImageFiles(samples, found.read, partial(evaluation_pair, form=form)), class_names, part)
+        return ImageFiles(samples, found.read, partial(evaluation_pair, form=form)), class_names, part
     _check(samples, part, class_names)
-    return Scored(ImageFiles(samples, found.read, evaluation_transform(form)), class_names, part)
+    return ImageFiles(samples, found.read, evaluation_transform(form)), class_names, part
 
 
 def _find(name: str, data_dir: str | None, wanted: Wanted, reduce_zero_label: bool = True) -> Found:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from vimoe.data.images import Images
-from vimoe.data.loaders import OnBroken, batches
+from vimoe.data.loaders import Batch
 from vimoe.data.splits import Splits
 from vimoe.tasks.classification_metrics import ClassificationMetrics
 from vimoe.tasks.task import Task
@@ -36,19 +35,11 @@ class Classification(Task):
         """Cross-entropy of logits `[B, classes]` and labels `[B]`."""
         return F.cross_entropy(outputs.float(), targets, label_smoothing=self.smoothing)
 
-    def measure(
-        self,
-        model: nn.Module,
-        images: Images,
-        device: str,
-        workers: int = 0,
-        on_broken: OnBroken | None = None,
-        batch_size: int = 256,
-    ) -> ClassificationMetrics:
+    def measure(self, model: nn.Module, labelled: Iterable[Batch], device: str) -> ClassificationMetrics:
         metrics = ClassificationMetrics(self.num_classes)
         with evaluating(model):
-            for seen, labels in batches(images, batch_size, workers, on_broken):
-                metrics.add(model(seen.to(device)).float().cpu(), labels)
+            for images, labels in labelled:
+                metrics.add(model(images.to(device)).float().cpu(), labels)
         metrics.all_reduce_sum()
         return metrics
 

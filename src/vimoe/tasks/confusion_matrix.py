@@ -2,28 +2,12 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
 from vimoe.data.masks import IGNORE
 from vimoe.distributed import all_reduce_sum
 from vimoe.errors import UserError
-
-
-class ClassMetrics(NamedTuple):
-    """One class's metrics in percent; nan where there is nothing to divide by.
-
-    Attributes:
-        pixels: Its labelled pixels.
-        iou: Intersection over union; nan for a class neither labelled nor predicted, 0 for one predicted in vain.
-        acc: Share of its labelled pixels that were found; nan for a class that is not labelled.
-    """
-
-    pixels: int
-    iou: float
-    acc: float
 
 
 class ConfusionMatrix:
@@ -82,11 +66,14 @@ class ConfusionMatrix:
         values = {"miou": iou.nanmean(), "aacc": right.double(), "macc": acc.nanmean()}
         return {name: 100 * value.nan_to_num(0).item() for name, value in values.items()}
 
-    def per_class(self) -> list[ClassMetrics]:
-        """Each class's own metrics, by its index."""
+    def per_class(self) -> list[tuple[int, float, float]]:
+        """By class, its labelled pixels, its IoU and the share of its pixels that were found, in percent.
+
+        The IoU is nan for a class neither labelled nor predicted and 0 for one predicted in vain; the share is nan
+        for a class that is not labelled.
+        """
         iou, acc = self._iou_and_acc()
-        rows = zip(self.counts.sum(1).tolist(), (100 * iou).tolist(), (100 * acc).tolist(), strict=True)
-        return [ClassMetrics(*row) for row in rows]
+        return list(zip(self.counts.sum(1).tolist(), (100 * iou).tolist(), (100 * acc).tolist(), strict=True))
 
     def _iou_and_acc(self) -> tuple[Tensor, Tensor]:
         """`[classes]` fp64 each, between 0 and 1 or nan."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vimoe.data.images import Images
-from vimoe.data.loaders import NOBODY, OnBroken, batches
+from vimoe.data.loaders import NOBODY, Batch
 from vimoe.data.masks import IGNORE
 from vimoe.data.splits import Splits
 from vimoe.errors import UserError
@@ -54,27 +55,21 @@ class Segmentation(Task):
         )
         return total / (targets != IGNORE).sum().clamp(min=1)
 
-    def measure(
-        self,
-        model: nn.Module,
-        images: Images,
-        device: str,
-        workers: int = 0,
-        on_broken: OnBroken | None = None,
-        batch_size: int = 256,
-    ) -> ConfusionMatrix:
-        """As `Task` says, at the resolution of the masks."""
+    def measure(self, model: nn.Module, labelled: Iterable[Batch], device: str) -> ConfusionMatrix:
+        """At the resolution of the masks, which have the images' size."""
         confusion = ConfusionMatrix(self.num_classes)
-        # Images in memory have one size and are small; those from files may have any size and go one by one.
-        together = 1 if images.from_files else min(batch_size, 64)
         with evaluating(model):
-            for seen, masks in batches(images, together, workers, on_broken):
-                answers = probabilities(model, seen.to(device), self.view).argmax(1).cpu()
+            for images, masks in labelled:
+                answers = probabilities(model, images.to(device), self.view).argmax(1).cpu()
                 real = masks[:, 0, 0] != NOBODY
                 confusion.add(answers[real], masks[real])
                 confusion.images += real.sum()
         confusion.all_reduce_sum()
         return confusion
+
+    def batch_size(self, images: Images, wanted: int = 64) -> int:
+        """Images in memory have one size and are small; those from files may have any size and go one by one."""
+        return 1 if images.from_files else wanted
 
     def save(self, model: nn.Module, folder: Path, splits: Splits) -> None:
         """The folder of a segmentation model, with the names of the classes."""

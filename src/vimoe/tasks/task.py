@@ -3,32 +3,32 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
 from torch import Tensor, nn
 
 from vimoe.data.images import Images
-from vimoe.data.loaders import OnBroken
+from vimoe.data.loaders import Batch, OnBroken, batches
 from vimoe.data.splits import Splits
 from vimoe.errors import UserError
 
 
 class Metrics(Protocol):
-    """What was counted over the images of an evaluation, by all processes together."""
+    """What was counted over the images of an evaluation."""
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """What the values by class are."""
+        """What the values by class are: how many there are of it, then percentages."""
+        ...
+
+    def per_class(self) -> Sequence[tuple[Any, ...]]:
+        """By class, its values."""
         ...
 
     def summary(self) -> dict[str, float]:
         """All metrics of the whole, and `images`, how many there were."""
-        ...
-
-    def per_class(self) -> Sequence[tuple[Any, ...]]:
-        """By class, its values under `columns`: how many there are of it, then percentages."""
         ...
 
 
@@ -46,27 +46,20 @@ class Task(ABC):
         """A scalar with gradient, from what the model answered and what was right."""
 
     @abstractmethod
-    def measure(
-        self,
-        model: nn.Module,
-        images: Images,
-        device: str,
-        workers: int = 0,
-        on_broken: OnBroken | None = None,
-        batch_size: int = 256,
-    ) -> Metrics:
-        """Send all images through the model and count; the model is left in the mode it came in.
-
-        With several processes each looks at its own share of the images, every image is counted once, and all
-        get the same metrics.
+    def measure(self, model: nn.Module, labelled: Iterable[Batch], device: str) -> Metrics:
+        """Send batches of images and targets through the model and count, over all processes; its mode is kept.
 
         Raises:
-            UserError: The model's outputs are not finite.
+            UserError: An output of the model is not finite.
         """
 
     @abstractmethod
     def save(self, model: nn.Module, folder: Path, splits: Splits) -> None:
         """Write a finished model's folder; what `splits` says of classes is kept with it."""
+
+    def batch_size(self, images: Images, wanted: int = 256) -> int:
+        """How many of these images can be evaluated at once, `wanted` at most."""
+        return wanted
 
     def evaluate(
         self,
@@ -74,22 +67,19 @@ class Task(ABC):
         images: Images,
         device: str,
         workers: int = 0,
-        on_broken: OnBroken | None = None,
+        on_broken: OnBroken = lambda _: None,
         max_broken: float = 1.0,
     ) -> dict[str, float]:
-        """The summary of `measure`.
+        """All metrics over `images`, the same for all processes: each looks at its own share.
 
         Raises:
             UserError: As `measure`; or no image can be read, or more than the share `max_broken` cannot.
         """
         lines: list[str] = []
-
-        def note(line: str) -> None:
-            lines.append(line)
-            if on_broken is not None:
-                on_broken(line)
-
-        summary = self.measure(model, images, device, workers, note).summary()
+        labelled = batches(images, self.batch_size(images), workers, lines.append)
+        summary = self.measure(model, labelled, device).summary()
+        for line in lines:
+            on_broken(line)
         broken = len(images) - int(summary["images"])
         if broken > max_broken * len(images) or broken == len(images):
             raise UserError(
