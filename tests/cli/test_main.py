@@ -1,3 +1,4 @@
+import signal
 import subprocess
 import sys
 from contextlib import suppress
@@ -147,6 +148,22 @@ def test_only_verbs_that_go_on_say_so_when_interrupted(
     assert capsys.readouterr().err == "vimoe: interrupted; the same command goes on\n"
     assert main(["evaluate"]) == 130
     assert capsys.readouterr().err == "vimoe: interrupted\n"
+
+
+def test_an_interrupt_that_a_library_turned_into_an_error_is_an_interrupt(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def run(arguments: object) -> None:
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            raise RuntimeError("DataLoader worker exited unexpectedly") from None
+
+    before = signal.getsignal(signal.SIGINT)
+    monkeypatch.setattr("vimoe.cli.evaluate.run", run)
+    assert main(["evaluate"]) == 130
+    assert capsys.readouterr().err == "vimoe: interrupted\n"
+    assert signal.getsignal(signal.SIGINT) is before
 
 
 def test_a_name_that_is_no_text_can_be_printed() -> None:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import io
 import os
 import re
+import signal
 import sys
-from collections.abc import Sequence
-from contextlib import suppress
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from importlib import import_module
+from types import FrameType
 from typing import TextIO
 
 from vimoe import __version__
@@ -51,10 +54,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _open_closed_streams()
     verb = arguments[0] if arguments else "--help"
     try:
-        try:
-            _run(verb, arguments[1:])
-        finally:  # --help ends in a SystemExit
-            sys.stdout.flush()
+        with _interruptible():
+            try:
+                _run(verb, arguments[1:])
+            finally:  # --help ends in a SystemExit
+                sys.stdout.flush()
     except UserError as error:
         return _fail(f"process {rank}: {error}" if (rank := os.environ.get("RANK", "0")) != "0" else str(error))
     except BrokenPipeError:
@@ -86,6 +90,30 @@ def _run(verb: str, arguments: Sequence[str]) -> None:
         import_module(f"vimoe.cli.{verb}").run(arguments)
     else:
         raise UserError(f"unknown {'flag' if verb.startswith('-') else 'verb'} {verb!r}{suggest(verb, VERBS)}")
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Whatever a library makes of a Ctrl-C that meets it, an error of its own or a worker's end, is a Ctrl-C."""
+    interrupted = False
+
+    def note(number: int, frame: FrameType | None) -> None:
+        nonlocal interrupted
+        interrupted = True
+        raise KeyboardInterrupt
+
+    before = None
+    if threading.current_thread() is threading.main_thread():
+        before = signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    except Exception as error:
+        if interrupted and not isinstance(error, InterruptedRun):
+            raise KeyboardInterrupt from error
+        raise
+    finally:
+        if before is not None:
+            signal.signal(signal.SIGINT, before)
 
 
 def _open_closed_streams() -> None:

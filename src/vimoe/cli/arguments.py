@@ -74,25 +74,18 @@ class Parser(argparse.ArgumentParser):
             self.flag(name, **SHARED[name])
 
     def given(self, arguments: Sequence[str]) -> dict[str, Any]:
-        """What the arguments say, by name, without the defaults.
-
-        Raises:
-            UserError: A flag is unknown, or a value is missing, wrong or one too many.
-        """
+        """What the arguments say, by name, without the defaults."""
         known, rest = self.parse_known_args(list(arguments))
-        for word in rest[:1]:
-            if not word.startswith("-"):
-                self.error(f"unexpected value {word!r}")
+        if rest and not rest[0].startswith("-"):
+            self.error(f"unexpected value {rest[0]!r}")
+        if rest:
+            wrong = rest[0].partition("=")[0]
             flags = [f"--{name.replace('_', '-')}" for name in self._defaults_of_flags]
-            raise UserError(f"unknown flag {word.partition('=')[0]!r}{suggest(word.partition('=')[0], flags)}")
+            raise UserError(f"unknown flag {wrong!r}{suggest(wrong, flags)}")
         return vars(known)
 
     def parse(self, arguments: Sequence[str]) -> argparse.Namespace:
-        """What the arguments say, and the defaults.
-
-        Raises:
-            UserError: As `given`.
-        """
+        """What the arguments say, and the defaults."""
         return argparse.Namespace(**{**self._defaults_of_flags, **self.given(arguments)})
 
     def error(self, message: str) -> NoReturn:
