@@ -22,6 +22,7 @@ import torch
 from timm.layers import Mlp
 from torch import Tensor, nn
 
+from vimoe.moe.config import MoEConfig
 from vimoe.moe.layer import MoELayer
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -55,9 +56,9 @@ def contenders(dim: int, num_experts: int, peers: bool, device: str, dtype: torc
     torch.manual_seed(0)
     models: dict[str, nn.Module] = {"dense": Mlp(dim, 4 * dim)}
     for routing in ("image", "token"):
-        models[f"vimoe {routing}"] = MoELayer(
-            Mlp(dim, 4 * dim), num_experts, shared_expert=False, routing=routing, gate_input="cls"
-        )
+        config = MoEConfig((0,), (num_experts,), shared_expert=False, routing=routing)
+        ffn = Mlp(dim, 4 * dim)
+        models[f"vimoe {routing}"] = MoELayer(ffn, config, num_experts=num_experts, num_prefix_tokens=1)
     if peers:
         for implementation in ("grouped_mm", "eager"):
             models[f"transformers {implementation}"] = Peer(dim, num_experts, implementation)

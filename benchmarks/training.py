@@ -152,7 +152,7 @@ def vimoe_against_dense(args: argparse.Namespace) -> None:
     depth = len(model().blocks)
     contenders = [
         (widen(model(), [depth - 2, depth - 1], 2).to(args.device), False),
-        (vimoe.upcycle(model(), 2, 8).to(args.device), True),
+        (vimoe.upcycle(model(), 2, num_experts=8).to(args.device), True),
     ]
     dense, moe = (cost(m, args.size).macs for m, _ in contenders)
     print(f"multiply-adds an image: dense {dense / 1e9:.3f} G, ViMoE {moe / 1e9:.3f} G")

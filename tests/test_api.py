@@ -16,6 +16,11 @@ def test_an_unknown_name_is_an_attribute_error() -> None:
         _ = vimoe.upcylce
 
 
+def test_the_public_names_are_listed_before_they_are_used() -> None:
+    code = "import sys, vimoe; sys.exit(not set(vimoe.__all__) <= set(dir(vimoe)) or 'torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
 def test_importing_the_package_does_not_import_torch() -> None:
     code = "import sys, vimoe; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

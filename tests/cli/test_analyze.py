@@ -3,10 +3,10 @@ from pathlib import Path
 import pytest
 
 from tests.training.tiny import recipe
-from vimoe.analysis.analyze_run import read_plan
 from vimoe.cli import analyze, prune
 from vimoe.errors import UserError
 from vimoe.training.fit import train
+from vimoe.vit.plan import Plan
 
 
 def test_a_run_is_analyzed_and_pruned_in_words(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -22,7 +22,7 @@ def test_a_run_is_analyzed_and_pruned_in_words(tmp_path: Path, capsys: pytest.Ca
     assert f"`vimoe prune {run}` carries it out" in told
     assert f"vimoe analyze {run} --max-drop 100" in (run / "report.html").read_text()
     assert (run / "figures" / "heatmaps.pdf").exists()
-    assert [part.layer for part in read_plan(run / "plan.json").layers] == [1, 2]
+    assert [part.layer for part in Plan.load(run / "plan.json").layers] == [1, 2]
 
     prune.run([str(run), "--recover-epochs", "1", "--output", str(tmp_path / "out"), "--device", "cpu"])
     captured = capsys.readouterr()

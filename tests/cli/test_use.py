@@ -15,7 +15,7 @@ from vimoe.cli import main
 from vimoe.data.transforms import image_form
 from vimoe.training.recipe import load_recipe
 from vimoe.training.source import _recipe_form
-from vimoe.vit.checkpoint import read_config
+from vimoe.vit.model_config import read_config
 
 MODEL = ["--model", "vit_tiny_patch16_224", "--img-size", "16", "--workers", "0"]
 ARGS = ["--model-args", '{"patch_size": 8, "embed_dim": 16, "depth": 3, "num_heads": 2, "weight_init": "jax"}']

@@ -9,6 +9,7 @@ from hypothesis import settings
 from timm.layers import GluMlp, Mlp, SwiGLU, SwiGLUPacked
 from torch import Tensor, nn
 
+from vimoe.moe.config import MoEConfig
 from vimoe.moe.experts import Experts
 from vimoe.moe.layer import MoELayer
 
@@ -50,10 +51,18 @@ def make_experts(kind: str = "mlp", num_experts: int = E, backend: str = "loop",
     return experts
 
 
+def upcycled(
+    ffn: nn.Module, num_experts: int = E, num_prefix_tokens: int = 1, backend: str = "auto", **settings: object
+) -> MoELayer:
+    """The layer that takes an FFN's place; `settings` are those of `MoEConfig`."""
+    config = MoEConfig((0,), (num_experts,), **settings)
+    return MoELayer(ffn, config, num_experts=num_experts, num_prefix_tokens=num_prefix_tokens, backend=backend)
+
+
 def make_layer(ffn: nn.Module | None = None, num_experts: int = E, **options: object) -> MoELayer:
     """A layer whose experts differ and whose router has an opinion."""
     torch.manual_seed(0)
-    layer = MoELayer(make_ffn() if ffn is None else ffn, num_experts, **options)
+    layer = upcycled(make_ffn() if ffn is None else ffn, num_experts, **options)
     randomize(layer)
     return layer
 

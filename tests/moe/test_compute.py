@@ -1,4 +1,4 @@
-"""Four ways to compute the experts: equal in output and in every gradient, in all the corners.
+"""Five ways to compute the experts: equal in output and in every gradient, in all the corners.
 
 Expert ids and gates are given, not routed, so that every corner is really reached.
 """
@@ -83,6 +83,15 @@ def test_an_expert_without_inputs_gets_a_zero_gradient_not_none(backend):
     for name, parameter in experts.named_parameters():
         assert parameter.grad[[0, 2]].abs().max() == 0, name
         assert (parameter.grad[[1, 3]].flatten(1).abs().amax(1) > 0).all(), name
+
+
+@pytest.mark.parametrize("backend", ["loop", "grouped"])
+def test_a_second_derivative_is_refused_rather_than_wrong(backend):
+    x, ids, gates, _ = inputs("two choices, three rows", torch.float32)
+    y = make_experts(backend=backend)(x.requires_grad_(), ids, gates)
+    (gradient,) = torch.autograd.grad(y.square().sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable"):
+        gradient.sum().backward()
 
 
 @pytest.mark.parametrize("kind", KINDS)

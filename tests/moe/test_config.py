@@ -3,6 +3,7 @@
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 
 from vimoe.errors import UserError
@@ -74,7 +75,7 @@ def test_top_k_must_fit_the_smallest_layer():
         ("routing", "image, token"),
         ("gate", "straight_through, softmax"),
         ("gate_input", "cls, mean"),
-        ("init", "preserve, copy"),
+        ("init", "preserve, copy, residual"),
     ],
 )
 def test_a_wrong_name_is_answered_with_the_right_ones(name, choices):
@@ -88,33 +89,54 @@ def test_an_unknown_key_in_a_file_is_named():
 
 
 def test_a_missing_key_in_a_file_is_named():
-    with pytest.raises(UserError, match="incomplete MoE settings: 'num_experts'"):
+    with pytest.raises(UserError, match="incomplete MoE settings: 'num_experts' is missing"):
         MoEConfig.from_dict({"layers": [11]})
 
 
 def test_a_number_where_a_list_belongs_is_one_line():
-    with pytest.raises(UserError, match="incomplete MoE settings: "):
+    with pytest.raises(UserError, match="layers must be a list of whole numbers, got 11"):
         MoEConfig.from_dict({"layers": 11, "num_experts": [8]})
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "wanted"),
+    ("name", "value", "line"),
     [
-        ("top_k", 1.5, "of type int, got 1.5"),
-        ("top_k", "2", "of type int, got '2'"),
-        ("top_k", None, "of type int, got None"),
-        ("top_k", True, "of type int, got True"),
-        ("shared_expert", "no", "of type bool, got 'no'"),
-        ("router_noise", 1, "of type bool, got 1"),
-        ("routing", ["image"], r"of type str, got \['image'\]"),
-        ("layers", [10.0, 11], r"a list of whole numbers, got \[10.0, 11\]"),
-        ("num_experts", [8, 2.5], r"a list of whole numbers, got \[8, 2.5\]"),
-        ("num_experts", "88", r"a list of whole numbers, got \['8', '8'\]"),
+        ("top_k", 1.5, "top_k must be a whole number, got 1.5"),
+        ("top_k", "2", "top_k must be a whole number, got '2'"),
+        ("top_k", None, "top_k must be a whole number, got None"),
+        ("top_k", True, "top_k must be a whole number, got True"),
+        ("shared_expert", "no", "shared_expert must be true or false, got 'no'"),
+        ("router_noise", 1, "router_noise must be true or false, got 1"),
+        ("routing", ["image"], r"routing must be one of image, token, got \['image'\]"),
+        ("gate", {}, "gate must be one of straight_through, softmax, got {}"),
+        ("layers", [10.0, 11], r"layers must be a list of whole numbers, got \[10.0, 11\]"),
+        ("layers", None, "layers must be a list of whole numbers, got None"),
+        ("num_experts", [8, True], r"num_experts must be a list of whole numbers, got \[8, True\]"),
+        ("num_experts", "88", "num_experts must be a list of whole numbers, got '88'"),
     ],
 )
-def test_a_value_of_another_type_in_a_file_is_refused_with_its_name(name, value, wanted):
-    with pytest.raises(UserError, match=f"MoE setting '{name}' must be {wanted}"):
-        MoEConfig.from_dict({**config().to_dict(), name: value})
+@pytest.mark.parametrize("made", ["by hand", "from a file"])
+def test_a_value_of_another_type_is_refused_with_its_name(made, name, value, line):
+    make = {"by hand": lambda values: MoEConfig(**values), "from a file": MoEConfig.from_dict}[made]
+    with pytest.raises(UserError, match=rf"\A{line}\Z"):
+        make({**config().to_dict(), name: value})
+
+
+@pytest.mark.parametrize("values", [None, [], "moe", 5])
+def test_settings_that_are_no_dictionary_are_refused(values):
+    with pytest.raises(UserError, match="MoE settings must be a dictionary, got "):
+        MoEConfig.from_dict(values)
+
+
+def test_lists_and_numpy_numbers_become_plain_tuples_that_json_can_hold():
+    made = config(layers=np.arange(10, 12), num_experts=[np.int64(8), 8])
+    assert made == config()
+    assert json.loads(json.dumps(made.to_dict())) == {**config().to_dict()}
+
+
+def test_residual_needs_the_shared_expert_that_carries_the_output():
+    with pytest.raises(UserError, match="init 'residual' needs the shared expert"):
+        config(init="residual", shared_expert=False)
 
 
 def test_the_routing_degree_multiplies_the_choices_of_the_layers():
@@ -125,3 +147,17 @@ def test_the_routing_degree_multiplies_the_choices_of_the_layers():
 def test_the_shared_expert_carries_half_of_a_preserved_output_and_all_of_a_plain_copy():
     assert config(init="preserve").shared_share == 0.5
     assert config(init="copy").shared_share == 1.0
+
+
+@pytest.mark.parametrize(
+    ("init", "shared", "share"),
+    [
+        ("preserve", True, 0.5),
+        ("preserve", False, 1.0),
+        ("copy", True, 1.0),
+        ("copy", False, 1.0),
+        ("residual", True, 0),
+    ],
+)
+def test_the_routed_experts_carry_what_the_shared_one_leaves_them(init, shared, share):
+    assert config(init=init, shared_expert=shared).routed_share == share

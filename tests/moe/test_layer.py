@@ -25,6 +25,7 @@ from .support import (
     make_layer,
     property_test,
     randomize,
+    upcycled,
 )
 
 ROUTINGS = pytest.mark.parametrize("routing", ["image", "token"])
@@ -50,15 +51,30 @@ def test_right_after_upcycling_the_layer_computes_what_the_ffn_did(kind, routing
     x = images()
     for gate_input in ("cls", "mean"):
         options = {"top_k": k, "shared_expert": shared, "routing": routing, "gate_input": gate_input}
-        layer = MoELayer(copy.deepcopy(ffn), E, **options)
+        layer = upcycled(copy.deepcopy(ffn), E, **options)
         torch.testing.assert_close(layer(x), ffn(x), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("gate", ["straight_through", "softmax"])
+@ROUTINGS
+@EVERY_KIND
+def test_residual_experts_leave_the_output_to_the_shared_one_and_learn_from_the_first_step(kind, routing, gate):
+    torch.manual_seed(0)
+    ffn, x = make_ffn(kind, norm=True), images()
+    layer = upcycled(copy.deepcopy(ffn), top_k=2, routing=routing, gate=gate, init="residual")
+    assert torch.equal(layer(x), ffn(x))
+    layer(x).square().sum().backward()
+    assert layer.experts.fc2.weight.grad.abs().max() > 0
+    torch.optim.SGD(layer.parameters(), lr=1e-3).step()
+    layer(x).square().sum().backward()
+    assert layer.router.weight.grad.abs().max() > 0
 
 
 @ROUTINGS
 def test_noise_and_training_leave_the_preserved_output_alone(routing):
     torch.manual_seed(0)
     ffn = make_ffn()
-    layer = MoELayer(copy.deepcopy(ffn), E, top_k=2, routing=routing, router_noise=True).train()
+    layer = upcycled(copy.deepcopy(ffn), E, top_k=2, routing=routing, router_noise=True).train()
     torch.testing.assert_close(layer(images()), ffn(images()), rtol=1e-6, atol=1e-6)
 
 
@@ -66,7 +82,7 @@ def test_plain_copies_with_softmax_gates_are_not_meant_to_preserve():
     torch.manual_seed(0)
     ffn = make_ffn()
     x = images()
-    layer = MoELayer(copy.deepcopy(ffn), E, init="copy", gate="softmax")
+    layer = upcycled(copy.deepcopy(ffn), E, init="copy", gate="softmax")
     chosen = layer(x)
     gates = layer.last_selection.gates[:, :, None]
     torch.testing.assert_close(chosen, ffn(x) * (1 + gates), rtol=1e-5, atol=1e-5)
@@ -286,9 +302,9 @@ def test_a_model_cast_wholly_to_half_precision_works(routing, backend, half):
 
 
 def test_the_layer_takes_device_and_precision_of_the_ffn():
-    layer = MoELayer(make_ffn().to(torch.bfloat16), E)
+    layer = upcycled(make_ffn().to(torch.bfloat16), E)
     assert {parameter.dtype for parameter in layer.parameters()} == {torch.bfloat16}
-    assert {parameter.device.type for parameter in MoELayer(make_ffn().to("meta"), E).parameters()} == {"meta"}
+    assert {parameter.device.type for parameter in upcycled(make_ffn().to("meta"), E).parameters()} == {"meta"}
 
 
 @EVERY_BACKEND
@@ -330,7 +346,7 @@ def test_training_randomness_follows_the_seed_and_ends_in_evaluation(what):
 def test_the_state_is_experts_router_and_shared_expert_and_nothing_else(norm):
     ffn = make_ffn(norm=norm)
     names = set(ffn.state_dict())
-    layer = MoELayer(ffn, E, router_noise=True)
+    layer = upcycled(ffn, E, router_noise=True)
     layer(images()).sum().backward()
     wanted = {f"{part}.{name}" for part in ("experts", "shared_expert") for name in names} | {"router.weight"}
     assert set(layer.state_dict()) == wanted
@@ -357,14 +373,14 @@ def test_a_copy_after_a_forward_with_gradient_leaves_the_selection_behind(copier
 
 @pytest.mark.parametrize("training", [True, False])
 def test_a_layer_trains_when_the_ffn_it_replaces_does(training):
-    layer = MoELayer(make_ffn(drop=0.5).train(training), E, router_noise=True)
+    layer = upcycled(make_ffn(drop=0.5).train(training), E, router_noise=True)
     assert {module.training for module in layer.modules()} == {training}
 
 
 def test_the_ffn_itself_becomes_the_shared_expert():
     ffn = make_ffn()
-    assert MoELayer(ffn, E).shared_expert is ffn
-    assert MoELayer(make_ffn(), E, shared_expert=False).shared_expert is None
+    assert upcycled(ffn, E).shared_expert is ffn
+    assert upcycled(make_ffn(), E, shared_expert=False).shared_expert is None
 
 
 def test_a_printed_layer_says_how_it_routes():
@@ -422,6 +438,14 @@ def test_checkpointing_gives_the_balance_loss_alone_its_gradient():
     assert_same(*gradients)
 
 
+def test_a_checkpointed_forward_computed_again_is_no_further_run():
+    model = Blocks("token", False)
+    for _ in range(2):
+        loss = model(images()).square().sum() + balance_loss(model)
+        loss.backward()
+    assert {block.uncounted for block in model.blocks} == {0}
+
+
 def test_a_later_forward_counts_again_after_checkpointing():
     model = Blocks("image", False)
     model(images()).sum().backward()
@@ -434,7 +458,9 @@ def test_a_later_forward_counts_again_after_checkpointing():
 def test_reentrant_checkpointing_is_refused_before_it_trains_without_balance():
     model = Blocks("image", True)
     model(images().requires_grad_())
-    with pytest.raises(UserError, match=r"reentrant checkpointing\): use torch\.utils\.checkpoint with use_reentrant"):
+    with pytest.raises(
+        UserError, match=r"left no gradient for the router: .* checkpoint activations with use_reentrant=False"
+    ):
         balance_loss(model)
 
 

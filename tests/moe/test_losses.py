@@ -1,7 +1,10 @@
 """The losses on numbers small enough to work out by hand, for one process, two processes and whole models."""
 
+import copy
+import gc
 import socket
 import time
+import weakref
 
 import pytest
 import torch
@@ -158,8 +161,11 @@ def test_a_model_without_moe_layers_is_told_to_upcycle():
 
 
 def test_a_model_that_has_not_run_is_told_to_run():
-    with pytest.raises(UserError, match="this model has not been run yet: call it before asking for a loss"):
+    with pytest.raises(UserError, match="this model has not run yet: call it before asking for a loss"):
         balance_loss(make_layer())
+
+
+NO_GRADIENT = "left no gradient for the router: run the model in training, without no_grad, and checkpoint .*"
 
 
 def test_a_forward_without_gradients_in_training_is_refused():
@@ -167,8 +173,16 @@ def test_a_forward_without_gradients_in_training_is_refused():
     with torch.no_grad():
         layer(torch.randn(2, 3, D))
         balance_loss(layer)  # asked for a number only, which there is
-    with pytest.raises(UserError, match=r"the last forward left no gradient for the router .* use_reentrant=False"):
+    with pytest.raises(UserError, match=NO_GRADIENT):
         balance_loss(layer)
+
+
+def test_after_an_evaluation_the_line_says_to_run_the_model_in_training():
+    layer = make_layer().eval()
+    with torch.no_grad():
+        layer(torch.randn(2, 3, D))
+    with pytest.raises(UserError, match=NO_GRADIENT):
+        balance_loss(layer.train())
 
 
 def test_a_forward_without_gradients_is_fine_in_evaluation_and_for_a_frozen_router():
@@ -180,6 +194,74 @@ def test_a_forward_without_gradients_is_fine_in_evaluation_and_for_a_frozen_rout
     with torch.no_grad():
         layer(torch.randn(2, 3, D))
     assert balance_loss(layer).item() > 0
+
+
+# Several forwards
+
+
+def two_crops() -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.randn(4, 5, D), torch.randn(6, 3, D)
+
+
+def test_two_forwards_in_one_step_are_refused_rather_than_half_counted():
+    layer = make_layer()
+    outputs = [layer(crop) for crop in two_crops()]
+    with pytest.raises(UserError, match=r"the model ran 2 times since its last step .* call balance_loss after each"):
+        balance_loss(layer)
+    sum(y.sum() for y in outputs).backward()
+
+
+def test_the_losses_of_two_forwards_add_up_and_go_backward_together():
+    layer, crops = make_layer(), two_crops()
+    parts = []
+    for crop in crops:
+        layer(crop)
+        parts.append(balance_loss(layer))
+    sum(parts).backward()
+    both = layer.router.weight.grad.clone()
+    layer.zero_grad()
+    for crop in crops:  # as gradient accumulation has it
+        layer(crop)
+        balance_loss(layer).backward()
+    torch.testing.assert_close(layer.router.weight.grad, both)
+
+
+@pytest.mark.parametrize("gate", ["straight_through", "softmax"])
+def test_a_step_without_a_balance_loss_is_not_held_against_the_next_one(gate):
+    layer = make_layer(gate=gate, top_k=2)
+    for _ in range(3):
+        layer(torch.randn(4, 3, D)).sum().backward()
+    layer(torch.randn(4, 3, D))
+    assert balance_loss(layer).item() > 0
+
+
+def test_forwards_that_train_nothing_are_not_counted():
+    layer = make_layer()
+    with torch.no_grad():
+        layer(torch.randn(4, 3, D))
+    layer.eval()(torch.randn(4, 3, D))
+    layer.train()(torch.randn(4, 3, D))
+    assert balance_loss(layer).requires_grad
+    assert balance_loss(layer).requires_grad  # asking twice is asking for the same
+
+
+def test_a_layer_does_not_outlive_its_last_reference():
+    layer = make_layer()
+    layer(torch.randn(4, 3, D))
+    alive = weakref.ref(layer)
+    del layer
+    gc.collect()
+    assert alive() is None
+
+
+@pytest.mark.parametrize("ema_has_run", [False, True])
+def test_an_averaged_copy_in_the_same_module_does_not_count(ema_has_run):
+    model = nn.ModuleDict({"student": make_layer()})
+    model["ema"] = copy.deepcopy(model["student"]).eval()
+    if ema_has_run:
+        model["ema"](torch.randn(9, 3, D))
+    model["student"](torch.randn(4, 3, D))
+    assert torch.equal(balance_loss(model), balance_loss(model["student"]))
 
 
 @pytest.mark.skipif(not dist.is_gloo_available(), reason="torch was built without gloo")

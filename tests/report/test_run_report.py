@@ -5,7 +5,7 @@ import torch
 
 from tests.report.test_comparison import STATES
 from tests.training.tiny import recipe
-from vimoe.analysis.analyze_run import analyze_run, write_plan
+from vimoe.analysis.analyze_run import analyze_run
 from vimoe.data.digits import digits
 from vimoe.data.scenes import digit_scenes
 from vimoe.errors import UserError
@@ -49,7 +49,7 @@ def test_a_run_that_was_not_analyzed_gets_one_line(tmp_path: Path) -> None:
 def test_what_pruning_did_comes_with_the_analysis_and_the_plan_that_was_carried_out(
     analyzed: Path, tmp_path: Path
 ) -> None:
-    write_plan(Plan((LayerPlan(1, ()), LayerPlan(2, (0,)))), tmp_path / "plan.json")
+    Plan((LayerPlan(1, ()), LayerPlan(2, (0,)))).save(tmp_path / "plan.json")
     report = pruning_report(analyzed, tmp_path, STATES[:2], "top1", 360, "vimoe prune moe")
     assert report.title == "What pruning moe did"
     assert report.conclusion.startswith("“pruned, without recovery training” reaches 85.0 % top-1 on 360 test images")

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tests.training.tiny import recipe
-from vimoe.analysis.analyze_run import analyze_run, read_plan, write_plan
+from vimoe.analysis.analyze_run import analyze_run
 from vimoe.data.digits import digits
 from vimoe.errors import UserError
 from vimoe.study.prune_run import prune_run, reporting_split
@@ -30,7 +30,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     run = train(recipe(tmp_path_factory.mktemp("runs") / "moe", last=2, num_experts=3, epochs=4, lr=5e-3))
-    write_plan(PLAN, run.path / "plan.json")
+    PLAN.save(run.path / "plan.json")
     return run.path
 
 
@@ -83,10 +83,10 @@ def test_without_recovery_the_surgery_is_all_and_lies_beside_the_run(trained: Pa
 def test_the_loss_right_after_is_the_one_that_the_analysis_foretold(trained: Path, tmp_path: Path) -> None:
     """On the same images: the ablation `pruned` is the surgery."""
     analysis, _ = analyze_run(trained, split="test", shuffles=99)
-    write_plan(PLAN, trained / "plan.json")
+    PLAN.save(trained / "plan.json")
     number = analysis.layers[0].layer
     load_of = analysis.layers[0].specialisation.load
-    write_plan(Plan((LayerPlan(number, (), load_of),)), tmp_path / "one.json")
+    Plan((LayerPlan(number, (), load_of),)).save(tmp_path / "one.json")
     evidence = prune_run(trained, tmp_path / "one.json", recover=0, output=tmp_path / "out")
     foretold = next(k.lost for k in analysis.layers[0].ablations if k.name == "pruned")
     assert evidence.states[1].lost == foretold
@@ -109,7 +109,7 @@ def test_a_plan_edited_by_hand_is_carried_out_as_edited(trained: Path, tmp_path:
         ([{"layer": 2, "action": "keep", "experts": [0, 3]}], "plan for block 2: experts must be distinct numbers"),
         ([{"layer": 2, "action": "prune", "experts": [0]}], "action prune goes with no experts"),
         ([{"layer": 2, "action": "keep", "experts": [0], "why": 1}], "unknown key 'why'"),
-        ([{"layer": 2, "action": "keep", "experts": [0], "evidence": 1}], "not a plan: AttributeError"),
+        ([{"layer": 2, "action": "keep", "experts": [0], "evidence": 1}], "load and evidence must be numbers"),
     ],
 )
 def test_an_invalid_edit_or_a_plan_for_another_model_gets_one_line_and_no_folder(
@@ -127,7 +127,7 @@ def test_nothing_is_overwritten_by_another_plan_run_or_recovery(trained: Path, t
         prune_run(trained, output=trained)
     prune_run(trained, recover=0, output=tmp_path / "out")
     before = written(tmp_path / "out")
-    write_plan(Plan((LayerPlan(1, ()),)), tmp_path / "other.json")
+    Plan((LayerPlan(1, ()),)).save(tmp_path / "other.json")
     with pytest.raises(UserError, match="out holds what came of another plan: choose another --output"):
         prune_run(trained, tmp_path / "other.json", recover=0, output=tmp_path / "out")
     with pytest.raises(UserError, match="out holds what came of another number of recovery epochs: choose another"):
@@ -179,19 +179,19 @@ def test_training_is_refused_where_a_pruned_model_lies(trained: Path, tmp_path: 
 
 def test_a_plan_is_reported_on_images_that_did_not_make_it(trained: Path, tmp_path: Path) -> None:
     _, plan = analyze_run(trained, split="test", shuffles=99)
-    assert plan.split == read_plan(trained / "plan.json").split == "test"
+    assert plan.split == Plan.load(trained / "plan.json").split == "test"
     evidence = prune_run(trained, recover=0, output=tmp_path / "out")
     assert (evidence.split, evidence.decided, evidence.images) == ("val", False, 360)
     right = (load(trained / "model")(digits().val.images).argmax(-1) == digits().val.targets).float().mean()  # type: ignore[attr-defined]
     assert evidence.states[0].score.value == pytest.approx(100 * right.item())
     assert json.loads((tmp_path / "out" / "pruning.json").read_text())["split"] == "val"
-    write_plan(PLAN, trained / "plan.json")
+    PLAN.save(trained / "plan.json")
 
 
 def test_where_no_other_images_are_left_this_is_said(trained: Path, tmp_path: Path, monkeypatch: Any) -> None:
     splits = digits()
     monkeypatch.setattr("vimoe.analysis.analyze_run.open_recipe_data", lambda _: replace(splits, test=splits.val))
-    write_plan(replace(PLAN, split="val"), tmp_path / "plan.json")
+    replace(PLAN, split="val").save(tmp_path / "plan.json")
     lines: list[str] = []
     evidence = prune_run(trained, tmp_path / "plan.json", recover=0, output=tmp_path / "out", say=lines.append)
     assert evidence.decided
@@ -221,7 +221,7 @@ def test_a_segmentation_run_is_analyzed_pruned_and_recovers(tmp_path: Path) -> N
     analysis, _ = analyze_run(run.path, shuffles=99)
     assert (analysis.metric, analysis.unit, analysis.images) == ("pixels", "patch", 200)
     assert len(analysis.class_names) == 11
-    write_plan(Plan((LayerPlan(1, ()),)), run.path / "plan.json")
+    Plan((LayerPlan(1, ()),)).save(run.path / "plan.json")
     evidence = prune_run(run.path, recover=1, output=tmp_path / "pruned")
     assert [state.name for state in evidence.states] == ["before", "right after", "recovered"]
     assert evidence.metric == "pixels"

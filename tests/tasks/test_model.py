@@ -10,10 +10,11 @@ from tests.tasks.test_segmentation import Sizes
 from vimoe import UserError
 from vimoe.tasks.classification import Classification
 from vimoe.tasks.mask_inference import default_view
-from vimoe.tasks.model import load_model, model_classes, model_folder, model_form
+from vimoe.tasks.model import load_model, model_classes, model_form
 from vimoe.tasks.segmentation import Segmentation
 from vimoe.tasks.segmenter_folder import save_segmenter
 from vimoe.tasks.windows import View
+from vimoe.vit.model_config import model_folder
 
 
 def test_a_folder_says_how_its_model_sees_images_and_what_it_tells_apart(tmp_path: Path) -> None:

@@ -1,15 +1,25 @@
 import copy
 import errno
+import inspect
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 import timm
 import torch
+import torch.distributed as dist
 from safetensors.torch import load_file, save_file
+from timm.models._hub import save_config_for_hf
+from timm.utils import ModelEmaV3
 from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel
 
 import vimoe
 from tests.vit.families import (
@@ -23,7 +33,7 @@ from tests.vit.families import (
     run,
 )
 from vimoe.moe.layer import MoELayer
-from vimoe.vit.checkpoint import read_config
+from vimoe.vit.model_config import read_config
 from vimoe.vit.upcycle import get_config
 
 # Models that differ from their architecture's defaults in all that create_model can be told.
@@ -146,10 +156,177 @@ def test_a_channels_last_model_comes_back(tmp_path: Path) -> None:
     assert_same_model(vimoe.load(tmp_path), model)
 
 
-def test_a_compiled_model_comes_back_plain(tmp_path: Path) -> None:
+@contextmanager
+def process_group_of_one() -> Iterator[None]:
+    dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        yield
+    finally:
+        dist.destroy_process_group()
+
+
+def compiled_ddp(model: nn.Module) -> nn.Module:
+    return torch.compile(DistributedDataParallel(model))
+
+
+WRAPPERS: list[Any] = [torch.compile, nn.DataParallel, DistributedDataParallel, AveragedModel, ModelEmaV3, compiled_ddp]
+
+
+@pytest.mark.parametrize("wrap", WRAPPERS, ids=lambda wrap: wrap.__name__)
+def test_a_wrapped_model_comes_back_plain(wrap: Any, tmp_path: Path) -> None:
     model = make_stage("upcycled")
-    vimoe.save(torch.compile(model), tmp_path)
+    with process_group_of_one():
+        vimoe.save(wrap(model), tmp_path)
     assert_same_model(vimoe.load(tmp_path), model)
+
+
+@pytest.mark.parametrize("stage", ["dense", "upcycled"])
+def test_a_model_whose_weights_are_shared_out_comes_back_whole(stage: str, tmp_path: Path) -> None:
+    model = make_stage(stage)
+    expected = copy.deepcopy(model)
+    with process_group_of_one():
+        mesh = init_device_mesh("cpu", (1,))
+        for block in model.blocks:
+            fully_shard(block, mesh=mesh)
+        fully_shard(model, mesh=mesh)
+        vimoe.save(model, tmp_path)
+    assert_same_model(vimoe.load(tmp_path), expected)
+
+
+def test_a_module_that_holds_more_than_the_model_is_not_taken_for_a_wrapper(tmp_path: Path) -> None:
+    holder = Holder(make())
+    holder.head = nn.Linear(5, 2)
+    with refused("only models made by timm.create_model can be saved: this one does not know its own name", holder):
+        vimoe.save(holder, tmp_path)
+
+
+def test_a_features_only_model_gets_one_line_that_names_the_cure(tmp_path: Path) -> None:
+    model = make(features_only=True, out_indices=(0, 2))
+    for features in (model, vimoe.upcycle(model, last=1)):
+        with refused("a features_only model is cut to what its features need: save a whole model, …", features):
+            vimoe.save(features, tmp_path / "model")
+    assert not (tmp_path / "model").exists()
+
+
+def test_a_model_cut_by_timm_gets_one_line_and_can_still_be_pruned(tmp_path: Path) -> None:
+    model = vimoe.upcycle(make(), last=3, num_experts=4)
+    model.prune_intermediate_layers([1], prune_norm=True, prune_head=True)
+    assert get_config(model).layers == (0, 1)
+    line = "timm would make another model of this one's arguments: … the first is …; save it before blocks are cut …"
+    with refused(line, model):
+        vimoe.save(model, tmp_path / "model")
+    assert list((tmp_path / "model").iterdir()) == []
+    with refused("plan for block 2: the model's MoE layers are blocks 0, 1", model):
+        vimoe.prune(model, {2: []})
+    vimoe.prune(model, {0: [], 1: [0, 3]})
+    assert get_config(model) == model.moe_config
+    assert (model.moe_config.layers, model.moe_config.num_experts) == ((1,), (2,))
+
+
+def test_a_model_whose_moe_blocks_were_all_cut_away_is_dense() -> None:
+    model = vimoe.upcycle(make(), last=1)
+    model.prune_intermediate_layers([0])
+    assert get_config(model) is None
+    with refused("this model has no MoE layer to prune", model):
+        vimoe.prune(model, {2: []})
+
+
+# Another size, another head
+
+
+@pytest.mark.parametrize("stage", ["dense", "upcycled"])
+@pytest.mark.parametrize(
+    "name",
+    ["vit_tiny_patch16_224", "vit_small_patch14_reg4_dinov2", "deit3_small_patch16_224", "eva02_tiny_patch14_224"],
+)
+def test_a_model_is_loaded_for_another_image_size_as_timm_resizes_it(name: str, stage: str, tmp_path: Path) -> None:
+    model = make_stage(stage, name)
+    vimoe.save(model, tmp_path)
+    size = (56, 84) if "patch14" in name else (48, 64)
+    model.set_input_size(img_size=size)
+    loaded = vimoe.load(tmp_path, img_size=size)
+    assert_same_model(loaded, model)
+    assert vimoe.cost(loaded) == vimoe.cost(model)
+    vimoe.save(loaded, tmp_path / "larger")
+    assert_same_model(vimoe.load(tmp_path / "larger"), model)
+
+
+def test_the_size_that_a_model_has_already_changes_nothing(tmp_path: Path) -> None:
+    model = make_stage("upcycled")
+    vimoe.save(model, tmp_path)
+    assert_same_model(vimoe.load(tmp_path, img_size=32), model)
+    assert_same_model(vimoe.load(tmp_path, img_size=(32, 32)), model)
+
+
+@pytest.mark.parametrize("size", [0, -5, 1.5, True, "96", (32, 0), (1, 2, 3), None])
+def test_an_image_size_that_is_none_gets_one_line(size: Any, tmp_path: Path) -> None:
+    vimoe.save(make(), tmp_path)
+    if size is not None:
+        with refused(f"img_size must be one or two positive whole numbers, got {size!r}"):
+            vimoe.load(tmp_path, img_size=size)
+
+
+@pytest.mark.parametrize("size", [10**7, 10**30])
+def test_an_image_size_beyond_all_memory_gets_one_line(size: int, tmp_path: Path) -> None:
+    vimoe.save(make(), tmp_path)
+    with refused(f"VisionTransformer cannot be given images of {size}x{size} pixels: …"):
+        vimoe.load(tmp_path, img_size=size)
+
+
+def test_a_model_whose_size_is_fixed_gets_one_line(tmp_path: Path) -> None:
+    vimoe.save(make("samvit_base_patch16"), tmp_path)
+    with refused("VisionTransformerSAM cannot be given images of 96x96 pixels: …"):
+        vimoe.load(tmp_path, img_size=96)
+
+
+@pytest.mark.parametrize("stage", ["dense", "upcycled"])
+def test_another_number_of_classes_gives_a_new_head_and_keeps_the_rest(stage: str, tmp_path: Path) -> None:
+    model = make_stage(stage)
+    vimoe.save(model, tmp_path, extra={"label_names": list("abcde")})
+    loaded = vimoe.load(tmp_path, num_classes=3)
+    assert loaded.head.weight.shape == (3, 32)
+    assert "label_names" not in loaded.pretrained_cfg
+    kept = {name: value for name, value in model.state_dict().items() if not name.startswith("head.")}
+    assert_same_state({name: loaded.state_dict()[name] for name in kept}, kept)
+    vimoe.save(loaded, tmp_path / "new")
+    assert_same_model(vimoe.load(tmp_path / "new"), loaded)
+    assert vimoe.load(tmp_path, num_classes=0).num_classes == 0
+
+
+def test_the_number_of_classes_that_a_model_has_already_keeps_its_head(tmp_path: Path) -> None:
+    model = make_stage("upcycled")
+    vimoe.save(model, tmp_path, extra={"label_names": list("abcde")})
+    loaded = vimoe.load(tmp_path, num_classes=5)
+    assert_same_model(loaded, model)
+    assert loaded.pretrained_cfg["label_names"] == list("abcde")
+
+
+@pytest.mark.parametrize(("classes", "reason"), [(True, "num_classes must be a whole …"), ("5", "num_classes must …")])
+def test_a_number_of_classes_that_is_none_gets_one_line(classes: Any, reason: str, tmp_path: Path) -> None:
+    vimoe.save(make(), tmp_path)
+    with refused(reason):
+        vimoe.load(tmp_path, num_classes=classes)
+
+
+def test_a_run_folder_is_loaded_by_its_model(tmp_path: Path) -> None:
+    model = make_stage("upcycled")
+    vimoe.save(model, tmp_path / "run" / "model")
+    assert_same_model(vimoe.load(tmp_path / "run"), model)
+    assert read_config(tmp_path / "run") == read_config(tmp_path / "run" / "model")
+
+
+@pytest.mark.parametrize("path", [None, 5, b"model"])
+def test_what_is_no_path_gets_one_line(path: Any) -> None:
+    with refused(f"a model folder is named by its path, got {path!r}"):
+        vimoe.load(path)
+    with refused(f"a model folder is named by its path, got {path!r}"):
+        vimoe.save(make(), path)
+
+
+def test_what_timm_s_private_function_takes_and_writes_is_what_save_counts_on() -> None:
+    wanted = ["model", "config_path", "model_config", "model_args", "data_config"]
+    found = list(inspect.signature(save_config_for_hf).parameters)
+    assert found == wanted, f"timm {timm.__version__} has changed save_config_for_hf: see vimoe/vit/checkpoint.py"
 
 
 @pytest.mark.parametrize("preset", ["preserve", "paper"])
@@ -292,7 +469,7 @@ def test_a_place_that_cannot_be_a_folder_gets_one_line(tmp_path: Path) -> None:
     [
         nn.Linear(2, 2),
         timm.models.VisionTransformer(img_size=16, patch_size=8, embed_dim=8, depth=1, num_heads=1),
-        Holder(timm.create_model("vit_tiny_patch16_224", embed_dim=8, depth=1, num_heads=1)),
+        Holder(timm.models.VisionTransformer(img_size=16, patch_size=8, embed_dim=8, depth=1, num_heads=1)),
     ],
     ids=lambda model: type(model).__name__,
 )
@@ -459,7 +636,7 @@ def test_json_of_something_else_gets_one_line(content: Any, folder: Path) -> Non
         ({"num_classes": "many", "model_args": {}}, "…"),
         ({"vimoe": None}, "MoE settings must be a dictionary, got None"),
         ({"vimoe": [1]}, "MoE settings must be a dictionary, got [1]"),
-        ({"vimoe": {}}, "incomplete MoE settings: 'layers'"),
+        ({"vimoe": {}}, "incomplete MoE settings: 'layers' is missing"),
         ({"vimoe": {"layers": [0], "num_experts": [2], "colour": "red"}}, "unknown MoE setting 'colour': …"),
         ({"vimoe": {"layers": [0], "num_experts": [2, 2]}}, "1 MoE layers need as many num_experts, got [2, 2]"),
         ({"vimoe": {"layers": [0], "num_experts": ["2"]}}, "… must be a list of whole numbers, got ['2']"),
@@ -503,7 +680,24 @@ def test_a_dense_configuration_beside_moe_weights_gets_one_line(folder: Path) ->
 def test_weights_that_are_no_floating_point_numbers_get_one_line(folder: Path) -> None:
     path = folder / "model.safetensors"
     save_file({name: value.long() for name, value in load_file(path).items()}, path)
-    with refused(f"{path} does not fit config.json: … weights differ, the first is blocks.0.attn.proj.bias"):
+    with refused(f"{path} does not fit config.json: … is of torch.int64, not of a type to compute in"):
+        vimoe.load(folder)
+
+
+def test_weights_too_coarse_to_compute_in_get_one_line(folder: Path) -> None:
+    path = folder / "model.safetensors"
+    save_file({name: value.to(torch.float8_e4m3fn) for name, value in load_file(path).items()}, path)
+    with refused(f"{path} does not fit config.json: … is of torch.float8_e4m3fn, not of a type to compute in"):
+        vimoe.load(folder)
+
+
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_get_one_line(number: float, folder: Path) -> None:
+    path = folder / "model.safetensors"
+    state = load_file(path)
+    state["blocks.1.norm1.bias"][3] = number
+    save_file(state, path)
+    with refused(f"{path} holds weights that are no finite numbers, the first in blocks.1.norm1.bias"):
         vimoe.load(folder)
 
 

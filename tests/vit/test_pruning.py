@@ -90,7 +90,17 @@ def test_trained_shared_and_routed_experts_are_merged_into_the_ffn(name: str) ->
 
 
 @pytest.mark.parametrize("name", ALL_FFNS)
-@pytest.mark.parametrize(("init", "factor"), [("preserve", 2.0), ("copy", 1.0)])
+def test_experts_that_started_at_0_merge_into_the_shared_one_s_hidden_units(name: str) -> None:
+    model = upcycled(name, init="residual")
+    layer = copy.deepcopy(moe_layers(model)[1])
+    vimoe.prune(model, {1: []})
+    for key, value in model.blocks[1].mlp.state_dict().items():
+        shared, mean = layer.shared_expert.state_dict()[key], layer.experts.state_dict()[key].mean(0)
+        torch.testing.assert_close(value, shared + mean if key.startswith("fc2") else shared, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ALL_FFNS)
+@pytest.mark.parametrize(("init", "factor"), [("preserve", 2.0), ("copy", 1.0), ("residual", 1.0)])
 def test_beside_raw_probabilities_the_shared_expert_stands_alone_scaled_to_what_it_carried(
     name: str, init: Any, factor: float
 ) -> None:
@@ -117,7 +127,7 @@ def test_experts_that_stayed_near_each_other_merge_into_nearly_the_same_function
         with torch.no_grad():
             both = [moe.experts.to_ffn(torch.tensor(w))(x) for w in ([1.0, 0.0], [0.0, 1.0])]
             expected = moe.shared_expert(x) + (both[0] + both[1]) / 2
-            errors.append((merged_ffn(copy.deepcopy(moe))(x) - expected).abs().max().item())
+            errors.append((merged_ffn(copy.deepcopy(moe), get_config(model))(x) - expected).abs().max().item())
     assert errors[1] < errors[0] / 30  # a tenth of the step, about a hundredth of the error
 
 
@@ -336,14 +346,16 @@ def part(**values: Any) -> dict[str, Any]:
     [
         ({0: []}, "plan for block 0: the model's MoE layers are blocks 1, 2"),
         ({1: [], 7: []}, "plan for block 7: the model's MoE layers are blocks 1, 2"),
-        ({"1": []}, "plan for block 1: the model's MoE layers are blocks 1, 2"),
+        ({"1": []}, "not a plan: layer must be a whole number, got '1'"),
+        ({True: []}, "not a plan: layer must be a whole number, got True"),
+        ({2: [True, False]}, "plan for block 2: experts must be a list of whole numbers, got [True, False]"),
         ({1: [], 2: [0, 4]}, "plan for block 2: experts must be distinct numbers from 0 to 3, got [0, 4]"),
         ({1: [], 2: [0, 0]}, "plan for block 2: experts must be distinct numbers from 0 to 3, got [0, 0]"),
-        ({1: [], 2: [0, 0.5]}, "plan for block 2: experts must be distinct numbers from 0 to 3, got [0, 0.5]"),
+        ({1: [], 2: [0, 0.5]}, "plan for block 2: experts must be a list of whole numbers, got [0, 0.5]"),
         ({1: [], 2: [3]}, "plan for block 2: 1 experts are too few for top_k 2"),
-        ({1: 3}, "a plan is a vimoe.Plan or a dictionary of blocks and the experts to keep in each, got {1: 3}"),
-        ([1], "a plan is a vimoe.Plan or a dictionary of blocks and the experts to keep in each, got [1]"),
-        (None, "a plan is a vimoe.Plan or a dictionary of blocks and the experts to keep in each, got None"),
+        ({1: 3}, "plan for block 1: experts must be a list of whole numbers, got 3"),
+        ([1], "a plan is a vimoe.Plan or a dictionary of blocks and the experts to keep, got [1]"),
+        (None, "a plan is a vimoe.Plan or a dictionary of blocks and the experts to keep, got None"),
         (Plan((LayerPlan(1, ()), LayerPlan(1, ()))), "plan for block 1: it appears twice"),
         (
             Plan((LayerPlan(1, ()), LayerPlan(2, (), load=(1.0, 1.0)))),
@@ -366,9 +378,9 @@ def test_a_plan_that_does_not_fit_gets_one_line_and_changes_nothing(plan: Any, l
         (part(action="remove"), "plan for block 1: action must be keep or prune, got 'remove'"),
         (part(load=[0, 0, 0, 0]), "plan for block 1: load must be 4 shares, none negative and not all 0"),
         ({"layers": 2 * part()["layers"]}, "plan for block 1: it appears twice"),
-        ({"layers": [{"layer": 1}]}, "not a plan: KeyError 'action'"),
-        ({"blocks": []}, "not a plan: KeyError 'layers'"),
-        ("plan.json", "not a plan: TypeError string indices must be integers, not 'str'"),
+        ({"layers": [{"layer": 1}]}, "not a plan: each layer must have its block number `layer` and an `action`, …"),
+        ({"blocks": []}, "not a plan: it must hold a list named layers"),
+        ("plan.json", "not a plan: it must hold a list named layers"),
     ],
 )
 def test_a_plan_edited_by_hand_gets_one_line_and_changes_nothing(values: Any, line: str) -> None:

@@ -99,6 +99,16 @@ def test_the_paper_s_preset_gives_raw_softmax_gates_and_plain_copies() -> None:
         torch.testing.assert_close(record.gates[number], largest, rtol=1e-6, atol=0)
 
 
+@every_family
+@pytest.mark.parametrize("gate", ["straight_through", "softmax"])
+def test_experts_that_start_at_0_leave_the_dense_model_s_output_whatever_the_gate(family: Family, gate: Any) -> None:
+    model = family.make()
+    images = make_images(model)
+    dense = run(model, images)
+    vimoe.upcycle(model, num_experts=3, routing="token", gate=gate, init="residual")
+    torch.testing.assert_close(run(model, images), dense, rtol=0, atol=1e-6)
+
+
 def test_gate_and_init_can_be_chosen_apart_from_the_preset() -> None:
     model = make()
     images = make_images(model)
@@ -306,6 +316,19 @@ def test_timm_s_feature_extractor_can_be_upcycled(name: str, routing: Any) -> No
     assert vimoe.cost(model).macs > 0
 
 
+@every_routing
+def test_timm_s_feature_extraction_by_fx_takes_the_layer_whole(routing: Any) -> None:
+    model, _ = upcycled_and_dense("vit_tiny_patch16_224", routing=routing)
+    images = make_images(model)
+    extract = timm.models.create_feature_extractor(model, {"blocks.1.mlp": "ffn", "head": "logits"})
+    found: list[Tensor] = []
+    moe_layers(model)[1].register_forward_hook(lambda _, inputs, output: found.append(output))
+    expected = run(model, images)
+    features = run(extract, images)
+    assert torch.equal(features["logits"], expected)
+    assert torch.equal(features["ffn"], found[0])
+
+
 @every_family
 def test_the_classifier_can_be_reset_after_upcycling(family: Family) -> None:
     model, _ = upcycled_and_dense(family)
@@ -416,77 +439,6 @@ def test_a_model_can_be_sent_to_another_process() -> None:
     assert "blocks.1.mlp.router.weight" not in arrived.no_weight_decay()
 
 
-# The published DINOv2 checkpoints
-
-
-def official_dinov2(patch: int, registers: int, giant: bool) -> dict[str, Tensor]:
-    """Names and shapes of the published checkpoints (pos_embed of 518 px), narrow and shallow."""
-    dim = 48
-    shapes = {
-        "cls_token": [1, 1, dim],
-        "pos_embed": [1, 1370, dim],
-        **({"register_tokens": [1, registers, dim]} if registers else {}),
-        "mask_token": [1, dim],
-        "patch_embed.proj.weight": [dim, 3, patch, patch],
-        "patch_embed.proj.bias": [dim],
-        "norm.weight": [dim],
-        "norm.bias": [dim],
-    }
-    gated = (int(4 * dim * 2 / 3) + 7) // 8 * 8  # DINOv2's SwiGLUFFNFused
-    mlp = (
-        {"mlp.w12": [2 * gated, dim], "mlp.w3": [dim, gated]}
-        if giant
-        else {"mlp.fc1": [4 * dim, dim], "mlp.fc2": [dim, 4 * dim]}
-    )
-    for i in range(DEPTH):
-        linears = {"attn.qkv": [3 * dim, dim], "attn.proj": [dim, dim], **mlp}
-        for name in ("norm1", "norm2"):
-            shapes |= {f"blocks.{i}.{name}.weight": [dim], f"blocks.{i}.{name}.bias": [dim]}
-        for name, shape in linears.items():
-            shapes |= {f"blocks.{i}.{name}.weight": shape, f"blocks.{i}.{name}.bias": shape[:1]}
-        shapes |= {f"blocks.{i}.ls1.gamma": [dim], f"blocks.{i}.ls2.gamma": [dim]}
-    return {name: torch.randn(shape) / shape[-1] ** (0.5 * (len(shape) > 1)) for name, shape in shapes.items()}
-
-
-@pytest.mark.parametrize(
-    ("name", "registers", "giant"),
-    [
-        ("vit_small_patch14_dinov2", 0, False),
-        ("vit_base_patch14_dinov2", 0, False),
-        ("vit_large_patch14_reg4_dinov2", 4, False),
-        ("vit_giant_patch14_dinov2", 0, True),
-        ("vit_giant_patch14_reg4_dinov2", 4, True),
-    ],
-)
-@every_routing
-@shared_or_not
-def test_a_published_dinov2_checkpoint_loads_upcycles_and_still_agrees(
-    name: str, registers: int, giant: bool, routing: Any, shared_expert: bool, tmp_path
-) -> None:
-    state = official_dinov2(14, registers, giant)
-    torch.save(state, tmp_path / "dinov2.pth")
-    model = timm.create_model(
-        name,
-        pretrained=True,
-        pretrained_cfg_overlay={"file": str(tmp_path / "dinov2.pth")},
-        img_size=56,
-        **{**SMALL, "embed_dim": 48},
-    ).eval()
-    expected = {key: value for key, value in state.items() if key not in ("pos_embed", "mask_token")}
-    if registers:  # timm adds the class token's position to the token itself
-        expected["cls_token"] = state["cls_token"] + state["pos_embed"][:, :1]
-    for key, value in expected.items():
-        name_in_timm = key.replace("register_tokens", "reg_token").replace(".w12.", ".fc1.").replace(".w3.", ".fc2.")
-        assert torch.equal(model.state_dict()[name_in_timm], value), key
-    assert model.pos_embed.shape == (1, 16 if registers else 17, 48)
-    if not registers:
-        assert torch.equal(model.pos_embed[:, 0], state["pos_embed"][:, 0])
-    images = make_images(model)
-    dense = run(model, images)
-    vimoe.upcycle(model, routing=routing, shared_expert=shared_expert)
-    torch.testing.assert_close(run(model, images), dense, rtol=0, atol=1e-5)
-
-
 # Refusals
 
 
@@ -509,9 +461,24 @@ def test_a_published_dinov2_checkpoint_loads_upcycles_and_still_agrees(
         ({"preset": "mine"}, "preset must be one of preserve, paper, got 'mine'"),
         ({"routing": "patch"}, "routing must be one of image, token, got 'patch'"),
         ({"gate": "sigmoid"}, "gate must be one of straight_through, softmax, got 'sigmoid'"),
-        ({"init": "zeros"}, "init must be one of preserve, copy, got 'zeros'"),
+        ({"init": "zeros"}, "init must be one of preserve, copy, residual, got 'zeros'"),
+        ({"init": "residual", "shared_expert": False}, "init 'residual' needs the shared expert: …"),
+        ({"last": True}, "last must be a whole number, got True"),
+        ({"last": "2"}, "last must be a whole number, got '2'"),
+        ({"layers": 2}, "layers must be a list of whole numbers, got 2"),
+        ({"layers": "12"}, "layers must be a list of whole numbers, got '12'"),
+        ({"layers": [1.0]}, "layers must be a list of whole numbers, got [1.0]"),
+        ({"num_experts": 4.0}, "num_experts must be a whole number, got 4.0"),
+        ({"num_experts": None}, "num_experts must be a whole number, got None"),
+        ({"top_k": True}, "top_k must be a whole number, got True"),
+        ({"shared_expert": "no"}, "shared_expert must be true or false, got 'no'"),
+        ({"router_noise": 0.1}, "router_noise must be true or false, got 0.1"),
+        ({"preset": ["paper"]}, "preset must be one of preserve, paper, got ['paper']"),
+        ({"routing": None}, "routing must be one of image, token, got None"),
+        ({"gate": ""}, "gate must be one of straight_through, softmax, got ''"),
+        ({"backend": ["loop"]}, "backend must be one of …, got ['loop']"),
         ({"gate_input": "max"}, "gate_input must be one of cls, mean, got 'max'"),
-        ({"backend": "tutel"}, "backend must be one of auto, reference, loop, grouped, dense, got 'tutel'"),
+        ({"backend": "tutel"}, "backend must be one of auto, reference, loop, grouped, dense, gathered, got 'tutel'"),
     ],
     ids=lambda value: ",".join(value) if isinstance(value, dict) else "",
 )
@@ -521,6 +488,24 @@ def test_a_setting_out_of_range_gets_one_line_and_leaves_the_model_dense(setting
         vimoe.upcycle(model, **settings)
     assert moe_layers(model) == {}
     assert vimoe.upcycle(model) is model
+
+
+@pytest.mark.parametrize("model", [None, "vit_tiny_patch16_224", dict])
+@pytest.mark.parametrize(
+    "call",
+    [
+        vimoe.upcycle,
+        vimoe.balance_loss,
+        vimoe.cost,
+        lambda model: vimoe.prune(model, {}),
+        lambda model: vimoe.save(model, "nowhere"),
+        lambda model: vimoe.record_routing(model).__enter__(),
+    ],
+    ids=["upcycle", "balance_loss", "cost", "prune", "save", "record_routing"],
+)
+def test_what_is_no_model_gets_one_line(call: Any, model: Any) -> None:
+    with refused(f"the model must be a torch module, got {type(model).__name__}"):
+        call(model)
 
 
 def test_upcycling_twice_is_refused() -> None:

@@ -23,7 +23,10 @@ def test_a_widened_model_computes_what_it_did() -> None:
 
 @pytest.mark.parametrize(("top_k", "shared"), [(1, True), (2, True), (2, False)])
 def test_it_activates_what_an_moe_model_does_but_for_routers_and_output_biases(top_k: int, shared: bool) -> None:
-    wide, moe = widen(tiny(), [1, 2], top_k + shared), upcycle(tiny(), 2, 4, top_k, shared)
+    wide, moe = (
+        widen(tiny(), [1, 2], top_k + shared),
+        upcycle(tiny(), 2, num_experts=4, top_k=top_k, shared_expert=shared),
+    )
     routers, biases = 2 * 4 * 32, 2 * (top_k + shared - 1) * 32
     assert cost(wide).activated_params == cost(moe).activated_params - routers - biases
     assert cost(wide).macs == pytest.approx(cost(moe).macs, rel=1e-3)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,14 +13,13 @@ from vimoe.analysis.planning import MAX_DROP
 from vimoe.data.images import ImageFiles, Images
 from vimoe.data.splits import Splits, check_classes
 from vimoe.errors import UserError
-from vimoe.files import write_text
 from vimoe.tasks.model import load_model
 from vimoe.tasks.segmenter_folder import KEY
 from vimoe.training.parallel import pick_device
 from vimoe.training.recipe import Recipe, load_recipe
 from vimoe.training.run_folder import RunFolder
 from vimoe.training.source import open_recipe_data
-from vimoe.vit.checkpoint import read_config
+from vimoe.vit.model_config import read_config
 from vimoe.vit.plan import Plan
 
 
@@ -94,7 +92,7 @@ def analyze_run(
             analysis = replace(analysis, paths=_paths(whole, named))
         counts.save(run.path / "routing" / f"{split}.npz")
         analysis.save(run.path / "analysis.json")
-        write_plan(plan, run.path / "plan.json")
+        plan.save(run.path / "plan.json")
     return analysis, plan
 
 
@@ -127,27 +125,6 @@ def run_images(run: RunFolder, recipe: Recipe, dataset: str | None = None, data_
     names = tuple(config.get("label_names") or config.get(KEY, {}).get("class_names") or splits.class_names)
     check_classes(splits.class_names, names, "the images have other classes than the run")
     return splits
-
-
-def write_plan(plan: Plan, path: Path) -> None:
-    """Write `plan.json`, whole or not at all."""
-    write_text(path, json.dumps(plan.to_dict(), indent=2) + "\n")
-
-
-def read_plan(path: Path) -> Plan:
-    """Read a plan, written by `write_plan` or edited by hand.
-
-    Raises:
-        UserError: There is none, or it cannot be understood.
-    """
-    try:
-        return Plan.from_dict(json.loads(path.read_text(encoding="utf-8")))
-    except FileNotFoundError as error:
-        raise UserError(f"there is no plan at {path}: `vimoe analyze` writes one") from error
-    except UserError as error:
-        raise UserError(f"{path}: {error}") from error
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {path}: {error}") from error
 
 
 def _paths(images: Images, places: set[int]) -> dict[int, str]:

@@ -37,10 +37,11 @@ def run(arguments: Sequence[str]) -> None:
     from vimoe.report.tables import Table, metrics_table
     from vimoe.tasks.classification import Classification
     from vimoe.tasks.mask_inference import default_view
-    from vimoe.tasks.model import load_model, model_folder
+    from vimoe.tasks.model import load_model
     from vimoe.tasks.segmentation import Segmentation
     from vimoe.tasks.segmenter_folder import holds_segmenter
     from vimoe.training.parallel import pick_device
+    from vimoe.vit.model_config import model_folder
 
     folder, device = model_folder(args.model), pick_device(args.device)
     images, class_names, what = _own_images(args) or _other_images(args, folder)

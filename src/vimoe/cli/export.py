@@ -27,7 +27,7 @@ def run(arguments: Sequence[str]) -> None:
     args = parser.parse(arguments)
     from vimoe.export.verify import verify
     from vimoe.export.write_graph import FORMATS, export_model
-    from vimoe.tasks.model import model_folder
+    from vimoe.vit.model_config import model_folder
 
     path = args.output or args.model / f"model{FORMATS[args.format]}"
     if path.suffix != FORMATS[args.format]:

@@ -44,19 +44,18 @@ def describe_folder(path: Path, image_size: int | None = None) -> str:
     Raises:
         UserError: It holds no model that can be read, or an unreadable plan.
     """
-    from vimoe.analysis.analyze_run import read_plan
     from vimoe.report.tables import Table, cost_rows
-    from vimoe.tasks.model import load_model, model_folder
-    from vimoe.vit.checkpoint import read_config
+    from vimoe.tasks.model import load_model
     from vimoe.vit.cost import cost
+    from vimoe.vit.model_config import read_config
+    from vimoe.vit.plan import Plan
     from vimoe.vit.upcycle import get_config
 
-    folder = model_folder(path)
-    model, name = load_model(folder), read_config(folder)["architecture"]
+    model, name = load_model(path), read_config(path)["architecture"]
     config, lines = get_config(model), [cost_rows({name: cost(model, image_size)}).text(), ""]
     if config is None:
         return "\n".join([*lines, "no MoE layers"])
-    plan = read_plan(path / "plan.json").layers if (path / "plan.json").exists() else ()
+    plan = Plan.load(path / "plan.json").layers if (path / "plan.json").exists() else ()
     planned = {part.layer: "prune" if part.pruned else f"keep {len(part.experts)}" for part in plan}
     rows = [[str(at), str(n), planned.get(at, "-")] for at, n in zip(config.layers, config.num_experts, strict=True)]
     shared = "with" if config.shared_expert else "without"

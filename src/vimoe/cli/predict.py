@@ -32,8 +32,8 @@ def run(arguments: Sequence[str]) -> None:
     add_view(parser)
     args = parser.parse(arguments)
     from vimoe.tasks.label_inference import find_images
-    from vimoe.tasks.model import model_folder
     from vimoe.tasks.segmenter_folder import holds_segmenter
+    from vimoe.vit.model_config import model_folder
 
     paths, folder = find_images(args.images), model_folder(args.model)
     answered = 0

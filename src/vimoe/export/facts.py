@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from vimoe.data.transforms import image_form
 from vimoe.tasks.segmenter_folder import KEY as SEGMENTATION
-from vimoe.vit.checkpoint import MOE_KEY, read_config
+from vimoe.vit.model_config import MOE_KEY, read_config
 
 
 class Facts(NamedTuple):

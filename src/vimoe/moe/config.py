@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from math import comb, prod
+from numbers import Integral
 from typing import Any, Literal, get_args
 
 from vimoe.errors import UserError
@@ -11,7 +13,7 @@ from vimoe.errors import UserError
 Routing = Literal["image", "token"]
 Gate = Literal["straight_through", "softmax"]
 GateInput = Literal["cls", "mean"]
-Init = Literal["preserve", "copy"]
+Init = Literal["preserve", "copy", "residual"]
 
 # More experts than this are refused: a 12-block ViT-S would already store 300 M parameters a layer.
 MAX_EXPERTS = 256
@@ -30,8 +32,10 @@ class MoEConfig:
         gate: `straight_through` has a value that sums to 1 and the gradient of log p;
             `softmax` is the raw probability, as in the paper.
         gate_input: What the router sees under `image` routing: the class token or the mean patch.
-        init: `preserve` scales the copies so that the model's output does not change,
-            `copy` takes the FFN as it is into every expert, as in the paper.
+        init: `preserve` scales the copies so that the model's output does not change;
+            `copy` takes the FFN as it is into every expert, as in the paper;
+            `residual` leaves the whole FFN to the shared expert, and the last linear map of the routed ones starts
+            at 0: the output does not change, whatever the gate.
         router_noise: Whether training adds normal noise (σ = 1/E) to the router's logits.
     """
 
@@ -46,6 +50,14 @@ class MoEConfig:
     router_noise: bool = False
 
     def __post_init__(self) -> None:
+        for name in ("layers", "num_experts"):
+            object.__setattr__(self, name, whole_numbers(name, getattr(self, name)))
+        whole_number("top_k", self.top_k)
+        for name in ("shared_expert", "router_noise"):
+            if type(getattr(self, name)) is not bool:
+                raise UserError(f"{name} must be true or false, got {getattr(self, name)!r}")
+        for name, choices in (("routing", Routing), ("gate", Gate), ("gate_input", GateInput), ("init", Init)):
+            one_of(name, getattr(self, name), get_args(choices))
         if not self.layers or list(self.layers) != sorted(set(self.layers)) or self.layers[0] < 0:
             raise UserError(f"layers must be distinct block numbers in ascending order, got {list(self.layers)}")
         if len(self.num_experts) != len(self.layers):
@@ -55,9 +67,8 @@ class MoEConfig:
                 raise UserError(f"num_experts of block {layer} must be 1 to {MAX_EXPERTS}, got {experts}")
             if not 1 <= self.top_k <= experts:
                 raise UserError(f"top_k must be between 1 and the {experts} experts of block {layer}, got {self.top_k}")
-        for name, choices in (("routing", Routing), ("gate", Gate), ("gate_input", GateInput), ("init", Init)):
-            if getattr(self, name) not in get_args(choices):
-                raise UserError(f"{name} must be one of {', '.join(get_args(choices))}, got {getattr(self, name)!r}")
+        if self.init == "residual" and not self.shared_expert:
+            raise UserError("init 'residual' needs the shared expert: without one nothing would carry the output")
 
     @property
     def routing_degree(self) -> int:
@@ -69,29 +80,51 @@ class MoEConfig:
         """Share of the FFN's output that the shared expert carries right after upcycling."""
         return 0.5 if self.init == "preserve" else 1.0
 
+    @property
+    def routed_share(self) -> float:
+        """Share of the FFN's output that each routed expert carries right after upcycling, before its gate."""
+        return 0.0 if self.init == "residual" else self.shared_share if self.shared_expert else 1.0
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types, the inverse of `from_dict`."""
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> MoEConfig:
+    def from_dict(cls, values: Any) -> MoEConfig:
         """Read what `to_dict` wrote.
 
         Raises:
             UserError: A key is unknown or missing, or a value is not allowed.
         """
-        unknown = sorted(set(values) - {field.name for field in fields(cls)})
-        if unknown:
+        if not isinstance(values, dict):
+            raise UserError(f"MoE settings must be a dictionary, got {values!r}")
+        if unknown := sorted(set(values) - {field.name for field in fields(cls)}):
             raise UserError(f"unknown MoE setting {unknown[0]!r}: was this written by a newer version?")
-        for field in fields(cls):
-            value, kind = values.get(field.name, field.default), type(field.default)
-            if kind in (int, bool, str) and type(value) is not kind:
-                raise UserError(f"MoE setting {field.name!r} must be of type {kind.__name__}, got {value!r}")
-        try:
-            layers, experts = tuple(values["layers"]), tuple(values["num_experts"])
-            for name, numbers in (("layers", layers), ("num_experts", experts)):
-                if any(type(number) is not int for number in numbers):
-                    raise UserError(f"MoE setting {name!r} must be a list of whole numbers, got {list(numbers)}")
-            return cls(**{**values, "layers": layers, "num_experts": experts})
-        except (KeyError, TypeError) as error:
-            raise UserError(f"incomplete MoE settings: {error}") from error
+        if missing := {"layers", "num_experts"} - set(values):
+            raise UserError(f"incomplete MoE settings: {min(missing)!r} is missing")
+        return cls(**values)
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def whole_number(name: str, value: Any) -> int:
+    """`value` as an int, numpy's too; anything else, `True` among it, is a `UserError` that says `name`."""
+    if not _is_whole(value):
+        raise UserError(f"{name} must be a whole number, got {value!r}")
+    return int(value)
+
+
+def whole_numbers(name: str, values: Any) -> tuple[int, ...]:
+    """`values` as ints; a `UserError` that says `name` where they are none."""
+    found: list[Any] = list(values) if isinstance(values, Iterable) and not isinstance(values, str) else [None]
+    if not all(map(_is_whole, found)):
+        raise UserError(f"{name} must be a list of whole numbers, got {values!r}")
+    return tuple(map(int, found))
+
+
+def one_of(name: str, value: Any, choices: tuple[Any, ...]) -> None:
+    """Raise a `UserError` that lists the choices where `value` is none of them."""
+    if not isinstance(value, str) or value not in choices:
+        raise UserError(f"{name} must be one of {', '.join(choices)}, got {value!r}")

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 
 from vimoe.errors import UserError
 from vimoe.moe.compute import Backend, compute_experts
+from vimoe.moe.config import one_of
 from vimoe.moe.rows import Rows
 
 # S selections, k experts chosen for each, n rows a selection, E experts, D width, H hidden width, R rows in all.
@@ -91,8 +92,7 @@ class Experts(nn.Module):
     def __init__(self, ffn: nn.Module, num_experts: int, scale: float = 1.0, backend: Backend = "auto") -> None:
         super().__init__()
         check_ffn(ffn)
-        if backend not in get_args(Backend):
-            raise UserError(f"backend must be one of {', '.join(get_args(Backend))}, got {backend!r}")
+        one_of("backend", backend, get_args(Backend))
         self.num_experts = num_experts
         self.backend: Backend = backend
         for name, child in ffn.named_children():

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 from torch import Tensor, nn
 
 from vimoe.distributed import all_reduce_sum
 from vimoe.errors import UserError
-from vimoe.moe.layer import MoELayer
+from vimoe.moe.layer import moe_modules
 from vimoe.moe.router import Selection
 
 
@@ -78,32 +76,45 @@ def z_loss(logits: Tensor) -> Tensor:
     return logits.logsumexp(-1).square().sum() / max(logits.shape[0], 1)
 
 
-def last_selections(model: nn.Module) -> Iterator[Selection]:
-    """What every MoE layer of `model` decided in its last forward, from the first layer to the last.
+def last_selections(model: nn.Module) -> list[Selection]:
+    """What the MoE layers of `model` decided in its last forward, from the first layer to the last.
+
+    Layers that never ran are left out, and where some train so are those that do not: an EMA copy.
 
     Raises:
-        UserError: The model has no MoE layer, has not been run yet, or was run in a way that cut the gradient.
+        UserError: The model has no MoE layer, has not run yet, ran several times since its last step, or ran in a way
+            that left no gradient for a router in training.
     """
-    layers = [module for module in model.modules() if isinstance(module, MoELayer)]
+    layers = moe_modules(model).values()
     if not layers:
         raise UserError("this model has no MoE layer: call vimoe.upcycle first")
-    for layer in layers:
-        if layer.last_selection is None:
-            raise UserError("this model has not been run yet: call it before asking for a loss of its routing")
-        cut = layer.training and torch.is_grad_enabled() and layer.router.weight.requires_grad
-        if cut and not layer.last_selection.probs.requires_grad:
+    ran = [(layer, layer.last_selection) for layer in layers if layer.last_selection is not None]
+    if not ran:
+        raise UserError("this model has not run yet: call it before asking for a loss of its routing")
+    for layer, selection in ran:
+        learns = layer.training and torch.is_grad_enabled() and layer.router.weight.requires_grad
+        if learns and not selection.probs.requires_grad:
             raise UserError(
-                "the last forward left no gradient for the router (no_grad or reentrant checkpointing): "
-                "use torch.utils.checkpoint with use_reentrant=False"
+                "the last forward left no gradient for the router: run the model in training, without no_grad, and "
+                "checkpoint activations with use_reentrant=False"
             )
-        yield layer.last_selection
+        if layer.uncounted > 1:
+            raise UserError(
+                f"the model ran {layer.uncounted} times since its last step and only the last run would count: call "
+                "balance_loss after each forward and add up, and run what trains nothing under torch.no_grad()"
+            )
+        layer.uncounted = 0
+    training = [selection for layer, selection in ran if layer.training and selection.probs.requires_grad]
+    return training or [selection for _, selection in ran]
 
 
 def balance_loss(model: nn.Module) -> Tensor:
     """Balance loss of the last forward, summed over the MoE layers.
 
     The sum gives every router the same pull whatever the number of layers L; its minimum is L.
-    Add it to the task's loss with a weight of 0.01.
+    Add it to the task's loss with a weight of 0.01. Where a step has several forwards (multi-crop, accumulation
+    without a backward in between), call it after each of them; otherwise it is refused, except under torch.compile,
+    where the last forward alone counts.
 
     Args:
         model: A model with at least one MoE layer, after a forward.

@@ -107,7 +107,8 @@ class GroupedRows:
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         x, weight, bias = _autocast(x, weight, bias)
-        out = _GroupedLinear.apply(x, weight, self.ends)
+        # Its backward refuses the stride 0 of an expanded gradient; `combine` hands back whole ones.
+        out = F.grouped_mm(x, weight.transpose(1, 2), offs=self.ends)
         return out if bias is None else out + self.expand(bias)
 
     def expand(self, parameter: Tensor) -> Tensor:
@@ -206,23 +207,6 @@ class _LoopLinear(torch.autograd.Function):
         need_x, need_weight, need_bias = ctx.needs_input_grad[:3]
         grad_weight = torch.mm(grad.t(), x, out=ctx.gradient.of(ctx.expert)) if need_weight else None
         return grad @ weight if need_x else None, grad_weight, grad.sum(0) if need_bias else None, None, None
-
-
-class _GroupedLinear(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, weight: Tensor, ends: Tensor) -> Tensor:
-        ctx.save_for_backward(x, weight, ends)
-        return F.grouped_mm(x, weight.transpose(1, 2), offs=ends)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, ends = ctx.saved_tensors
-        need_x, need_weight, _ = ctx.needs_input_grad
-        grad = grad.contiguous()  # grouped_mm refuses the stride 0 of an expanded gradient
-        grad_x = F.grouped_mm(grad, weight, offs=ends) if need_x else None
-        grad_weight = F.grouped_mm(grad.t(), x, offs=ends) if need_weight else None
-        return grad_x, grad_weight, None
 
 
 class _GroupedExpand(torch.autograd.Function):

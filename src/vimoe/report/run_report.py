@@ -10,7 +10,7 @@ from pathlib import Path
 from torch import Tensor
 
 from vimoe.analysis.analysis_result import Analysis
-from vimoe.analysis.analyze_run import read_plan, run_images
+from vimoe.analysis.analyze_run import run_images
 from vimoe.analysis.counts import RoutingCounts
 from vimoe.analysis.held_out import held_out
 from vimoe.analysis.patches import ExpertMap, expert_map
@@ -24,6 +24,7 @@ from vimoe.tasks.segmenter import Segmenter
 from vimoe.training.recipe import load_recipe
 from vimoe.training.run_folder import RunFolder
 from vimoe.vit.cost import cost
+from vimoe.vit.plan import Plan
 from vimoe.vit.pruning import prune
 
 # Images of a segmentation run whose expert maps are shown.
@@ -42,7 +43,7 @@ def analysis_report(path: Path, command: str, dataset: str | None = None, data_d
     Raises:
         UserError: The run was not analyzed, or its images cannot be used.
     """
-    run, analysis, plan = RunFolder(path), Analysis.load(path / "analysis.json"), read_plan(path / "plan.json")
+    run, analysis, plan = RunFolder(path), Analysis.load(path / "analysis.json"), Plan.load(path / "plan.json")
     recipe = load_recipe(path / "recipe.yaml")
     model = load_model(run.model)
     before, after = cost(model), cost(prune(load_model(run.model), plan))
@@ -103,7 +104,7 @@ def pruning_report(
         title=f"What pruning {path.resolve().name} did",
         conclusion=comparison_sentence(last, before, metric, images, split),
         tables=[pruning_table(states, metric, images, split, decided)],
-        plan=read_plan(output / "plan.json"),
+        plan=Plan.load(output / "plan.json"),
     )
     if not (output / "recipe.yaml").exists():  # no recovery
         return report

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from vimoe.analysis.ablation_scores import image_scores
-from vimoe.analysis.analyze_run import finished_run, read_plan, run_images, write_plan
+from vimoe.analysis.analyze_run import finished_run, run_images
 from vimoe.analysis.held_out import HeldOut, held_out
 from vimoe.analysis.paired import mean_loss, mean_score
 from vimoe.data.images import Images
@@ -92,7 +92,7 @@ def prune_run(
             process works in it.
     """
     run, recipe = finished_run(path)
-    plan = read_plan(plan_path or path / "plan.json")
+    plan = Plan.load(plan_path or path / "plan.json")
     new = RunFolder(output or path.resolve().with_name(f"{path.resolve().name}-pruned"))
     if new.path.resolve() == path.resolve():
         raise UserError(f"{new.path} is the run itself: choose another --output")
@@ -110,7 +110,7 @@ def prune_run(
         say(_what(plan))
         if not (start / "config.json").exists():  # else a run that was stopped goes on from its own start
             recipe_task(recipe, splits).save(after, start, splits)
-        write_plan(plan, new.path / "plan.json")
+        plan.save(new.path / "plan.json")
     models = {"before": before, "right after": after}
     if epochs:
         say(f"recovery: {epochs} of the recipe's {recipe.epochs} epochs")

@@ -8,12 +8,8 @@ from torch import nn
 
 from vimoe.data.transforms import ImageForm, image_form
 from vimoe.tasks.segmenter_folder import KEY, holds_segmenter, load_segmenter
-from vimoe.vit.checkpoint import load, read_config
-
-
-def model_folder(path: Path) -> Path:
-    """The model folder of a run, or the path itself."""
-    return path / "model" if (path / "model" / "config.json").exists() else path
+from vimoe.vit.checkpoint import load
+from vimoe.vit.model_config import read_config
 
 
 def load_model(folder: Path, device: str = "cpu") -> nn.Module:

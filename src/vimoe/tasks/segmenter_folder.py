@@ -21,7 +21,7 @@ from vimoe.files import write_bytes
 from vimoe.tasks.decoders import MultiLevelDecoder
 from vimoe.tasks.segmenter import Segmenter, build_segmenter
 from vimoe.vit import checkpoint
-from vimoe.vit.checkpoint import CONFIG, read_config
+from vimoe.vit.model_config import CONFIG, model_folder, read_config
 
 DECODER, KEY = "decoder.safetensors", "segmentation"
 
@@ -100,7 +100,7 @@ def load_segmenter(folder: str | Path, device: str | torch.device = "cpu", **mod
     Raises:
         UserError: The folder is missing, foreign or damaged, holds a classifier, or its parts do not fit each other.
     """
-    folder = Path(folder)
+    folder = model_folder(folder)
     entry = read_segmentation(folder)
     backbone = checkpoint.load(folder, device, **model_args)
     try:
@@ -119,7 +119,7 @@ def holds_segmenter(folder: Path) -> bool:
     Raises:
         UserError: It is no model folder.
     """
-    return KEY in checkpoint.read_config(folder)
+    return KEY in read_config(folder)
 
 
 def read_segmentation(folder: Path) -> SegmentationEntry:

@@ -64,10 +64,10 @@ def _change(model: nn.Module, recipe: Recipe) -> None:
         upcycle(
             model,
             recipe.last,
-            recipe.num_experts,
-            recipe.top_k,
-            recipe.shared_expert,
-            recipe.routing,
+            num_experts=recipe.num_experts,
+            top_k=recipe.top_k,
+            shared_expert=recipe.shared_expert,
+            routing=recipe.routing,
             preset=recipe.preset,
             router_noise=recipe.router_noise,
         )

@@ -14,8 +14,8 @@ from vimoe.data.registry import EMBEDDED, open_dataset, open_masks
 from vimoe.data.splits import Splits
 from vimoe.data.transforms import Augmentation, ImageForm, image_form
 from vimoe.training.recipe import Recipe
-from vimoe.vit.checkpoint import read_config
 from vimoe.vit.inspection import check_model_name
+from vimoe.vit.model_config import read_config
 
 
 def open_recipe_data(recipe: Recipe) -> Splits:

@@ -7,7 +7,7 @@ from typing import NamedTuple
 from torch import nn
 
 from vimoe.errors import UserError
-from vimoe.moe.layer import MoELayer
+from vimoe.moe.layer import MoELayer, moe_modules
 
 SUPPORTED = "plain timm ViTs: vit_*, DINOv2, DINOv3, DeiT, CLIP and SigLIP image towers, BEiT, EVA"
 
@@ -71,8 +71,7 @@ def moe_layers(model: nn.Module) -> dict[int, MoELayer]:
     A layer that does not stand in a numbered block counts by its position among the MoE layers.
     """
     layers: dict[int, MoELayer] = {}
-    for name, module in model.named_modules():
-        if isinstance(module, MoELayer):
-            numbers = [int(part) for part in name.split(".") if part.isdigit()]
-            layers[numbers[-1] if numbers else len(layers)] = module
+    for name, layer in moe_modules(model).items():
+        numbers = [int(part) for part in name.split(".") if part.isdigit()]
+        layers[numbers[-1] if numbers else len(layers)] = layer
     return layers

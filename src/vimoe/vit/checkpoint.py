@@ -9,6 +9,8 @@ import json
 import os
 import tempfile
 from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,12 +21,17 @@ from safetensors.torch import load_file, save_file
 from timm.models._hub import save_config_for_hf
 from torch import Tensor, nn
 
+from vimoe.distributed import barrier, rank
 from vimoe.errors import UserError, first_line
-from vimoe.moe.config import MoEConfig
+from vimoe.moe.config import MoEConfig, whole_number
+from vimoe.vit.blocks import find_backbone
+from vimoe.vit.meta import height_and_width, input_shape
+from vimoe.vit.model_config import CONFIG, MOE_KEY, WIDENED_KEY, a_path, check_config, model_folder, read_config
 from vimoe.vit.upcycle import get_config, install
 from vimoe.vit.widen import widen, widening
 
-WEIGHTS, CONFIG, MOE_KEY, WIDENED_KEY = "model.safetensors", "config.json", "vimoe", "vimoe_widened"
+WEIGHTS = "model.safetensors"
+DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
 def save(
@@ -37,6 +44,8 @@ def save(
     """Write a model folder that `load`, and for a dense model timm itself, can read.
 
     Each file is written under another name and then renamed: a reader sees the old one or the new one, whole.
+    What torch.compile, DDP, DataParallel and averaged copies (timm's and torch's) wrap is saved without the wrapper.
+    Where processes share out the weights (FSDP2) all of them call this, and process 0 writes.
 
     Args:
         model: A model made by `timm.create_model`, dense or upcycled.
@@ -45,21 +54,56 @@ def save(
         extra: More entries for `config.json`, such as `label_names`.
 
     Raises:
-        UserError: The model was not made by `timm.create_model`, or the folder cannot be written.
+        UserError: The model was not made by `timm.create_model` or was cut since, or the folder cannot be written.
     """
-    folder = Path(folder)
-    model = getattr(model, "_orig_mod", model)  # of torch.compile
+    config, folder, model = get_config(model), a_path(folder), _unwrapped(model)
     if not getattr(model, "pretrained_cfg", {}).get("architecture"):
         raise UserError("only models made by timm.create_model can be saved: this one does not know its own name")
-    config = get_config(model)
+    if not hasattr(model, "num_classes"):
+        raise UserError(
+            "a features_only model is cut to what its features need: save a whole model, whose forward_intermediates "
+            "gives the same features"
+        )
     entries = {**(extra or {}), **({MOE_KEY: config.to_dict()} if config else {})}
     if changed := widening(model):
         entries[WIDENED_KEY] = changed
+    sharded = any(hasattr(parameter, "full_tensor") for parameter in model.parameters())
+    state = _gathered(model) if sharded else model.state_dict()
+    try:
+        if not sharded or rank() == 0:
+            _write(model, state, folder, entries, model_args)
+    finally:
+        if sharded:
+            barrier()
+
+
+def _unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside torch.compile's, DDP's, DataParallel's and EMA's modules, which hold no other parameters."""
+    inner = model._modules.get("_orig_mod") or model._modules.get("module")
+    if inner is None or len(list(inner.parameters())) < len(list(model.parameters())):
+        return model
+    return _unwrapped(inner)
+
+
+def _gathered(model: nn.Module) -> dict[str, Any]:
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+    return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+
+
+def _write(
+    model: nn.Module,
+    state: dict[str, Any],
+    folder: Path,
+    entries: dict[str, Any],
+    model_args: dict[str, Any] | None,
+) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as scratch:
             _write_config(model, Path(scratch) / CONFIG, entries, model_args)
-            save_file({name: value.contiguous() for name, value in model.state_dict().items()}, Path(scratch) / WEIGHTS)
+            _check_readable(json.loads((Path(scratch) / CONFIG).read_text()), state)
+            save_file({name: value.contiguous() for name, value in state.items()}, Path(scratch) / WEIGHTS)
             for name in (WEIGHTS, CONFIG):
                 os.replace(Path(scratch) / name, folder / name)
     except (OSError, SafetensorError, RuntimeError) as error:
@@ -67,96 +111,129 @@ def save(
 
 
 def _write_config(model: nn.Module, path: Path, entries: dict[str, Any], model_args: dict[str, Any] | None) -> None:
-    try:
+    with _one_line("cannot describe this model"):
         save_config_for_hf(model, str(path), model_config=entries, model_args=model_args)
-    except (AssertionError, TypeError, ValueError) as error:
-        raise UserError(f"cannot describe this model: {first_line(error)}") from error
 
 
-def load(folder: str | Path, device: str | torch.device = "cpu", **model_args: Any) -> nn.Module:
+def _check_readable(entries: dict[str, Any], state: Mapping[str, Tensor]) -> None:
+    """Refuse a model that `load` could not make again, before anything is written."""
+    check_config(entries)
+    with _one_line("timm cannot make this model again"):
+        again = _make_model(entries, {}, "meta")
+    if differ := _misfits(again, state):
+        raise UserError(
+            f"timm would make another model of this one's arguments: {len(differ)} weights differ, the first is "
+            f"{differ[0]}; save it before blocks are cut away (prune_intermediate_layers) or replaced"
+        )
+
+
+@contextmanager
+def _one_line(what: str) -> Iterator[None]:
+    """What timm's models and other people's files raise knows no bounds; here it becomes a `UserError`."""
+    try:
+        yield
+    except Exception as error:
+        raise UserError(f"{what}: {first_line(error)}") from error
+
+
+def load(
+    folder: str | Path,
+    device: str | torch.device = "cpu",
+    *,
+    img_size: int | tuple[int, int] | None = None,
+    num_classes: int | None = None,
+    **model_args: Any,
+) -> nn.Module:
     """Read a model folder, dense or upcycled, pruned or not; in eval mode.
 
     Args:
-        folder: What `save` wrote.
+        folder: What `save` wrote, or a run folder, which holds it.
         device: Where to put the weights.
+        img_size: Height and width in pixels; position embeddings are resampled where it is another one.
+        num_classes: Classes of the head; where they are others than the folder's, the head is new and untrained.
         model_args: Arguments of `timm.create_model` that change no weight, such as `drop_path_rate`.
 
     Raises:
-        UserError: The folder is missing, foreign, damaged, its weights do not fit its configuration, or there is no
-            such device.
+        UserError: The folder is missing, foreign, damaged, its weights do not fit its configuration, the model cannot
+            be given this size or head, or there is no such device.
     """
-    folder = Path(folder)
+    folder = model_folder(folder)
     entries = read_config(folder)
-    try:
-        model = _make_model(entries, model_args)
-    except Exception as error:  # what a foreign file makes timm raise knows no bounds
-        raise UserError(f"{folder / CONFIG} does not describe a model: {first_line(error)}") from error
-    _load_weights(model, folder / WEIGHTS)
-    try:
+    state = _read_weights(folder / WEIGHTS)
+    with _one_line(f"{folder / CONFIG} does not describe a model"):
+        skeleton = _make_model(entries, {}, "meta")
+    if wrong := _misfits(skeleton, state):  # before memory is asked for
+        line = f"{len(wrong)} weights differ, the first is {wrong[0]}"
+        raise UserError(f"{folder / WEIGHTS} does not fit {CONFIG}: {line}")
+    with _one_line(f"{folder / CONFIG} does not describe a model"):
+        model = _make_model(entries, model_args, "cpu")
+    _fill(model, state)
+    if img_size is not None:
+        _resize(model, height_and_width("img_size", img_size))
+    if num_classes is not None and model.num_classes != whole_number("num_classes", num_classes):
+        _new_head(model, num_classes)
+    with _one_line(f"device {str(device)!r} cannot be used here"):
         return model.to(device).eval()
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device {str(device)!r} cannot be used here: {first_line(error)}") from error
 
 
-def _make_model(entries: dict[str, Any], model_args: dict[str, Any]) -> nn.Module:
-    architecture, moe = entries["architecture"], entries.get(MOE_KEY, {})
-    if not isinstance(architecture, str) or not timm.is_model(architecture):
-        raise UserError(f"timm knows no architecture {architecture!r}")
-    if not isinstance(moe, dict):
-        raise UserError(f"MoE settings must be a dictionary, got {moe!r}")
+def _make_model(entries: dict[str, Any], model_args: dict[str, Any], device: str) -> nn.Module:
     overlay = {**entries["pretrained_cfg"], **{k: entries[k] for k in ("num_classes", "label_names") if k in entries}}
-    args = {"num_classes": entries.get("num_classes"), **entries.get("model_args", {}), **model_args}
+    args = {"num_classes": entries["num_classes"], **entries.get("model_args", {}), **model_args}
     # What is given by name here cannot come from the file: no other weights are read than the folder's own.
-    model = timm.create_model(
-        architecture,
-        pretrained=False,
-        checkpoint_path=None,
-        pretrained_cfg=None,
-        pretrained_cfg_overlay=overlay,
-        **args,
-    )
+    with torch.device(device):
+        model = timm.create_model(
+            entries["architecture"],
+            pretrained=False,
+            checkpoint_path=None,
+            pretrained_cfg=None,
+            pretrained_cfg_overlay=overlay,
+            **args,
+        )
     if WIDENED_KEY in entries:
         widen(model, **entries[WIDENED_KEY])
     if MOE_KEY in entries:
-        install(model, MoEConfig.from_dict(moe))
+        install(model, MoEConfig.from_dict(entries[MOE_KEY]))
     return model
 
 
-def read_config(folder: Path) -> dict[str, Any]:
-    """The entries of a model folder's `config.json`.
-
-    Raises:
-        UserError: It is missing, no JSON, or not a model's.
-    """
-    path = folder / CONFIG
-    try:
-        entries = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"{folder} is not a model folder: it holds no {CONFIG}") from error
-    except (OSError, ValueError) as error:
-        raise UserError(f"cannot read {path}: {error}") from error
-    if not isinstance(entries, dict) or not {"architecture", "pretrained_cfg"} <= set(entries):
-        raise UserError(f"{path} does not describe a timm model: it names no architecture")
-    return entries
-
-
-def _load_weights(model: nn.Module, path: Path) -> None:
+def _read_weights(path: Path) -> dict[str, Tensor]:
     try:
         state = load_file(path)
     except FileNotFoundError as error:
         raise UserError(f"{path.parent} is not a model folder: it holds no {WEIGHTS}") from error
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path} is damaged or no safetensors file: {error}") from error
+    for name, value in state.items():
+        if value.dtype not in DTYPES:
+            raise UserError(f"{path} does not fit {CONFIG}: {name} is of {value.dtype}, not of a type to compute in")
+        if not value.isfinite().all():
+            raise UserError(f"{path} holds weights that are no finite numbers, the first in {name}")
+    return state
+
+
+def _misfits(model: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
+    """Names of weights that one has and the other has not, or of another shape."""
     expected = model.state_dict()
     wrong = sorted(set(expected) ^ set(state))
-    wrong += sorted(name for name in set(expected) & set(state) if not _fits(state[name], expected[name]))
-    if wrong:
-        raise UserError(f"{path} does not fit {CONFIG}: {len(wrong)} weights differ, the first is {wrong[0]}")
-    model.to(Counter(value.dtype for value in state.values()).most_common(1)[0][0])  # buffers that are not in the file
+    return wrong + sorted(n for n in set(expected) & set(state) if state[n].shape != expected[n].shape)
+
+
+def _fill(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    if state:
+        model.to(Counter(value.dtype for value in state.values()).most_common(1)[0][0])  # buffers not in the file
     for name, tensor in model.state_dict(keep_vars=True).items():
         tensor.data = tensor.data.to(state[name].dtype)
     model.load_state_dict(state)
 
 
-def _fits(value: Tensor, expected: Tensor) -> bool:
-    return value.shape == expected.shape and value.is_floating_point() == expected.is_floating_point()
+def _resize(model: nn.Module, size: tuple[int, int]) -> None:
+    vit: Any = find_backbone(model).vit
+    if size != input_shape(vit)[1:]:
+        with _one_line(f"{type(vit).__name__} cannot be given images of {size[0]}x{size[1]} pixels"):
+            vit.set_input_size(img_size=size)
+
+
+def _new_head(model: Any, num_classes: int) -> None:
+    with _one_line(f"the model cannot be given {num_classes} classes"):
+        model.reset_classifier(num_classes)
+    model.pretrained_cfg.pop("label_names", None)

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from vimoe.errors import UserError, first_line
 from vimoe.moe.layer import MoELayer
 from vimoe.vit.blocks import find_backbone, moe_layers
-from vimoe.vit.meta import input_shape, meta_clone
+from vimoe.vit.meta import height_and_width, input_shape, meta_clone
 
 
 class Cost(NamedTuple):
@@ -40,9 +40,9 @@ def cost(model: nn.Module, image_size: int | tuple[int, int] | None = None) -> C
     Raises:
         UserError: The model cannot take images of this size.
     """
+    layers, idle = moe_layers(model).values(), 0
     stored = sum(parameter.numel() for parameter in model.parameters())
-    idle = 0
-    for layer in moe_layers(model).values():
+    for layer in layers:
         per_expert = sum(parameter.numel() for parameter in layer.experts.parameters()) // layer.experts.num_experts
         idle += (layer.experts.num_experts - layer.router.top_k) * per_expert
     return Cost(stored, stored - idle, _count_macs(model, image_size))
@@ -52,10 +52,10 @@ def _count_macs(model: nn.Module, image_size: int | tuple[int, int] | None) -> i
     clone = meta_clone(model)
     vit: Any = find_backbone(clone).vit
     channels, *made_for = input_shape(vit)
-    size = made_for if image_size is None else _height_and_width(image_size)
+    size = tuple(made_for) if image_size is None else height_and_width("image_size", image_size)
     try:
-        if size != made_for and not getattr(vit, "dynamic_img_size", False):
-            vit.set_input_size(img_size=tuple(size))
+        if size != tuple(made_for) and not getattr(vit, "dynamic_img_size", False):
+            vit.set_input_size(img_size=size)
         with torch.no_grad(), FlopCounterMode(display=False) as counter:
             clone(torch.empty(1, channels, *size, device="meta"))
     except (RuntimeError, TypeError, ValueError, AssertionError, AttributeError) as error:
@@ -70,10 +70,3 @@ def _count_macs(model: nn.Module, image_size: int | tuple[int, int] | None) -> i
             for_all = sum(by_module[f"{type(clone).__name__}.{name}.experts"].values())
             flops -= for_all // experts.num_experts * (experts.num_experts - module.router.top_k)
     return flops // 2
-
-
-def _height_and_width(image_size: Any) -> list[int]:
-    size = list(image_size) if isinstance(image_size, list | tuple) else [image_size, image_size]
-    if len(size) != 2 or any(type(pixels) is not int or pixels < 1 for pixels in size):
-        raise UserError(f"image_size must be one or two positive whole numbers, got {image_size!r}")
-    return size

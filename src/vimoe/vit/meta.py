@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any, NamedTuple
 
 import torch
@@ -54,6 +55,18 @@ def input_shape(vit: nn.Module) -> tuple[int, int, int]:
         rows, columns = vit.patch_embed.patch_size  # type: ignore[union-attr,misc]
         height, width = height + -height % rows, width + -width % columns
     return channels, height, width
+
+
+def height_and_width(name: str, size: Any) -> tuple[int, int]:
+    """Pixels of an image given as one number or two.
+
+    Raises:
+        UserError: It is neither, or not positive; the line says `name`.
+    """
+    pair = tuple(size) if isinstance(size, list | tuple) else (size, size)
+    if len(pair) != 2 or any(not isinstance(n, Integral) or isinstance(n, bool) or n < 1 for n in pair):
+        raise UserError(f"{name} must be one or two positive whole numbers, got {size!r}")
+    return int(pair[0]), int(pair[1])
 
 
 def read_token_layout(backbone: Backbone, layers: Sequence[int]) -> TokenLayout:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from math import isfinite
-from numbers import Integral
+from pathlib import Path
 from typing import Any
 
 from vimoe.errors import UserError
-from vimoe.moe.config import MoEConfig
+from vimoe.files import write_text
+from vimoe.moe.config import MoEConfig, whole_number, whole_numbers
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,9 @@ class LayerPlan:
             experts' mean where the layer becomes a plain FFN.
         reason: Why, in words.
         evidence: The numbers that decided, by name; nothing is made of them when the plan is carried out.
+
+    Raises:
+        UserError: A value has another type than it must; numpy's numbers become Python's.
     """
 
     layer: int
@@ -30,6 +35,19 @@ class LayerPlan:
     load: tuple[float, ...] | None = None
     reason: str = ""
     evidence: Mapping[str, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "layer", whole_number("not a plan: layer", self.layer))
+        where = f"plan for block {self.layer}"
+        object.__setattr__(self, "experts", whole_numbers(f"{where}: experts", self.experts))
+        try:
+            load = None if self.load is None else tuple(map(float, self.load))
+            evidence = {str(name): float(value) for name, value in dict(self.evidence).items()}
+        except (TypeError, ValueError, OverflowError) as error:
+            raise UserError(f"{where}: load and evidence must be numbers: {error}") from error
+        object.__setattr__(self, "load", load)
+        object.__setattr__(self, "evidence", evidence)
+        object.__setattr__(self, "reason", str(self.reason))
 
     @property
     def pruned(self) -> bool:
@@ -49,6 +67,10 @@ class Plan:
     layers: tuple[LayerPlan, ...]
     split: str = ""
 
+    def __post_init__(self) -> None:
+        if not isinstance(self.layers, tuple) or not all(isinstance(part, LayerPlan) for part in self.layers):
+            raise UserError(f"the layers of a plan are a tuple of LayerPlans, got {self.layers!r}")
+
     def check(self, config: MoEConfig) -> None:
         """Raise a `UserError` where the plan does not fit a model of this configuration."""
         sizes = dict(zip(config.layers, config.num_experts, strict=True))
@@ -59,8 +81,7 @@ class Plan:
             if part.layer in [other.layer for other in self.layers[:i]]:
                 raise UserError(f"{where}: it appears twice")
             experts = sizes[part.layer]
-            wrong = [e for e in part.experts if not isinstance(e, Integral) or not 0 <= e < experts]
-            if wrong or len(set(part.experts)) != len(part.experts):
+            if not set(part.experts) <= set(range(experts)) or len(set(part.experts)) != len(part.experts):
                 raise UserError(
                     f"{where}: experts must be distinct numbers from 0 to {experts - 1}, got {list(part.experts)}"
                 )
@@ -91,14 +112,35 @@ class Plan:
         """Read what `to_dict` wrote, or what somebody made of it by hand.
 
         Raises:
-            UserError: A key is missing or a value has another type than it must.
+            UserError: A key is missing or unknown, or a value has another type than it must.
+        """
+        if not isinstance(values, dict) or not isinstance(values.get("layers"), list):
+            raise UserError("not a plan: it must hold a list named layers")
+        return cls(tuple(_layer_from_dict(part) for part in values["layers"]), str(values.get("split", "")))
+
+    def save(self, path: str | Path) -> None:
+        """Write the plan as JSON, whole or not at all.
+
+        Raises:
+            UserError: The file cannot be written.
+        """
+        write_text(Path(path), json.dumps(self.to_dict(), indent=2) + "\n")
+
+    @classmethod
+    def load(cls, path: str | Path) -> Plan:
+        """Read a plan, written by `save` or edited by hand.
+
+        Raises:
+            UserError: There is none, or it cannot be understood.
         """
         try:
-            return cls(tuple(_layer_from_dict(part) for part in values["layers"]), str(values.get("split", "")))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            if isinstance(error, UserError):
-                raise
-            raise UserError(f"not a plan: {type(error).__name__} {error}") from error
+            return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
+        except FileNotFoundError as error:
+            raise UserError(f"there is no plan at {path}: `vimoe analyze` writes one") from error
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error
+        except (OSError, ValueError, RecursionError) as error:
+            raise UserError(f"cannot read {path}: {error}") from error
 
 
 def _are_shares(load: tuple[float, ...], experts: int) -> bool:
@@ -108,23 +150,18 @@ def _are_shares(load: tuple[float, ...], experts: int) -> bool:
 _KEYS = ("layer", "action", "experts", "load", "reason", "evidence")
 
 
-def _layer_from_dict(part: dict[str, Any]) -> LayerPlan:
-    layer, action = part["layer"], part["action"]
-    if type(layer) is not int:
-        raise UserError(f"not a plan: layer must be a whole number, got {layer!r}")
+def _layer_from_dict(part: Any) -> LayerPlan:
+    if not isinstance(part, dict) or not {"layer", "action"} <= set(part):
+        raise UserError(f"not a plan: each layer must have its block number `layer` and an `action`, got {part!r}")
+    values = dict(part)
+    action = values.pop("action")
+    where = f"plan for block {values['layer']}"
     if action not in ("keep", "prune"):
-        raise UserError(f"plan for block {layer}: action must be keep or prune, got {action!r}")
-    for key in part:
-        if key not in _KEYS:
-            raise UserError(f"plan for block {layer}: unknown key {key!r}; there is {', '.join(_KEYS)}")
-    experts = tuple(part.get("experts", ()))
-    if any(type(expert) is not int for expert in experts):
-        raise UserError(f"plan for block {layer}: experts must be whole numbers, got {list(experts)}")
-    if (action == "prune") != (not experts):
+        raise UserError(f"{where}: action must be keep or prune, got {action!r}")
+    if unknown := [key for key in part if key not in _KEYS]:
+        raise UserError(f"{where}: unknown key {unknown[0]!r}; there is {', '.join(_KEYS)}")
+    plan = LayerPlan(**{"experts": (), **values})
+    if (action == "prune") != plan.pruned:
         wanted = "no experts" if action == "prune" else "the experts to keep"
-        raise UserError(f"plan for block {layer}: action {action} goes with {wanted}, got {list(experts)}")
-    load = part.get("load")
-    evidence = {str(name): float(value) for name, value in part.get("evidence", {}).items()}
-    return LayerPlan(
-        layer, experts, None if load is None else tuple(map(float, load)), str(part.get("reason", "")), evidence
-    )
+        raise UserError(f"{where}: action {action} goes with {wanted}, got {list(plan.experts)}")
+    return plan

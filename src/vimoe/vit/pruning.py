@@ -51,25 +51,27 @@ def mean_ffn(layer: MoELayer, load: Tensor | None = None) -> nn.Module:
     return layer.experts.to_ffn(load.double() / load.double().sum())
 
 
-def merged_ffn(layer: MoELayer, load: Tensor | None = None) -> nn.Module:
+def merged_ffn(layer: MoELayer, config: MoEConfig, load: Tensor | None = None) -> nn.Module:
     """Shared expert and routed experts as one FFN of the usual size, the block's own.
 
     All started as copies of one FFN and stayed near it, so their parameters may be averaged (model soups, Wortsman
-    et al. 2022): the maps into the hidden layer are the mean of the shared expert's and the experts' mean, the maps
-    out of it are added, as the outputs are.
+    et al. 2022): the maps into the hidden layer are the mean of the shared expert's and the experts' mean, each
+    weighed by the share of the output it started with; the maps out of it are added, as the outputs are.
 
     Args:
         layer: An MoE layer with a shared expert, which is taken out of it, and gates that sum to 1.
+        config: Of the model that it belongs to.
         load: `[E]` weights of the experts' mean, any positive scale; uniform by default.
     """
     mean, ffn = mean_ffn(layer, load), shared_ffn(layer)
+    routed = config.routed_share / (config.routed_share + config.shared_share)
     with torch.no_grad():
         for name, parameter in ffn.named_parameters():
             other = mean.get_parameter(name)
             if name.startswith("fc2."):
                 parameter.add_(other)
             else:
-                parameter.lerp_(other, 0.5)
+                parameter.lerp_(other, routed)
     return ffn
 
 
@@ -86,7 +88,9 @@ def plain_ffn(layer: MoELayer, config: MoEConfig, load: Tensor | None = None) ->
     """
     if not config.shared_expert:
         return mean_ffn(layer, load)
-    return merged_ffn(layer, load) if config.gate == "straight_through" else shared_ffn(layer, config.shared_share)
+    if config.gate == "straight_through":
+        return merged_ffn(layer, config, load)
+    return shared_ffn(layer, config.shared_share)
 
 
 def keep_experts(layer: MoELayer, experts: Sequence[int]) -> None:
@@ -116,8 +120,10 @@ def prune(model: Model, plan: Plan | Mapping[int, Sequence[int]]) -> Model:
     config = get_config(model)
     if config is None:
         raise UserError("this model has no MoE layer to prune")
-    if not isinstance(plan, Plan):
-        plan = _plan_from_mapping(plan)
+    if isinstance(plan, Mapping):
+        plan = Plan(tuple(LayerPlan(layer, experts) for layer, experts in plan.items()))  # type: ignore[arg-type]
+    elif not isinstance(plan, Plan):
+        raise UserError(f"a plan is a vimoe.Plan or a dictionary of blocks and the experts to keep, got {plan!r}")
     plan.check(config)
     blocks, layers = find_backbone(model).blocks, moe_layers(model)
     sizes = dict(zip(config.layers, config.num_experts, strict=True))
@@ -132,11 +138,3 @@ def prune(model: Model, plan: Plan | Mapping[int, Sequence[int]]) -> Model:
             sizes[part.layer] = len(part.experts)
     set_config(model, replace(config, layers=tuple(sizes), num_experts=tuple(sizes.values())) if sizes else None)
     return model
-
-
-def _plan_from_mapping(experts_of: Mapping[int, Sequence[int]]) -> Plan:
-    try:
-        return Plan(tuple(LayerPlan(layer, tuple(experts)) for layer, experts in experts_of.items()))
-    except (AttributeError, TypeError) as error:
-        what = "a vimoe.Plan or a dictionary of blocks and the experts to keep in each"
-        raise UserError(f"a plan is {what}, got {experts_of!r}") from error

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Literal, TypeVar
 
+from timm.models import register_notrace_module
 from torch import nn
 
 from vimoe.errors import UserError
 from vimoe.moe.compute import Backend
-from vimoe.moe.config import Gate, GateInput, Init, MoEConfig, Routing
+from vimoe.moe.config import Gate, GateInput, Init, MoEConfig, Routing, one_of, whole_number, whole_numbers
 from vimoe.moe.experts import check_ffn
-from vimoe.moe.layer import MoELayer
+from vimoe.moe.layer import MoELayer, moe_modules
 from vimoe.vit.blocks import Backbone, find_backbone, moe_layers
 from vimoe.vit.meta import TokenLayout, read_token_layout
 
 Model = TypeVar("Model", bound=nn.Module)
 Preset = Literal["preserve", "paper"]
+
+# timm's feature extraction by FX keeps the layer whole: what it does depends on data.
+register_notrace_module(MoELayer)
 
 # Ours keeps the function; the paper's likely has raw softmax gates and plain copies (its text is not public).
 PRESETS: dict[str, tuple[Gate, Init]] = {"preserve": ("straight_through", "preserve"), "paper": ("softmax", "copy")}
@@ -26,11 +31,11 @@ PRESETS: dict[str, tuple[Gate, Init]] = {"preserve": ("straight_through", "prese
 def upcycle(
     model: Model,
     last: int | None = None,
+    *,
     num_experts: int = 8,
     top_k: int = 1,
     shared_expert: bool = True,
     routing: Routing = "image",
-    *,
     layers: Sequence[int] | None = None,
     preset: Preset = "preserve",
     gate: Gate | None = None,
@@ -55,7 +60,7 @@ def upcycle(
         preset: `preserve` keeps the function (straight-through gates, copies scaled so that the sum is the FFN);
             `paper` has raw softmax gates and plain copies.
         gate: Overrides the preset's gate.
-        init: Overrides the preset's init.
+        init: Overrides the preset's init: `preserve`, `copy` or `residual`, see `MoEConfig`.
         gate_input: What feeds the router under `image` routing: `cls` or `mean`; by default the class token
             where the model has one, else the mean of the patch tokens.
         router_noise: Add normal noise (σ = 1/E) to the router's logits in training.
@@ -69,9 +74,8 @@ def upcycle(
     """
     if moe_layers(model):
         raise UserError("this model has MoE layers already: upcycle a dense model, or prune this one first")
-    if preset not in PRESETS:
-        raise UserError(f"preset must be one of {', '.join(PRESETS)}, got {preset!r}")
-    if num_experts < 2:
+    one_of("preset", preset, tuple(PRESETS))
+    if whole_number("num_experts", num_experts) < 2:
         raise UserError(f"num_experts must be at least 2 for a choice between experts, got {num_experts}")
     backbone = find_backbone(model)
     chosen = _chosen_layers(len(backbone.blocks), last, layers)
@@ -82,9 +86,9 @@ def upcycle(
         top_k=top_k,
         shared_expert=shared_expert,
         routing=routing,
-        gate=gate or PRESETS[preset][0],
-        init=init or PRESETS[preset][1],
-        gate_input=gate_input or ("cls" if layout.has_class_token else "mean"),
+        gate=PRESETS[preset][0] if gate is None else gate,
+        init=PRESETS[preset][1] if init is None else init,
+        gate_input=("cls" if layout.has_class_token else "mean") if gate_input is None else gate_input,
         router_noise=router_noise,
     )
     install(model, config, backend, backbone, layout)
@@ -116,26 +120,23 @@ def install(
         check_ffn(ffn)
     for layer, num_experts, ffn in zip(config.layers, config.num_experts, ffns, strict=True):
         backbone.blocks[layer].mlp = MoELayer(
-            ffn,
-            num_experts,
-            config.top_k,
-            config.shared_expert,
-            config.routing,
-            config.gate,
-            config.gate_input,
-            layout.num_prefix_tokens,
-            config.init,
-            config.router_noise,
-            backend,
+            ffn, config, num_experts=num_experts, num_prefix_tokens=layout.num_prefix_tokens, backend=backend
         )
     set_config(model, config)
 
 
 def get_config(model: nn.Module) -> MoEConfig | None:
-    """The configuration of an upcycled model, None for a dense one; also through modules that hold it, such as DDP."""
+    """The configuration of an upcycled model, None for a dense one; also through modules that hold it, such as DDP.
+
+    Blocks that were cut away since (timm's `prune_intermediate_layers`) are no longer in it.
+    """
+    layers = moe_layers(model)
     for module in model.modules():
         if isinstance(config := module.__dict__.get("moe_config"), MoEConfig):
-            return config
+            left = {block: n for block, n in zip(config.layers, config.num_experts, strict=True) if block in layers}
+            if len(left) == len(config.layers):
+                return config
+            return replace(config, layers=tuple(left), num_experts=tuple(left.values())) if left else None
     return None
 
 
@@ -155,10 +156,9 @@ def _no_weight_decay(vit: nn.Module) -> set[str]:
     """What timm's optimisers must not decay: the model's own list, the routers, the experts' biases and norms."""
     own = getattr(type(vit), "no_weight_decay", None)
     names = set(own(vit)) if own else set()
-    for path, layer in vit.named_modules():
-        if isinstance(layer, MoELayer):
-            names.add(f"{path}.router.weight")
-            names |= {f"{path}.experts.{name}" for name, p in layer.experts.named_parameters() if p.ndim < 3}
+    for path, layer in moe_modules(vit).items():
+        names.add(f"{path}.router.weight")
+        names |= {f"{path}.experts.{name}" for name, p in layer.experts.named_parameters() if p.ndim < 3}
     return names
 
 
@@ -166,13 +166,13 @@ def _chosen_layers(depth: int, last: int | None, layers: Sequence[int] | None) -
     if last is not None and layers is not None:
         raise UserError("give either last or layers, not both")
     if layers is None:
-        last = 2 if last is None else last
+        last = 2 if last is None else whole_number("last", last)
         if not 1 <= last <= depth:
             raise UserError(f"last must be 1 to {depth}, the number of blocks of this model, got {last}")
         return tuple(range(depth - last, depth))
-    if not layers:
+    numbers = whole_numbers("layers", layers)
+    if not numbers:
         raise UserError(f"layers must name at least one block, 0 to {depth - 1}")
-    wrong = [layer for layer in layers if not 0 <= layer < depth]
-    if wrong:
+    if wrong := [number for number in numbers if not 0 <= number < depth]:
         raise UserError(f"block {wrong[0]} does not exist: this model's blocks are 0 to {depth - 1}")
-    return tuple(sorted(layers))
+    return tuple(sorted(numbers))
