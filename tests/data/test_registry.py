@@ -83,8 +83,9 @@ def test_embedded_data_refuses_what_it_cannot_use(name: str, given: dict[str, An
 def test_data_with_masks_and_data_with_labels_are_not_confused() -> None:
     with pytest.raises(UserError, match="dataset 'ade20k' has masks, no labels"):
         open_dataset("ade20k", "x")
-    with pytest.raises(UserError, match="dataset 'digit_scenes' is embedded and takes no short_side"):
-        open_masks("digit_scenes", short_side=32)
+    with pytest.raises(UserError, match="dataset 'digit_scenes' is embedded and takes no data_dir"):
+        open_masks("digit_scenes", "x")
+    assert len(open_masks("digit_scenes", short_side=64).val) == 200  # how a model looks at them, not what they are
     with pytest.raises(
         UserError, match=r"dataset 'folder' has no masks; for segmentation there is digit_scenes, ade20k"
     ):

@@ -185,11 +185,7 @@ def find_archives(root: Path) -> dict[tuple[str, ...], Path]:
 
 
 def find_tar(root: Path, wanted: Wanted = AS_USUAL) -> Found:
-    """Find the splits and classes of images in tars.
-
-    Args:
-        root: A tar, or a folder of tars.
-        wanted: Which splits.
+    """The splits and classes of images in a tar, or in a folder of tars.
 
     Raises:
         UserError: An archive cannot be used, an image is in no class, a split is missing, or the splits have

@@ -34,9 +34,7 @@ class BrokenImageError(UserError):
 def read_image(where: object, content: IO[bytes] | None = None) -> Image.Image:
     """The image in RGB, upright.
 
-    Args:
-        where: The file's path, or what it is called where the content is given.
-        content: Its bytes.
+    `where` is the file's path, or what it is called where its `content` is given.
 
     Raises:
         BrokenImageError: The file cannot be used.
@@ -49,10 +47,7 @@ def read_image(where: object, content: IO[bytes] | None = None) -> Image.Image:
 def opened(where: object, content: IO[bytes] | None = None, kind: str = "") -> Iterator[Image.Image]:
     """An image file, open; whatever goes wrong while it is becomes one line.
 
-    Args:
-        where: See `read_image`.
-        content: See `read_image`.
-        kind: Behind `cannot be read` in that line, such as ` as a mask`.
+    `kind` stands behind `cannot be read` in that line, such as ` as a mask`; for the rest see `read_image`.
 
     Raises:
         BrokenImageError: The file cannot be used.

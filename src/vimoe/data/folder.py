@@ -15,11 +15,7 @@ from vimoe.errors import UserError
 
 
 def find_folder(root: Path, wanted: Wanted = AS_USUAL) -> Found:
-    """Find the splits and classes of a folder of images.
-
-    Args:
-        root: The folder: one folder a class, in a folder for each split or not split at all.
-        wanted: Which splits.
+    """The splits and classes of a folder: one folder of images a class, in a folder for each split or unsplit.
 
     Raises:
         UserError: The folder is missing or empty, a split is missing, a class folder is empty, or the splits have

@@ -7,7 +7,7 @@ import math
 import random
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,16 +33,10 @@ _PATIENCE = 32
 _CONTEXT = "fork" if sys.platform == "linux" else None
 
 
-class _View(NamedTuple):
-    """One view of a training image: everything that its augmentation depends on."""
-
-    seed: int
-    epoch: int
-    number: int
-
-
+# One view of a training image, by everything that its augmentation depends on: seed, epoch and number.
+_View = tuple[int, int, int]
 # What is asked of the images, batch by batch: by number, or as a view.
-Keys = Sequence[Sequence[int | _View]]
+_Keys = Sequence[Sequence[int | _View]]
 
 
 def training_batches(
@@ -77,7 +71,7 @@ def training_batches(
         UserError: Dozens of images in a row cannot be read, or a worker was killed.
     """
     order = epoch_order(len(images), batch_size, seed, epoch, repeats, part)[first:]
-    views = [[_View(seed, epoch, number) for number in numbers] for numbers in order]
+    views = [[(seed, epoch, number) for number in numbers] for numbers in order]
     for batch in _load(images, views, workers, on_broken):
         if batch is None or len(batch[1]) < len(order[0]):
             raise UserError(f"{min(len(images), _PATIENCE)} training images in a row cannot be read: are they there?")
@@ -104,7 +98,7 @@ class _Items(Dataset[Item]):
         self.images = images
 
     def __getitem__(self, key: int | _View) -> Item:
-        if isinstance(key, _View):
+        if isinstance(key, tuple):
             return self._augmented(key)
         try:
             if key < len(self.images):
@@ -122,7 +116,7 @@ class _Items(Dataset[Item]):
             np.random.seed(drawn)
         size, broken = len(self.images), list[str]()
         for following in range(min(size, _PATIENCE)):
-            item, lines = self[(view.number + following) % size]
+            item, lines = self[(view[-1] + following) % size]
             broken += lines
             if item is not None:
                 return item, broken
@@ -144,7 +138,7 @@ _idle: list[DataLoader[Item]] = []
 _MOST_IDLE = 3
 
 
-def _load(images: Images, order: Keys, workers: int, on_broken: OnBroken | None) -> Iterator[Batch | None]:
+def _load(images: Images, order: _Keys, workers: int, on_broken: OnBroken | None) -> Iterator[Batch | None]:
     """The batches, None for one of which nothing could be read."""
     loader = _take_loader(images, workers if images.from_files else 0)
     loader.batch_sampler[:] = order  # type: ignore[index]

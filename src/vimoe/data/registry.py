@@ -94,7 +94,7 @@ def open_masks(
     Without a split to report on (`test`) it is the one that decides (`val`), and the reverse.
 
     Args:
-        name: `digit_scenes` (embedded; takes nothing else) or `ade20k` (see `vimoe.data.ade20k`).
+        name: `digit_scenes` (embedded; the other arguments are for files) or `ade20k` (see `vimoe.data.ade20k`).
         data_dir: The folder.
         form: How the model wants its images; training crops have its height and width.
         augmentation: How training images are augmented together with their masks; None shows their middle.
@@ -106,7 +106,7 @@ def open_masks(
         UserError: The name is not known, or the data set cannot be used.
     """
     if name == "digit_scenes":
-        return _embedded(name, None, data_dir=data_dir, splits=any(splits), short_side=short_side)
+        return _embedded(name, None, data_dir=data_dir, splits=any(splits))
     if name not in WITH_MASKS:
         raise UserError(f"dataset {name!r} has no masks; for segmentation there is {', '.join(WITH_MASKS)}")
     found = _find(name, data_dir, RunSplits(*splits), reduce_zero_label)

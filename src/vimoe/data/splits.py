@@ -46,7 +46,7 @@ class Splits:
 
 
 class Found(NamedTuple):
-    """What a data set holds, before a model says in what form it wants it.
+    """What a data set holds in the wanted splits, before a model says in what form it wants it.
 
     Attributes:
         parts: The chosen splits: where each image is, with its label or where its mask is.

@@ -51,12 +51,7 @@ _TORCHVISION = {
 
 
 def find_torchvision(name: str, root: Path, wanted: Wanted = AS_USUAL) -> Found:
-    """A data set of torchvision's.
-
-    Args:
-        name: timm's name of it, without `torch/`.
-        root: Where torchvision keeps it.
-        wanted: Which splits.
+    """A data set of torchvision's, by timm's name of it without `torch/`, from where torchvision keeps it.
 
     Raises:
         UserError: The name is not known, or the data set is not there or damaged.
@@ -158,11 +153,7 @@ def find_webdataset(root: Path, wanted: Wanted = AS_USUAL) -> Found:
     """Shards of webdataset's format: images, each with a label in `.cls`, or as `label` in `.json`.
 
     Splits are those of timm's `_info.json`, or what the shards' names begin with (`train-0000.tar`). The classes' names
-    are the lines of `classes.txt` where there is one.
-
-    Args:
-        root: The folder of shards.
-        wanted: Which splits; shards with braces (`train-{000..003}.tar`) are a split too.
+    are the lines of `classes.txt` where there is one. Shards with braces (`train-{000..003}.tar`) are a split too.
 
     Raises:
         UserError: A shard cannot be used, a split is missing, or a label is no number.
