@@ -1,10 +1,11 @@
 """What the training command costs: against timm's pieces in a bare loop, and a ViMoE against a dense model.
 
-Three comparisons, each between contenders that take turns in every round; ratios are of the same round.
+Three comparisons of speed, each between contenders that take turns in every round; ratios are of the same round.
 
     python benchmarks/training.py --data-dir IMAGES      # the command against a bare loop on the same images
     python benchmarks/training.py --steps                  # a step of a ViMoE against a dense model of equal MACs
     python benchmarks/training.py --memory                 # peak memory after 100 and after 1,100 steps
+    python benchmarks/training.py --loaders                # an epoch of 80 images: workers kept, or spawned anew
 
 IMAGES holds train/CLASS and val/CLASS, on a CPU a few hundred images: all are shown once a round. On a GPU add
 `--device cuda --model vit_small_patch14_dinov2 --amp`.
@@ -19,10 +20,12 @@ import statistics
 import tempfile
 import time
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import timm
 import torch
+from PIL import Image
 from timm.data import create_dataset, create_loader
 from timm.optim import create_optimizer_v2
 from timm.scheduler import create_scheduler_v2
@@ -30,6 +33,11 @@ from torch import nn
 from torch.nn import functional as F
 
 import vimoe
+from vimoe.data import loaders
+from vimoe.data.decode import read_image
+from vimoe.data.images import ImageFiles, labelled
+from vimoe.data.loaders import training_batches
+from vimoe.data.transforms import Augmentation, ImageForm, training_transform
 from vimoe.training.fit import train
 from vimoe.training.parallel import pick_device
 from vimoe.training.progress import peak_memory_mb
@@ -183,6 +191,29 @@ def memory(args: argparse.Namespace) -> None:
         print(f"peak {before:.0f} MB after 99 steps, {peak_memory_mb():.0f} MB after 1,100 more")
 
 
+def workers_kept_or_spawned(args: argparse.Namespace) -> None:
+    """Seconds of an epoch of 80 images of 32 pixels by workers that are kept, and by some that are spawned for it."""
+    kept, spawned = list[float](), list[float]()
+    with tempfile.TemporaryDirectory() as scratch:
+        files = [Path(scratch) / f"{i}.png" for i in range(80)]
+        for file in files:
+            Image.new("RGB", (32, 32)).save(file)
+        transform = training_transform(ImageForm((3, 32, 32), (0.5,) * 3, (0.5,) * 3), Augmentation())
+        images = ImageFiles([(file, 0) for file in files], partial(labelled, read_image), transform)
+        forked = loaders._CONTEXT
+        for epoch in range(args.rounds + 1):
+            others = ImageFiles(images.samples, images.read, images.transform)  # for which no worker waits
+            for part, context, seconds in ((images, forked, kept), (others, "spawn", spawned)):
+                loaders._CONTEXT = context
+                started = time.perf_counter()
+                list(training_batches(part, args.batch, 0, epoch, workers=args.workers))
+                seconds.append(time.perf_counter() - started)
+    print(
+        f"the first epoch takes {kept[0]:.2f} s and the next ones {statistics.median(kept[1:]):.2f} s by the same "
+        f"workers, {statistics.median(spawned):.2f} s by spawned ones"
+    )
+
+
 def _told(ratios: list[float]) -> str:
     if len(ratios) < 3:
         return f"{statistics.median(ratios):.3f}"
@@ -195,6 +226,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", action="store_true")
     parser.add_argument("--memory", action="store_true")
+    parser.add_argument("--loaders", action="store_true")
     parser.add_argument("--data-dir")
     parser.add_argument("--model", default="vit_tiny_patch16_224")
     parser.add_argument("--size", type=int, default=224)
@@ -212,6 +244,8 @@ def main() -> None:
         vimoe_against_dense(args)
     elif args.memory:
         memory(args)
+    elif args.loaders:
+        workers_kept_or_spawned(args)
     else:
         against_a_bare_loop(args)
 
