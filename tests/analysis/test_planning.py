@@ -49,7 +49,7 @@ def test_a_layer_that_routes_by_class_and_does_not_matter_is_pruned() -> None:
     analysis, plan = judged(model, codes(256)[0])
     assert analysis.layer(1).specialisation.normalised == pytest.approx(1)
     assert plan.layers[0].pruned
-    assert "tells 100% of what it could" in plan.layers[0].reason
+    assert "its specialisation is 100 %" in plan.layers[0].reason
 
 
 def test_a_layer_that_matters_without_following_the_class_is_kept() -> None:

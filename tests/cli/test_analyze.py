@@ -26,11 +26,11 @@ def test_a_run_is_analyzed_and_pruned_in_words(tmp_path: Path, capsys: pytest.Ca
 
     prune.run([str(run), "--recover-epochs", "1", "--output", str(tmp_path / "out"), "--device", "cpu"])
     captured = capsys.readouterr()
-    assert "surgery: blocks 1, 2 become plain FFNs; MoE layers stay in none" in captured.err
+    assert "surgery: plain FFNs in blocks 1, 2; MoE layers stay in no block" in captured.err
     for state in ("before", "right after", "recovered"):
         assert state in captured.out
     assert (tmp_path / "out" / "model" / "config.json").exists()
-    assert "What pruning moe did" in (tmp_path / "out" / "report.html").read_text()
+    assert "What pruning “moe” did" in (tmp_path / "out" / "report.html").read_text()
 
 
 @pytest.mark.parametrize(

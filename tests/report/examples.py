@@ -24,7 +24,7 @@ def rows(epochs: int = 3) -> list[dict[str, Any]]:
 
 
 def report(**changes: Any) -> Report:
-    images = {place: thumbnail(np.full((8, 8, 3), 20 * place, dtype=np.uint8), 64, place % 2) for place in range(4)}
+    images = {place: thumbnail(np.full((8, 8, 3), 20 * place, dtype=np.uint8), place % 2) for place in range(4)}
     settings: dict[str, Any] = {
         "title": f"Title {EVIL}",
         "conclusion": "It works.",

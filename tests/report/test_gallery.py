@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from tests.analysis.examples import analysis
-from vimoe.report.gallery import THUMBNAIL, gallery_places, thumbnail, thumbnails
+from vimoe.report.gallery import gallery_places, thumbnail, thumbnails
 
 
 def pixels(uri: str) -> np.ndarray:
@@ -56,7 +56,7 @@ def test_large_images_become_small_jpegs() -> None:
     rng = np.random.default_rng(0)
     coarse = Image.fromarray(rng.integers(0, 256, (12, 18, 3), dtype=np.uint8))
     photo = np.asarray(coarse.resize((600, 400), Image.Resampling.BICUBIC))
-    small = thumbnail(photo, THUMBNAIL)
+    small = thumbnail(photo)
     assert (small.width, small.height) == (64, 43)
     assert small.uri.startswith("data:image/jpeg;base64,")
     assert len(small.uri) < 3500

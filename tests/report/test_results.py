@@ -3,7 +3,6 @@ from dataclasses import replace
 from tests.analysis.examples import analysis
 from tests.report.test_comparison import AFTER, BEFORE
 from vimoe.report.results import (
-    blocks,
     decision_table,
     edited_blocks,
     fate_of,
@@ -16,14 +15,6 @@ from vimoe.vit.plan import LayerPlan, Plan
 # What the steps of the example lead to: block 1 pruned, block 2 without expert 1.
 AS_DECIDED = Plan((LayerPlan(1, ()), LayerPlan(2, (0,))))
 EVERYTHING = Plan((LayerPlan(1, (0, 1)), LayerPlan(2, (0, 1))))
-
-
-def test_three_and_more_blocks_in_a_row_are_a_range() -> None:
-    assert blocks([]) == "no block"
-    assert blocks([3]) == "block 3"
-    assert blocks([11, 10]) == "blocks 10, 11"
-    assert blocks(range(12)) == "blocks 0 to 11"
-    assert blocks([0, 1, 2, 5]) == "blocks 0 to 2, 5"
 
 
 def test_the_plans_table_has_the_model_as_it_is_and_as_planned() -> None:
@@ -40,7 +31,7 @@ def test_the_plans_table_has_the_model_as_it_is_and_as_planned() -> None:
 
 def test_the_plan_in_a_sentence() -> None:
     assert plan_sentence(analysis(), AS_DECIDED, BEFORE, AFTER) == (
-        "1 of 2 MoE layers stay, block 2; the others become plain FFNs. “as planned, before any recovery training” "
+        "1 of 2 MoE layers stays, block 2; the others become plain FFNs. “as planned, before any recovery training” "
         "reaches 89.5 % top-1 on 40 val images, “as it is” 90.0 %: -0.5 points (95 %: -2.0 to +1.0), within noise. "
         "Multiply-adds -25 %, stored parameters -75 %."
     )

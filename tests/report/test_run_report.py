@@ -26,7 +26,7 @@ def analyzed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_an_analyzed_run_is_reported_from_its_folder(analyzed: Path) -> None:
     report = analysis_report(analyzed, "vimoe analyze moe")
-    assert report.title == "Which MoE layers of moe earn their keep"
+    assert report.title == "Which MoE layers of “moe” earn their keep"
     assert report.counts.layers == (1, 2)
     assert len(report.rows["training"]) == 3
     assert "num_experts: 3" in report.recipes["training"]
@@ -51,7 +51,7 @@ def test_what_pruning_did_comes_with_the_analysis_and_the_plan_that_was_carried_
 ) -> None:
     Plan((LayerPlan(1, ()), LayerPlan(2, (0,)))).save(tmp_path / "plan.json")
     report = pruning_report(analyzed, tmp_path, STATES[:2], "top1", 360, "vimoe prune moe")
-    assert report.title == "What pruning moe did"
+    assert report.title == "What pruning “moe” did"
     assert report.conclusion.startswith("“pruned, without recovery training” reaches 85.0 % top-1 on 360 test images")
     assert [part.experts for part in report.plan.layers] == [(), (0,)]
     assert list(report.rows) == ["training"]

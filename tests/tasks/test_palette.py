@@ -19,7 +19,7 @@ def least_distance(colours: NDArray[np.uint8], eye: NDArray[np.float64]) -> floa
 
 
 @pytest.mark.parametrize("eye", [np.eye(3), DEUTERANOPE, PROTANOPE], ids=["usual", "deuteranope", "protanope"])
-def test_ten_experts_and_eleven_classes_are_told_apart_by_colour_blind_eyes_too(eye: NDArray[np.float64]) -> None:
+def test_ten_experts_and_eleven_classes_are_distinct_to_colour_blind_eyes_too(eye: NDArray[np.float64]) -> None:
     assert least_distance(expert_colours(10), eye) > 0.12
     assert least_distance(class_colours(11), eye) > 0.08
 

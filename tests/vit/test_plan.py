@@ -7,7 +7,7 @@ import pytest
 
 from tests.vit.families import refused
 from vimoe import MoEConfig, Plan
-from vimoe.vit.plan import LayerPlan
+from vimoe.vit.plan import LayerPlan, blocks
 
 CONFIG = MoEConfig(layers=(1, 2), num_experts=(4, 3), top_k=2)
 PLAN = Plan(
@@ -212,3 +212,11 @@ def test_a_file_that_holds_no_plan_gets_one_line(text: str, line: str, tmp_path:
 def test_a_plan_that_is_not_there_gets_one_line(tmp_path: Path) -> None:
     with refused(f"there is no plan at {tmp_path / 'plan.json'}: `vimoe analyze` writes one"):
         Plan.load(tmp_path / "plan.json")
+
+
+def test_three_and_more_blocks_in_a_row_are_a_range() -> None:
+    assert blocks([]) == "no block"
+    assert blocks([3]) == "block 3"
+    assert blocks([11, 10]) == "blocks 10, 11"
+    assert blocks(range(12)) == "blocks 0 to 11"
+    assert blocks([0, 1, 2, 5]) == "blocks 0 to 2, 5"

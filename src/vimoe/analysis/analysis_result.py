@@ -16,11 +16,11 @@ from vimoe.files import write_text
 
 # In the order in which they are shown; see `vimoe.analysis.ablations`.
 ABLATIONS = {
-    "mean": "the experts' mean answers for all",
-    "random": "each image goes to a random expert",
-    "second": "each image goes to its second choice",
-    "shared": "the shared expert answers alone",
-    "pruned": "a plain FFN, as pruning leaves it",
+    "mean": "the mean of all experts answers",
+    "random": "experts chosen at random",
+    "second": "the second choice instead of the first",
+    "shared": "the shared expert alone",
+    "pruned": "a plain FFN, as after pruning",
 }
 
 

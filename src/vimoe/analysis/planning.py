@@ -38,7 +38,7 @@ from torch import Tensor
 
 from vimoe.analysis.analysis_result import Analysis, LayerAnalysis, Step
 from vimoe.analysis.paired import Estimate, mean_loss
-from vimoe.vit.plan import LayerPlan, Plan
+from vimoe.vit.plan import LayerPlan, Plan, blocks
 
 # Points that the plan may lose.
 MAX_DROP = 1.0
@@ -153,8 +153,8 @@ def _reason(
         "effective_experts": measure.effective_experts,
     }
     change, least, most = (0.0 - points for points in (loss.value, loss.high, loss.low))
-    others = f" block{'s' if len(pruned) > 1 else ''} {', '.join(map(str, pruned))}"
-    context = "" if not pruned else f" and{others}" if loss == step.lost else f", with{others} pruned before it"
+    others = blocks(pruned)
+    context = "" if not pruned else f" and {others}" if loss == step.lost else f", with {others} pruned before it"
     cost = f"{change:+.1f} points without it{context} (95 %: {least:+.1f} to {most:+.1f})"
     allowed = f"the {max_drop:g} point{'' if max_drop == 1 else 's'} allowed"
     if step.accepted:
@@ -183,4 +183,4 @@ def _routing(layer: LayerAnalysis) -> str:
         return "its routing has collapsed to one expert"
     if not measure.follows_class:
         return f"no sign that its routing follows the class (p = {measure.p_value:.2g})"
-    return f"its routing tells {measure.normalised:.0%} of what it could about the class"
+    return f"its specialisation is {100 * measure.normalised:.0f} %"

@@ -71,18 +71,18 @@ def thumbnails(
         for i in range(len(images)):
             if first + i in wanted:
                 label = int(labels[i]) if labels[i].ndim == 0 else -1
-                found[first + i] = thumbnail(to_pixels(images[i], mean, std), THUMBNAIL, label)
+                found[first + i] = thumbnail(to_pixels(images[i], mean, std), label)
         first += len(images)
         if len(found) == len(wanted):
             break
     return found
 
 
-def thumbnail(pixels: NDArray[np.uint8], side: int, label: int = -1) -> Thumbnail:
+def thumbnail(pixels: NDArray[np.uint8], label: int = -1) -> Thumbnail:
     """`[H, W, 3]` uint8 as a small JPEG, or as a PNG where it is tiny."""
     image, buffer = Image.fromarray(np.ascontiguousarray(pixels)), io.BytesIO()
     kind = "png" if max(image.size) <= TINY else "jpeg"
     if kind == "jpeg":
-        image.thumbnail((side, side), Image.Resampling.LANCZOS)
+        image.thumbnail((THUMBNAIL, THUMBNAIL), Image.Resampling.LANCZOS)
     image.save(buffer, kind, quality=72, optimize=True)
     return Thumbnail(f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}", *image.size, label)

@@ -41,7 +41,7 @@ class Report:
         counts: Routing counts of the model whose MoE layers are shown.
         analysis: What was measured on it.
         plan: What became of each MoE layer, and why.
-        rows: Name of a run to the rows of its `metrics.jsonl`; the last one with routing trained the routers.
+        rows: Name of a run to the rows of its `metrics.jsonl`; the first with the routing of all layers trained them.
         recipes: Name of a run to its recipe as YAML.
         command: What makes this report again.
         tables: Results.
@@ -120,7 +120,8 @@ def page(report: Report, drawn: Mapping[str, Figure] | None = None) -> str:
         pruned=[part.layer for part in report.plan.layers if part.pruned],
         fates={layer.layer: fate_of(layer, report.plan) for layer in analysis.layers},
         reasons={layer.layer: reason_of(layer.layer, analysis, report.plan) for layer in analysis.layers},
-        ablations=ablation_table,
+        ablations=ABLATIONS,
+        change=change,
         nearest=nearest,
         colours=["#" + colour.tobytes().hex() for colour in expert_colours(max(report.counts.num_experts))],
         drawings={name: embed(figure, name, _WORDS[name]) for name, figure in drawn.items() if name in _WORDS},
@@ -152,14 +153,6 @@ def figures(report: Report) -> dict[str, Figure]:
     if report.maps:
         drawn["expert_maps"] = expert_maps(report.maps, report.counts)
     return drawn
-
-
-def ablation_table(layer: LayerAnalysis) -> Table:
-    """What becomes of the score when one layer is ablated, a row a way of doing so."""
-    return Table(
-        ("ablation of this layer alone", "points (95 %)"),
-        [[ABLATIONS[k.name], change(k.lost)] for k in layer.ablations],
-    )
 
 
 def nearest(layer: LayerAnalysis, expert: int) -> tuple[int, float] | None:

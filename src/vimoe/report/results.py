@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from vimoe.analysis.analysis_result import Analysis, LayerAnalysis
 from vimoe.analysis.paired import Estimate
 from vimoe.analysis.planning import power
-from vimoe.analysis.specialisation import Specialisation
 from vimoe.report.comparison import Variant, change, comparison_sentence, comparison_table, cost_changes
 from vimoe.report.tables import Table
 from vimoe.vit.cost import Cost
-from vimoe.vit.plan import Plan
+from vimoe.vit.plan import Plan, blocks
 
 _WHY = {"accepted": "", "needed": ", needed", "undecided": ", not decidable"}
 _DROP = {"accepted": "dropped", "needed": "kept, needed", "undecided": "kept, not decidable"}
@@ -26,7 +23,7 @@ def plan_table(analysis: Analysis, plan: Plan, before: Cost, after: Cost) -> Tab
 
 def plan_sentence(analysis: Analysis, plan: Plan, before: Cost, after: Cost) -> str:
     """Which layers the plan keeps, and what that changes."""
-    kept, total = kept_blocks(plan), len(analysis.layers)
+    kept, total = [part.layer for part in plan.layers if not part.pruned], len(analysis.layers)
     intact, *planned = _variants(analysis, plan, before, after)
     if edited := edited_blocks(analysis, plan):
         costs = cost_changes(before, after)
@@ -39,7 +36,8 @@ def plan_sentence(analysis: Analysis, plan: Plan, before: Cost, after: Cost) -> 
     elif not kept:
         decision = f"None of the {total} MoE layers is needed: all become plain FFNs."
     else:
-        decision = f"{len(kept)} of {total} MoE layers stay, {blocks(kept)}; the others become plain FFNs."
+        stay = "stays" if len(kept) == 1 else "stay"
+        decision = f"{len(kept)} of {total} MoE layers {stay}, {blocks(kept)}; the others become plain FFNs."
     return f"{decision} {comparison_sentence(planned[0], intact, analysis.metric, analysis.images, analysis.split)}"
 
 
@@ -60,8 +58,10 @@ def decision_table(analysis: Analysis, plan: Plan) -> Table:
     rows = []
     for step in analysis.steps:
         layer = analysis.layer(step.layer)
+        m = layer.specialisation
         fate = fate_of(layer, plan) + (", edited by hand" if step.layer in edited else _WHY[step.outcome])
-        cells = [str(step.layer), share(layer.specialisation), change(step.own), change(step.lost), fate]
+        share = "{:.0f} % ({:.0f} to {:.0f})".format(*(100 * x for x in (m.normalised, m.low, m.high)))
+        cells = [str(step.layer), share, change(step.own), change(step.lost), fate]
         if step.drop:
             cells[0] += f", without expert{'s' if len(step.drop) > 1 else ''} {', '.join(map(str, step.drop))}"
             cells[1], cells[4] = "", _DROP[step.outcome]
@@ -102,31 +102,6 @@ def edited_blocks(analysis: Analysis, plan: Plan) -> list[int]:
         if step.accepted:
             wanted[step.layer] = found[step.layer] - set(step.drop) if step.drop else set()
     return [number for number, experts in wanted.items() if planned.get(number, found[number]) != experts]
-
-
-def kept_blocks(plan: Plan) -> list[int]:
-    """Numbers of the blocks whose MoE layers stay, ascending."""
-    return sorted(part.layer for part in plan.layers if not part.pruned)
-
-
-def share(measure: Specialisation) -> str:
-    """`60 % (50 to 70)`: how far the class decides the expert."""
-    return f"{100 * measure.normalised:.0f} % ({100 * measure.low:.0f} to {100 * measure.high:.0f})"
-
-
-def blocks(numbers: Iterable[int]) -> str:
-    """`blocks 0 to 3, 5`: three and more in a row are written as a range."""
-    listed = sorted(numbers)
-    if not listed:
-        return "no block"
-    runs: list[list[int]] = []
-    for number in listed:
-        if runs and number == runs[-1][-1] + 1:
-            runs[-1].append(number)
-        else:
-            runs.append([number])
-    words = [f"{run[0]} to {run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs]
-    return f"block{'s' if len(listed) > 1 else ''} {', '.join(words)}"
 
 
 def _points(number: float) -> str:

@@ -1,4 +1,4 @@
-"""The report of a run that was analyzed: its folder is read, and its images are looked at once more."""
+"""The report of an analyzed run, from its folder and its images."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def analysis_report(path: Path, command: str, dataset: str | None = None, data_d
         short_side=recipe.short_side,
     )
     return Report(
-        title=f"Which MoE layers of {path.resolve().name} earn their keep",
+        title=f"Which MoE layers of “{path.resolve().name}” earn their keep",
         conclusion=plan_sentence(analysis, plan, before, after),
         counts=RoutingCounts.load(path / "routing" / f"{analysis.split}.npz"),
         analysis=analysis,
@@ -66,7 +66,7 @@ def analysis_report(path: Path, command: str, dataset: str | None = None, data_d
         command=command,
         tables=[plan_table(analysis, plan, before, after)],
         images=thumbnails(seen.batches(), gallery_places(analysis), splits.form.mean, splits.form.std),
-        maps=_maps(model, seen.batches(), analysis.images, splits) if isinstance(model, Segmenter) else (),
+        maps=_maps(model, seen.batches(), analysis.split_images, splits) if isinstance(model, Segmenter) else (),
     )
 
 
@@ -101,7 +101,7 @@ def pruning_report(
     last = replace(last, name="pruned and recovered" if len(states) > 2 else "pruned, without recovery training")
     report = replace(
         analysis_report(path, command, data_dir=data_dir),
-        title=f"What pruning {path.resolve().name} did",
+        title=f"What pruning “{path.resolve().name}” did",
         conclusion=comparison_sentence(last, before, metric, images, split),
         tables=[pruning_table(states, metric, images, split, decided)],
         plan=Plan.load(output / "plan.json"),

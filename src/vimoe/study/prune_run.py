@@ -27,7 +27,7 @@ from vimoe.training.fit import recipe_task, train
 from vimoe.training.parallel import pick_device
 from vimoe.training.run_folder import RunFolder
 from vimoe.vit.cost import cost
-from vimoe.vit.plan import Plan
+from vimoe.vit.plan import Plan, blocks
 from vimoe.vit.pruning import prune
 
 
@@ -177,8 +177,6 @@ def _states(
 
 
 def _what(plan: Plan) -> str:
-    gone = [str(part.layer) for part in plan.layers if part.pruned]
+    gone = blocks(part.layer for part in plan.layers if part.pruned)
     kept = [f"{part.layer} ({len(part.experts)} experts)" for part in plan.layers if not part.pruned]
-    return (
-        f"surgery: blocks {', '.join(gone) or 'none'} become plain FFNs; MoE layers stay in {', '.join(kept) or 'none'}"
-    )
+    return f"surgery: plain FFNs in {gone}; MoE layers stay in {', '.join(kept) or 'no block'}"

@@ -1,4 +1,4 @@
-"""Colours of classes and experts: always the same for the same number, and told apart by colour-blind readers.
+"""Colours of classes and experts: always the same for the same number, and distinct for colour-blind readers.
 
 Neighbouring numbers differ in lightness as well as in hue, because lightness is what every eye sees.
 """
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 Colours = NDArray[np.uint8]
 
 # Okabe and Ito's seven (2008), then three of Paul Tol's muted scheme (2021): light and dark in turn.
-_TOLD_APART = (
+_DISTINCT = (
     *("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#F0E442"),
     *("#332288", "#DDCC77", "#882255"),
 )
@@ -20,7 +20,7 @@ _GOLDEN_ANGLE = np.pi * (3 - np.sqrt(5))
 
 def expert_colours(count: int) -> Colours:
     """`[count, 3]`: ten strong colours, then those of classes."""
-    strong = np.array([[int(text[i : i + 2], 16) for i in (1, 3, 5)] for text in _TOLD_APART], dtype=np.uint8)
+    strong = np.array([[int(text[i : i + 2], 16) for i in (1, 3, 5)] for text in _DISTINCT], dtype=np.uint8)
     return np.concatenate([strong, class_colours(max(0, count - len(strong)))])[:count]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from math import isfinite
 from pathlib import Path
@@ -141,6 +141,21 @@ class Plan:
             raise UserError(f"{path}: {error}") from error
         except (OSError, ValueError, RecursionError) as error:
             raise UserError(f"cannot read {path}: {error}") from error
+
+
+def blocks(numbers: Iterable[int]) -> str:
+    """`blocks 0 to 3, 5`: three and more in a row are written as a range."""
+    listed = sorted(numbers)
+    if not listed:
+        return "no block"
+    runs: list[list[int]] = []
+    for number in listed:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    words = [f"{run[0]} to {run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs]
+    return f"block{'s' if len(listed) > 1 else ''} {', '.join(words)}"
 
 
 def _are_shares(load: tuple[float, ...], experts: int) -> bool:
