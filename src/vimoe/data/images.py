@@ -52,12 +52,11 @@ class ImageFiles(Images):
 
     def __getitem__(self, index: int) -> tuple[Tensor, Any]:
         sample = self.samples[index]
-        image, target = self.read(*sample)
+        seen = self.read(*sample)
         try:
-            seen: tuple[Tensor, Any] = self.transform(image, target)
+            return self.transform(*seen)
         except BrokenImageError as error:  # it does not know which file
             raise BrokenImageError(f"{sample[0]} {error}") from error
-        return seen
 
 
 class InMemory(Images):

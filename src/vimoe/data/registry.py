@@ -76,8 +76,8 @@ def open_dataset(
     if per_class is not None:
         parts["train"] = _draw(parts["train"], len(class_names), per_class, seed)
     form = _needed(form)
-    found = Found(parts, class_names, found.read)
-    return _splits(found, form, training_transform(form, augmentation), evaluation_transform(form))
+    training, evaluation = training_transform(form, augmentation), evaluation_transform(form)
+    return _splits(Found(parts, class_names, found.read), form, training, evaluation)
 
 
 def open_masks(
@@ -145,9 +145,7 @@ def open_one_split(
     """
     if name in EMBEDDED:
         whole = _embedded(name, dataset_args, data_dir=data_dir)
-        role = split or "test"
-        if role not in ("train", "val", "test"):
-            raise UserError(f"dataset {name!r} has no split {split!r}; there is train, val, test")
+        (role,) = OneSplit(split).choose(("train", "val", "test"), f"dataset {name!r}")
         return getattr(whole, role), whole.class_names, role
     found = _find(name, data_dir, OneSplit(split), reduce_zero_label)
     ((part, samples),) = found.parts.items()
