@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from tests.data.image_files import write_folder
 from vimoe.cli import main
@@ -214,3 +215,20 @@ def test_names_of_any_bytes_are_answered_in_ascii_and_open_the_file(
     answered = [os.fsencode(Path(json.loads(line)["path"]).name) for line in shown.out.splitlines()]
     assert answered == sorted(names, key=os.fsdecode)
     assert "bad\\udcff.jpg is no image that can be read" in shown.err
+
+
+def test_a_model_whose_weights_are_no_numbers_predicts_and_evaluates_nothing(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(trained / "run" / "model", tmp_path / "model")
+    weights = load_file(tmp_path / "model" / "model.safetensors")
+    weights["head.weight"][:] = float("nan")
+    save_file(weights, tmp_path / "model" / "model.safetensors")
+    for verb, what in (
+        ("predict", [str(trained / "data" / "test")]),
+        ("evaluate", ["--data-dir", str(trained / "data")]),
+    ):
+        assert main([verb, str(tmp_path / "model"), *what, "--device", "cpu"]) == 2
+        shown = capsys.readouterr()
+        assert shown.out == ""
+        assert len(shown.err.splitlines()) == 1
