@@ -20,6 +20,7 @@ from vimoe.moe.losses import (
     importance_loss,
     last_selections,
     load_balance_loss,
+    routing_loss,
     z_loss,
 )
 
@@ -127,6 +128,19 @@ def test_the_balance_loss_of_a_model_is_the_sum_over_its_layers():
     parts = [load_balance_loss(layer.last_selection.probs, layer.last_selection.expert_ids) for layer in model[::2]]
     torch.testing.assert_close(balance_loss(model), parts[0] + parts[1])
     assert [selection.probs.shape for selection in last_selections(model)] == [(15, 4), (5, 3)]
+
+
+def test_the_losses_of_a_model_s_routing_are_weighed_and_added():
+    model = nn.Sequential(make_layer(top_k=2, routing="token"), make_layer(num_experts=3))
+    model(torch.randn(5, 3, D))
+    chosen = [layer.last_selection for layer in model]
+    wanted = sum(
+        0.5 * load_balance_loss(s.probs, s.expert_ids) + 0.25 * importance_loss(s.probs) + 2 * z_loss(s.logits)
+        for s in chosen
+    )
+    torch.testing.assert_close(routing_loss(model, balance=0.5, importance=0.25, z=2), wanted)
+    torch.testing.assert_close(routing_loss(model, z=1), sum(z_loss(s.logits) for s in chosen))
+    assert routing_loss(model).item() == 0
 
 
 def test_the_balance_loss_moves_the_routers_and_not_the_experts():

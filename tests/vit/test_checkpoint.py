@@ -315,6 +315,12 @@ def test_a_run_folder_is_loaded_by_its_model(tmp_path: Path) -> None:
     assert read_config(tmp_path / "run") == read_config(tmp_path / "run" / "model")
 
 
+@pytest.mark.parametrize("path", [5000 * "x", "a\0b"])
+def test_a_name_that_no_file_can_have_gets_one_line(path: str) -> None:
+    with refused("cannot read …"):
+        vimoe.load(path)
+
+
 @pytest.mark.parametrize("path", [None, 5, b"model"])
 def test_what_is_no_path_gets_one_line(path: Any) -> None:
     with refused(f"a model folder is named by its path, got {path!r}"):

@@ -125,5 +125,23 @@ def balance_loss(model: nn.Module) -> Tensor:
     Raises:
         UserError: See `last_selections`.
     """
-    losses = [load_balance_loss(selection.probs, selection.expert_ids) for selection in last_selections(model)]
-    return torch.stack(losses).sum()
+    return routing_loss(model, balance=1.0)
+
+
+def routing_loss(model: nn.Module, *, balance: float = 0.0, importance: float = 0.0, z: float = 0.0) -> Tensor:
+    """Balance, importance and z loss of the last forward with these weights, summed over the MoE layers.
+
+    A loss of weight 0 is not computed. The importance loss is that of each process's own batch.
+
+    Raises:
+        UserError: See `last_selections`.
+    """
+    terms = []
+    for selection in last_selections(model):
+        if balance:
+            terms.append(balance * load_balance_loss(selection.probs, selection.expert_ids))
+        if importance:
+            terms.append(importance * importance_loss(selection.probs))
+        if z:
+            terms.append(z * z_loss(selection.logits))
+    return torch.stack(terms).sum() if terms else torch.zeros(())

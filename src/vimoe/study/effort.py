@@ -143,7 +143,7 @@ def seeds_line(std: float, seeds: int, difference: float) -> str:
 
 
 def _count(recipe: Recipe, splits: Splits) -> Cost:
-    if recipe.initial_checkpoint:  # its weights have to be read
+    if recipe.start:  # its weights have to be read
         return cost(build_model(recipe, splits))
     with torch.device("meta"):
         return cost(build_model(recipe, splits))

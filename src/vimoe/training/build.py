@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+from os.path import isfile
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,9 @@ from vimoe.training.recipe import Recipe
 from vimoe.vit.blocks import find_backbone
 from vimoe.vit.checkpoint import load
 from vimoe.vit.inspection import check_model_name
+from vimoe.vit.meta import input_shape
 from vimoe.vit.upcycle import upcycle
+from vimoe.vit.weights_file import model_from_file
 from vimoe.vit.widen import widen
 
 
@@ -30,16 +34,19 @@ def build_model(recipe: Recipe, splits: Splits) -> nn.Module:
     """
     torch.manual_seed(generator("init", recipe.seed).initial_seed())
     classes = len(splits.class_names)
+    start = recipe.start
+    make = _create if start is None or isfile(start) else partial(_read, start)
     if recipe.task == "classification":
-        make = _read if recipe.initial_checkpoint else _create
         model: Any = make(recipe, splits, classes)
-    elif recipe.initial_checkpoint and holds_segmenter(Path(recipe.initial_checkpoint)):
-        model = load_segmenter(recipe.initial_checkpoint, drop_path_rate=recipe.drop_path)
+    elif start is not None and not isfile(start) and holds_segmenter(start):
+        model = load_segmenter(start, drop_path_rate=recipe.drop_path)
         if model.num_classes != classes:
             model = build_segmenter(model.backbone, recipe.decoder, classes)
     else:
-        make = _read if recipe.initial_checkpoint else _create
         model = build_segmenter(make(recipe, splits, 0, dynamic_img_size=True), recipe.decoder, classes)
+    channels = input_shape(find_backbone(model).vit)[0]
+    if channels != splits.form.input_size[0]:
+        raise UserError(f"the model takes images of {channels} channels, and these have {splits.form.input_size[0]}")
     # How it sees images is kept with the model: whoever evaluates it later has them in the same form.
     getattr(model, "backbone", model).pretrained_cfg.update(splits.form._asdict())
     patch, side = getattr(model, "patch_embed", None), min(splits.form.input_size[1:])
@@ -69,23 +76,22 @@ def _change(model: nn.Module, recipe: Recipe) -> None:
             shared_expert=recipe.shared_expert,
             routing=recipe.routing,
             preset=recipe.preset,
+            init=recipe.init or None,
             router_noise=recipe.router_noise,
         )
 
 
-def _read(recipe: Recipe, splits: Splits, num_classes: int, **changes: Any) -> nn.Module:
-    if recipe.img_size:
-        changes["img_size"] = splits.form.input_size[1:]
-    model: nn.Module = load(str(recipe.initial_checkpoint), drop_path_rate=recipe.drop_path, **changes)
-    if model.num_classes != num_classes:
-        model.reset_classifier(num_classes)  # type: ignore[operator]
-    return model
+def _read(start: Path, recipe: Recipe, splits: Splits, num_classes: int, **changes: Any) -> nn.Module:
+    size = splits.form.input_size[1:]
+    return load(start, img_size=size, num_classes=num_classes, drop_path_rate=recipe.drop_path, **changes)
 
 
 def _create(recipe: Recipe, splits: Splits, num_classes: int, **changes: Any) -> nn.Module:
     check_model_name(recipe.model)
     channels, height, width = splits.form.input_size
     args = {"img_size": (height, width), "in_chans": channels, **changes, **recipe.model_args}
+    if recipe.start is not None:
+        return model_from_file(recipe.model, recipe.start, num_classes, drop_path_rate=recipe.drop_path, **args)
     try:
         model: nn.Module = timm.create_model(
             recipe.model,

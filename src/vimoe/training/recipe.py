@@ -43,11 +43,12 @@ class Recipe:
         img_size: Side of the images in pixels; the model's own when empty.
         workers: Processes that decode images.
         max_broken: Stop when more than this share of the images is broken.
-        model: Name of a timm model.
+        model: Name of a timm model, or `local-dir:FOLDER` for a model folder of timm's or ours.
         model_args: More arguments of `timm.create_model`.
         pretrained: Start from timm's pretrained weights.
-        initial_checkpoint: Start from this model folder, dense or upcycled; it replaces `model`, `model_args` and
-            `pretrained`.
+        initial_checkpoint: Start from this model or run folder, dense or upcycled, which replaces `model`,
+            `model_args` and `pretrained`; or from a file of weights of `model` (`.safetensors`, `.pth`, `.npz`) in any
+            format that timm reads, such as DINOv2's.
         decoder: Decoder of a segmentation model: `linear`, or `upernet` on the features of four blocks.
         last: Turn the FFNs of this many last blocks into MoE layers; 0 trains a dense model.
         num_experts: Routed experts of each MoE layer.
@@ -55,8 +56,12 @@ class Recipe:
         shared_expert: Add an expert that is always on.
         routing: Choose experts for each `image` or for each `token`.
         preset: `preserve` keeps the dense model's outputs; `paper` has softmax gates and unscaled copies.
+        init: How experts start: `preserve` halves the copies, `copy` does not, `residual` leaves the FFN to the shared
+            expert and lets the others begin at 0; the preset's when empty.
         router_noise: Add noise to the router's logits in training.
         balance_weight: Weight of the balance loss.
+        importance_weight: Weight of the importance loss (equal total probability of the experts).
+        z_weight: Weight of the router's z-loss (small logits).
         router_start: `random`, or `centroids` of what the routers see in the first training images.
         expert_lr: Factor on the learning rate of the routed experts.
         router_lr: Factor on the learning rate of the routers.
@@ -130,8 +135,11 @@ class Recipe:
     shared_expert: bool = True
     routing: Literal["image", "token"] = "image"
     preset: Literal["preserve", "paper"] = "preserve"
+    init: Literal["", "preserve", "copy", "residual"] = ""
     router_noise: bool = False
     balance_weight: float = 0.01
+    importance_weight: float = 0.0
+    z_weight: float = 0.0
     router_start: Literal["random", "centroids"] = "random"
     expert_lr: float = 1.0
     router_lr: float = 1.0
@@ -191,6 +199,13 @@ class Recipe:
         if self.warmup_epochs >= self.epochs:
             raise UserError(f"warmup_epochs must be less than the {self.epochs} epochs, got {self.warmup_epochs}")
 
+    @property
+    def start(self) -> Path | None:
+        """The model folder or the file of weights that the run starts from; None for a model of timm's own."""
+        local = self.model.removeprefix("local-dir:")
+        start = self.initial_checkpoint or (local if local != self.model else None)
+        return None if start is None else Path(start)
+
 
 # Shares lie between 0 and 1, counts begin at 1.
 _SHARES = (
@@ -202,6 +217,8 @@ _NOT_NEGATIVE = (
     *(
         "last",
         "balance_weight",
+        "importance_weight",
+        "z_weight",
         "lr",
         "expert_lr",
         "router_lr",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import lru_cache
-from pathlib import Path
+from os.path import isfile
 from typing import Any
 
 import timm
@@ -46,8 +46,8 @@ def _open_in_memory(
 
 
 def _recipe_form(recipe: Recipe) -> ImageForm:
-    if recipe.initial_checkpoint:
-        settings: dict[str, Any] = read_config(Path(recipe.initial_checkpoint))["pretrained_cfg"]
+    if recipe.start is not None and not isfile(recipe.start):
+        settings: dict[str, Any] = read_config(recipe.start)["pretrained_cfg"]
     else:
         check_model_name(recipe.model)
         known = timm.get_pretrained_cfg(recipe.model, allow_unregistered=True)

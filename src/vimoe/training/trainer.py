@@ -24,7 +24,7 @@ from vimoe.data.loaders import training_batches
 from vimoe.data.splits import Splits
 from vimoe.distributed import all_gather, all_reduce_numbers, is_distributed, rank, world_size
 from vimoe.errors import UserError
-from vimoe.moe.losses import balance_loss
+from vimoe.moe.losses import routing_loss
 from vimoe.tasks.task import Task
 from vimoe.training.health import RoutingHealth
 from vimoe.training.interrupt import InterruptedRun, StopRequest
@@ -105,7 +105,8 @@ class Trainer:
                 raise UserError(f"mixup and cutmix mix pairs of images: {share} in a batch of each process is odd")
             classes = len(splits.class_names)
             self.mixup = Mixup(recipe.mixup, recipe.cutmix, label_smoothing=recipe.smoothing, num_classes=classes)
-        self.balanced = recipe.balance_weight > 0 and bool(moe_layers(model))
+        weights = {"balance": recipe.balance_weight, "importance": recipe.importance_weight, "z": recipe.z_weight}
+        self.routing_weights = weights if any(weights.values()) and moe_layers(model) else {}
         self.position, self.rows, self.health = Position(), list[Row](), RoutingHealth(model)
         self.broken: dict[str, set[str]] = {"train": set(), "val": set()}  # a line for each image
         self.states = ResumeStates(run.checkpoints)
@@ -263,8 +264,8 @@ class Trainer:
         with no_sync(self.ddp_model, not completes):
             with torch.autocast(self.device.split(":")[0], getattr(torch, recipe.amp_dtype), enabled=recipe.amp):
                 loss = self.task.loss(self.ddp_model(images), targets)
-                if self.balanced:
-                    loss = loss + recipe.balance_weight * balance_loss(self.model)
+                if self.routing_weights:
+                    loss = loss + routing_loss(self.model, **self.routing_weights)
             self.scaler.scale(loss / recipe.accumulate).backward()
         self.health.add()
         if completes:

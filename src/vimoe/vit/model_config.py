@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from os import PathLike, fspath
+from os.path import exists
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,8 @@ def model_folder(path: str | Path) -> Path:
         UserError: It is no path.
     """
     folder = a_path(path)
-    return folder / "model" if (folder / "model" / CONFIG).exists() and not (folder / CONFIG).exists() else folder
+    inner = folder / "model"
+    return inner if exists(inner / CONFIG) and not exists(folder / CONFIG) else folder  # Path.exists raises on some
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
