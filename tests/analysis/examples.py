@@ -52,7 +52,6 @@ def analysis() -> Analysis:
         images=40,
         split_images=40,
         unit="image",
-        left_out=0,
         class_names=("a", "<script>alert(1)</script>"),
         score=Estimate(90.0, 82.5, 97.5),
         depth=3,
@@ -64,7 +63,5 @@ def analysis() -> Analysis:
             Step(2, (1,), Estimate(0.5, -1.0, 2.0), Estimate(0.0, -1.0, 1.0), "accepted"),
         ),
         max_drop=2.0,
-        block_evaluations=1000,
-        without_reuse=2000,
         paths={0: "a/0.png", 1: "a/1.png"},
     )

@@ -7,7 +7,6 @@ from tests.vit.families import DEPTH, Family, Holder, every_family, make, make_i
 from vimoe.analysis.ablation_scores import (
     Ablation,
     ablated_scores,
-    block_evaluations,
     image_scores,
     share_of_right_labels,
     share_of_right_pixels,
@@ -57,12 +56,10 @@ def test_the_cost_is_what_it_is_said_to_be() -> None:
         block.attn.register_forward_hook(lambda *_: calls.__setitem__(0, calls[0] + 1))
     batches, changes = data(model), every_ablation(model)
     ablated_scores(model, batches, changes)
-    assert calls[0] == len(batches) * block_evaluations(DEPTH, changes) == 2 * (3 + 3 * 2 + 3 * 1)
-    assert block_evaluations(DEPTH, changes) < DEPTH * (1 + len(changes))
+    assert calls[0] == 2 * (3 + 3 * 2 + 3 * 1) < 2 * DEPTH * (1 + len(changes))
     calls[0] = 0
     ablated_scores(model, batches, changes[:1])
-    assert calls[0] == len(batches) * block_evaluations(DEPTH, changes[:1]) == 2 * DEPTH
-    assert block_evaluations(DEPTH, []) == 0
+    assert calls[0] == 2 * DEPTH
 
 
 def test_a_model_that_holds_the_vit_is_disturbed_as_well_and_left_as_it_was() -> None:

@@ -27,16 +27,6 @@ def test_a_missing_or_foreign_table_gets_one_line(tmp_path: Path) -> None:
         RoutingCounts.load(tmp_path / "other.npz")
 
 
-def test_counts_of_another_layer_set_get_one_line() -> None:
-    table = RoutingCounts((1, 3), (2, 2), ("a", "b"), np.zeros((2, 2, 2), dtype=np.int64))
-    table.check(vimoe.MoEConfig(layers=(1, 3), num_experts=(2, 2)))
-    for layers, experts in (((1, 2), (2, 2)), ((1, 3), (2, 4)), ((3,), (2,))):
-        with pytest.raises(
-            vimoe.UserError, match="of another model: of blocks 1 \\(2 experts\\), 3 \\(2 experts\\), and"
-        ):
-            table.check(vimoe.MoEConfig(layers=layers, num_experts=experts))
-
-
 def test_super_classes_add_up_their_classes_and_survive_a_file(tmp_path: Path) -> None:
     table = np.array([[1, 2], [3, 4], [5, 6]])
     counts = replace(RoutingCounts.of({4: table}, ("a", "b", "c")), super_classes=("x", "y", "x"))

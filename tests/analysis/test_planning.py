@@ -223,7 +223,12 @@ def test_the_plan_says_what_its_images_could_show() -> None:
     assert words.startswith("With 40 images losses below 4.7 points cannot be told from none (14.4 where a layer")
     assert "2 of 3 layers are not decidable and stay: use more images (about 880) by --split or a larger" in words
     plan, steps = planned({1: 0, 3: 120})
-    assert "decidable" not in power(dataclasses.replace(found, steps=steps, images=400), plan)
+    words = power(dataclasses.replace(found, steps=steps, images=400), plan)
+    assert "decidable" not in words
+    assert "images a class" not in words
+    thirty = tuple(map(str, range(30)))
+    words = power(dataclasses.replace(found, steps=steps, images=400, class_names=thirty), plan)
+    assert words.endswith("With 13 images a class the specialisation reads up to 6 percentage points high.")
 
 
 # Losses in points, of twelve layers: six useless, three that matter a little, three that matter.

@@ -90,13 +90,6 @@ def ablated_scores(
     return torch.cat(found, dim=1)
 
 
-def block_evaluations(depth: int, ablations: Sequence[Ablation]) -> int:
-    """Blocks that `ablated_scores` computes for one image: a lone ablation runs the model once."""
-    if len(ablations) == 1:
-        return depth
-    return depth + sum(depth - min(ablation) for ablation in ablations) if ablations else 0
-
-
 def _run_and_keep(model: nn.Module, images: Tensor, blocks: Sequence[nn.Module]) -> list[Any]:
     outputs: list[Any] = []
     handles = [block.register_forward_hook(lambda _, __, output: outputs.append(output)) for block in blocks]

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from vimoe.analysis.ablation_scores import ablated_scores, block_evaluations
+from vimoe.analysis.ablation_scores import ablated_scores
 from vimoe.analysis.ablations import Answer, layer_ablations, without_experts
 from vimoe.analysis.analysis_result import (
     AblationResult,
@@ -62,7 +62,7 @@ def analyze(
     Raises:
         UserError: There is no MoE layer, no image, a single class, or a router whose weights are not finite.
     """
-    config, depth = _checked(model, class_names), len(find_backbone(model).blocks)
+    config = _checked(model, class_names)
     behaviour, before = _watch(model, seen, device)
     counts = behaviour.counts(tuple(class_names))
     if not counts.counts.any():
@@ -72,11 +72,9 @@ def analyze(
     scores = iter(ablated_scores(model, seen.batches(), singly, seen.score, device))
     after = {number: {name: next(scores) for name in found} for number, found in ablations.items()}
     layers = tuple(_measured(behaviour, counts, n, shuffles, before, after[n], places) for n in behaviour.layers)
-    modules, tried = moe_layers(model), 0
+    modules = moe_layers(model)
 
     def try_out(changes: Mapping[int, tuple[int, ...]]) -> Tensor:
-        nonlocal tried
-        tried += 1
         kept = changes.items()
         together = {n: without_experts(modules[n], some) if some else ablations[n]["pruned"] for n, some in kept}
         return ablated_scores(model, seen.batches(), [together], seen.score, device)[0]
@@ -89,16 +87,13 @@ def analyze(
         images=behaviour.images,
         split_images=split_images or behaviour.images,
         unit="patch" if behaviour.by_patch or config.routing == "token" else "image",
-        left_out=sum(int((part < 0).sum()) for part in behaviour.labels),
         class_names=tuple(class_names),
         score=mean_score(before),
-        depth=depth,
+        depth=len(find_backbone(model).blocks),
         layers=layers,
         neighbours=tuple(Neighbours(a, b, agreement(joint)) for (a, b), joint in behaviour.joint.items()),
         steps=steps,
         max_drop=max_drop,
-        block_evaluations=block_evaluations(depth, singly) + tried * depth,
-        without_reuse=depth * (1 + len(singly) + tried),
         paths={},
     )
     return counts, analysis, Plan(parts, split)

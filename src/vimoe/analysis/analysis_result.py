@@ -153,7 +153,6 @@ class Analysis:
         images: How many were looked at.
         split_images: How many there are: more where a sample was drawn.
         unit: What the counts count: a `image` or a `patch`.
-        left_out: Units without a class, which count nowhere.
         class_names: By number.
         score: Of the intact model, in percent.
         depth: Blocks of the model.
@@ -161,8 +160,6 @@ class Analysis:
         neighbours: Pairs of layers, ascending.
         steps: How the plan came about.
         max_drop: Percentage points that the plan may lose.
-        block_evaluations: Blocks that were computed for one image, by the ablations and steps together.
-        without_reuse: What whole forwards would have taken.
         paths: The files of the images named in `experts`, by place in the split; empty for images without files.
     """
 
@@ -171,7 +168,6 @@ class Analysis:
     images: int
     split_images: int
     unit: str
-    left_out: int
     class_names: tuple[str, ...]
     score: Estimate
     depth: int
@@ -179,8 +175,6 @@ class Analysis:
     neighbours: tuple[Neighbours, ...]
     steps: tuple[Step, ...]
     max_drop: float
-    block_evaluations: int
-    without_reuse: int
     paths: dict[int, str]
 
     def layer(self, number: int) -> LayerAnalysis:
@@ -233,11 +227,11 @@ def _read(kind: Any, value: Any) -> Any:
         return kind(**{name: _read(hint, value[name]) for name, hint in hints.items()})  # type: ignore[operator]
     if typing.get_origin(kind) is tuple:
         return tuple(_read(typing.get_args(kind)[0], item) for item in value)
+    if kind is float and type(value) is int:
+        return float(value)
     if typing.get_origin(kind) is dict:
         keys, items = typing.get_args(kind)
         return {keys(key): _read(items, item) for key, item in value.items()}
-    if kind is float and type(value) is int:
-        return float(value)
     if type(value) is not kind:
         raise TypeError(f"{value!r} should be of type {kind.__name__}")
     return value

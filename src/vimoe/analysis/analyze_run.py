@@ -86,10 +86,11 @@ def analyze_run(
         for name, count in zip(counts.class_names, counts.counts[0].sum(1), strict=True):
             if not count:
                 note(f"class {name!r} has no image in {split}: nothing is said about it")
-        counts = replace(counts, super_classes=splits.super_classes)
-        if not broken:  # else an image's place is not its place in the list of files
+        if isinstance(whole, ImageFiles) and not broken:  # else an image's place is not its place in the list of files
             named = {place for layer in analysis.layers for e in layer.experts for place in (*e.confident, *e.unsure)}
-            analysis = replace(analysis, paths=_paths(whole, named))
+            files = {place: whole.samples[place][0] for place in sorted(named)}
+            analysis = replace(analysis, paths={p: str(f) for p, f in files.items() if isinstance(f, str | Path)})
+        counts = replace(counts, super_classes=splits.super_classes)
         counts.save(run.path / "routing" / f"{split}.npz")
         analysis.save(run.path / "analysis.json")
         plan.save(run.path / "plan.json")
@@ -125,10 +126,3 @@ def run_images(run: RunFolder, recipe: Recipe, dataset: str | None = None, data_
     names = tuple(config.get("label_names") or config.get(KEY, {}).get("class_names") or splits.class_names)
     check_classes(splits.class_names, names, "the images have other classes than the run")
     return splits
-
-
-def _paths(images: Images, places: set[int]) -> dict[int, str]:
-    """Where images from files lie."""
-    samples = images.samples if isinstance(images, ImageFiles) else ()
-    found = {place: samples[place][0] for place in sorted(places) if place < len(samples)}
-    return {place: str(source) for place, source in found.items() if isinstance(source, str | Path)}

@@ -13,7 +13,6 @@ from numpy.typing import NDArray
 
 from vimoe.errors import UserError
 from vimoe.files import write_bytes
-from vimoe.moe.config import MoEConfig
 
 
 @dataclass(frozen=True)
@@ -53,13 +52,6 @@ class RoutingCounts:
         names = tuple(dict.fromkeys(self.super_classes))
         belongs = np.array([[of == name for of in self.super_classes] for name in names], dtype=np.int64)
         return RoutingCounts(self.layers, self.num_experts, names, belongs @ self.counts)
-
-    def check(self, config: MoEConfig) -> None:
-        """Raise a `UserError` where the counts are not those of a model of this configuration."""
-        mine, its = (dict(zip(c.layers, c.num_experts, strict=True)) for c in (self, config))
-        if mine != its:
-            told = ["blocks " + ", ".join(f"{n} ({e} experts)" for n, e in sizes.items()) for sizes in (mine, its)]
-            raise UserError(f"the routing counts are of another model: of {told[0]}, and the model has {told[1]}")
 
     def save(self, path: Path) -> None:
         """Write the table as npz, whole or not at all."""
