@@ -84,7 +84,7 @@ def test_a_damaged_state_of_a_sharded_model_costs_one_state(tmp_path: Path, caps
     for file in RunFolder(tmp_path / "run").model.iterdir():
         file.unlink()
     train(settings)
-    assert "is damaged, the state before it is used" in capsys.readouterr().err
+    assert "is damaged; the state before it is tried" in capsys.readouterr().err
     found = weights(tmp_path / "run")
     assert all(torch.equal(whole[name], found[name]) for name in whole)
 

@@ -92,7 +92,7 @@ def test_a_damaged_newest_state_costs_one_state_and_no_bit(
     data[len(data) // 2] ^= 1
     newest.write_bytes(data)
     resumed = load(train(settings).model).state_dict()
-    assert f"{newest} is damaged, the state before it is used" in capsys.readouterr().err
+    assert f"{newest} is damaged; the state before it is tried" in capsys.readouterr().err
     whole = load(train(replace(settings, output=str(tmp_path / "whole"))).model).state_dict()
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
 
@@ -259,7 +259,7 @@ def test_a_state_of_wrong_content_gives_way_to_the_one_before_it(
     resumed = begun(tmp_path / "run", **EVERYTHING)
     resumed.resume()
     assert resumed.position.epoch == len(resumed.rows) == 1
-    assert capsys.readouterr().err == f"vimoe: {newest} is damaged, the state before it is used\n"
+    assert f"vimoe: {newest} does not fit this version (" in capsys.readouterr().err
     resumed.finish_epoch(StopRequest())
 
 

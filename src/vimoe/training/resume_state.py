@@ -85,22 +85,24 @@ class ResumeStates:
         """
         found = all_gather(sorted(self.folder.glob("state-*.pt"), reverse=True))[0]
         for path in found:
-            if all(all_gather(_restored(path, restore))):
+            failures = [failure for failure in all_gather(_failure(path, restore)) if failure]
+            if not failures:
                 self._newest = path
                 return True
             if rank() == 0:
-                print(f"vimoe: {path} is damaged, the state before it is used", file=sys.stderr)
+                print(f"vimoe: {path} {failures[0]}; the state before it is tried", file=sys.stderr)
         if found:
-            raise UserError(f"all resume states in {self.folder} are damaged: remove them to start this run anew")
+            raise UserError(f"{found[-1]} {failures[0]}: remove {self.folder} to start this run anew")
         for name in ("state.pt", "shards"):
             if (self.folder / name).exists():
                 raise UserError(f"{self.folder / name} is of an earlier version: remove it to start this run anew")
         return False
 
 
-def _restored(path: Path, restore: Callable[[State], None]) -> bool:
+def _failure(path: Path, restore: Callable[[State], None]) -> str:
+    """Restore a state; gives why that cannot be done, empty where it was."""
     if _sum(path) != path.stem.rpartition("-")[2]:
-        return False
+        return "is damaged"
     try:
         # Many processes share what they have mapped; one alone should not depend on the file any longer.
         restore(torch.load(path, map_location="cpu", weights_only=True, mmap=is_distributed()))
@@ -109,8 +111,8 @@ def _restored(path: Path, restore: Callable[[State], None]) -> bool:
     except Exception as error:  # what a foreign file makes torch raise knows no bounds
         if is_network_error(error):
             raise
-        return False
-    return True
+        return f"does not fit this version ({type(error).__name__})"
+    return ""
 
 
 class _HashingFile:
