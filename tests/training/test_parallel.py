@@ -17,7 +17,10 @@ from vimoe.training.run_folder import RunFolder
 from vimoe.vit.checkpoint import load
 
 # Nothing random that differs between processes: they see the very images that one process would.
-SAME: dict[str, Any] = {"last": 2, "num_experts": 4, "augment": False, "batch_size": 60, "epochs": 3, "lr": 1e-3}
+SAME: dict[str, Any] = {
+    **{"last": 2, "num_experts": 4, "augment": False, "batch_size": 60, "epochs": 3, "lr": 1e-3},
+    **{"model_ema": True, "model_ema_decay": 0.9, "expert_lr": 0.5},
+}
 
 
 def weights(folder: Path) -> dict[str, Tensor]:
@@ -76,7 +79,7 @@ def test_a_state_of_two_processes_with_shards_is_resumed_by_another_number(
 
 
 def test_a_damaged_state_of_a_sharded_model_costs_one_state(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    settings = recipe(tmp_path / "run", **{**SAME, "epochs": 2}, fsdp=True, model_ema=True, model_ema_decay=0.9)
+    settings = recipe(tmp_path / "run", **{**SAME, "epochs": 2}, fsdp=True)
     whole = weights(train(replace(settings, output=str(tmp_path / "whole"))).path)
     train(settings)
     newest = sorted((tmp_path / "run" / "checkpoints").glob("state-*.pt"))[-1]
