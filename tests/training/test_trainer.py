@@ -13,14 +13,17 @@ from torch import Tensor
 
 from tests.training.tiny import recipe
 from vimoe.data.digits import digits
+from vimoe.data.loaders import training_batches
 from vimoe.data.splits import Images, Splits
 from vimoe.errors import UserError
+from vimoe.moe.losses import importance_loss, load_balance_loss, z_loss
 from vimoe.training import fit, trainer
 from vimoe.training.build import build_model
 from vimoe.training.fit import train
 from vimoe.training.interrupt import InterruptedRun, StopRequest
 from vimoe.training.run_folder import RunFolder
 from vimoe.training.trainer import Position, Trainer
+from vimoe.vit.blocks import moe_layers
 from vimoe.vit.checkpoint import load
 
 EVERYTHING: dict[str, Any] = {
@@ -308,3 +311,22 @@ def test_mixup_with_an_odd_batch_is_refused_before_anything_is_written(tmp_path:
     with pytest.raises(UserError, match="mixup and cutmix mix pairs of images: 7 in a batch of each process is odd"):
         fit.train(recipe(tmp_path / "run", mixup=0.2, batch_size=7))
     assert not (tmp_path / "run").exists()
+
+
+def test_the_losses_of_the_routers_count_with_their_weights(tmp_path: Path) -> None:
+    losses, expected = [], Tensor()
+    for balance, importance, z in ((0.0, 0.0, 0.0), (0.5, 0.25, 0.125)):
+        settings = {"balance_weight": balance, "importance_weight": importance, "z_weight": z}
+        trainer = begun(tmp_path, last=2, num_experts=3, augment=False, **settings)
+        images = next(training_batches(trainer.splits.train, 128, 0, 0))
+        losses.append(trainer.train_batch(*images))
+        selections = [layer.last_selection for layer in moe_layers(trainer.model).values()]
+        expected = sum(
+            balance * load_balance_loss(one.probs, one.expert_ids)
+            + importance * importance_loss(one.probs)
+            + z * z_loss(one.logits)
+            for one in selections
+            if one is not None
+        )
+    assert (losses[1] - losses[0]).item() == pytest.approx(expected.item(), rel=1e-4)
+    assert expected.item() > 1
