@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
 import json
 import os
 import pickle
@@ -12,6 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
+import torch
 from PIL import Image
 
 from tests.data.archives import image_bytes, write_tar
@@ -44,8 +47,6 @@ def png(width: int, height: int) -> bytes:
 
 
 def tiff(array: np.ndarray) -> bytes:  # type: ignore[type-arg]
-    import io
-
     buffer = io.BytesIO()
     Image.fromarray(array).save(buffer, "tiff")
     return buffer.getvalue()
@@ -249,36 +250,40 @@ def model_folders() -> Iterator[Case]:
 def states() -> Iterator[Case]:
     """Resume states that were damaged, or made to run code."""
 
-    def spoilt(name: str, content: Callable[[bytes, Path], bytes]) -> Prepare:
+    def spoilt(name: str, content: Callable[[bytes, Path], bytes], right_sum: bool) -> Prepare:
         def prepare(world: World, folder: Path) -> list[list[str]]:
             run = world.copy(world.started, folder / "run")
-            for file in run.rglob(name):
-                data = file.read_bytes()
+            for file in sorted(run.rglob(name)):
+                data = content(file.read_bytes(), folder)
                 file.unlink()
-                file.write_bytes(content(data, folder))
+                if right_sum:  # the check sum stands in the name
+                    file = file.with_name(f"{file.stem.rpartition('-')[0]}-{hashlib.sha256(data).hexdigest()}.pt")
+                file.write_bytes(data)
             return [[*world.train, "--output", str(run), "--epochs", "2"]]
 
         return prepare
 
-    def signed(data: bytes) -> bytes:
-        import hashlib
-
-        return hashlib.sha256(data).digest() + data
+    def saved(content: object) -> bytes:
+        buffer = io.BytesIO()
+        torch.save(content, buffer)
+        return buffer.getvalue()
 
     changes: dict[str, Callable[[bytes, Path], bytes]] = {
         "empty": lambda _d, _f: b"",
         "cut short": lambda d, _f: d[: len(d) // 2],
         "random": lambda d, _f: random.Random(0).randbytes(len(d)),
         "a pickle": lambda _d, f: pickle.dumps(Planted(f)),
-        "a pickle with the right sum": lambda _d, f: signed(pickle.dumps(Planted(f))),
-        "another content with the right sum": lambda _d, _f: signed(pickle.dumps({"a": 1})),
+        "another state": lambda _d, _f: saved({"a": 1}),
+        "a state that runs code": lambda _d, f: saved({"a": Planted(f)}),
         "a list": lambda _d, _f: b"[]",
         "null": lambda _d, _f: b"null",
         "a line too many": lambda d, _f: d + b"\n{",
     }
     for name in ("state*.pt", "metrics.jsonl", "recipe.yaml", "summary.csv", "*.json"):
         for what, change in changes.items():
-            yield Case("states", f"{name} {what}", spoilt(name, change))
+            yield Case("states", f"{name} {what}", spoilt(name, change, False))
+            if name == "state*.pt":
+                yield Case("states", f"{name} {what}, with the right sum", spoilt(name, change, True))
 
     def planted_shards(world: World, folder: Path) -> list[list[str]]:
         run = world.copy(world.started, folder / "run")
