@@ -1,8 +1,11 @@
+import os
 from collections.abc import Iterator
 
-import pytest
-import torch
-from hypothesis import settings
+os.environ["HF_HUB_OFFLINE"] = "1"  # before anything imports huggingface_hub: no test may wait for a network
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from hypothesis import settings  # noqa: E402
 
 # A loaded machine is slow, not wrong.
 settings.register_profile("unhurried", deadline=None)

@@ -55,6 +55,8 @@ Source = tuple[int, int | None, dict[str, Any]]
 
 def _torch(path: Path, architecture: str) -> Source:
     state = load_state_dict(str(path))
+    if not state:  # timm would look for weights elsewhere
+        raise UserError("it holds no weights")
     cfg = timm.get_pretrained_cfg(architecture, allow_unregistered=True)
     heads = cfg.classifier if cfg else "head"
     heads = (heads,) if isinstance(heads, str) else tuple(heads or ())
