@@ -38,7 +38,7 @@ class Outcome(NamedTuple):
             return f"a traceback: {self.err.strip().splitlines()[-1][:160]}"
         if self.code not in (0, 2, 130):
             return f"exit code {self.code}"
-        if self.code == 2 and not self.err.splitlines()[-1].startswith("vimoe: error: "):
+        if self.code == 2 and not (self.err.splitlines() or [""])[-1].startswith("vimoe: error: "):
             return f"exit code 2 without its line: {self.err[-160:]!r}"
         return ""
 

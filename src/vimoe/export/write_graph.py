@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
@@ -132,8 +133,10 @@ def _write_onnx(program: torch.export.ExportedProgram, path: Path, facts: Facts)
 
 
 def _write_torch(program: torch.export.ExportedProgram, path: Path, facts: Facts) -> None:
+    buffer = io.BytesIO()  # torch's own writer ends the process when the disk is full
     with _quiet():
-        torch.export.save(program, path, extra_files={"vimoe.json": json.dumps(facts._asdict())})
+        torch.export.save(program, buffer, extra_files={"vimoe.json": json.dumps(facts._asdict())})
+    path.write_bytes(buffer.getbuffer())
 
 
 @contextmanager
