@@ -253,7 +253,7 @@ def signals() -> Iterator[Case]:
 def full_disk() -> Iterator[Case]:
     """Files that can grow no more: the old ones stay, and one line says which could not be written."""
     for verb in VERBS:
-        for size in (0, 100, 3_000, 20_000):
+        for size in (3_000, 20_000, 60_000):  # the error line needs a few hundred
             yield Case(
                 "full disk",
                 f"{verb} at {size} bytes",

@@ -94,7 +94,7 @@ def _run(verb: str, arguments: Sequence[str]) -> None:
 
 @contextmanager
 def _interruptible() -> Iterator[None]:
-    """Whatever a library makes of a Ctrl-C that meets it, an error of its own or a worker's end, is a Ctrl-C."""
+    """SIGTERM is a Ctrl-C, and so is whatever a library makes of one, an error of its own or a worker's end."""
     interrupted = False
 
     def note(number: int, frame: FrameType | None) -> None:
@@ -102,9 +102,9 @@ def _interruptible() -> Iterator[None]:
         interrupted = True
         raise KeyboardInterrupt
 
-    before = None
+    before = {}
     if threading.current_thread() is threading.main_thread():
-        before = signal.signal(signal.SIGINT, note)
+        before = {kind: signal.signal(kind, note) for kind in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     except Exception as error:
@@ -112,8 +112,8 @@ def _interruptible() -> Iterator[None]:
             raise KeyboardInterrupt from error
         raise
     finally:
-        if before is not None:
-            signal.signal(signal.SIGINT, before)
+        for kind, handler in before.items():
+            signal.signal(kind, handler)
 
 
 def _open_closed_streams() -> None:

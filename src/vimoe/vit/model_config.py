@@ -119,6 +119,8 @@ def check_config(entries: dict[str, Any]) -> None:
             if values.get(key) is not None and not holds(values[key]):
                 raise UserError(f"{key} in {part} must be {wanted}, got {values[key]!r}")
     cfg = {key: value for key, value in entries["pretrained_cfg"].items() if value is not None}
+    if not cfg:
+        raise UserError("pretrained_cfg is empty")
     channels = cfg.get("input_size", [3])[0]  # where these are missing, timm takes ImageNet's
     if any(len(cfg.get(key, "RGB")) != channels for key in ("mean", "std")):
         raise UserError("mean and std in pretrained_cfg must have a number for each channel of input_size")
