@@ -64,3 +64,8 @@ def test_a_binary_file_is_no_recipe(tmp_path: Path) -> None:
     path.write_bytes(b"\xff\xfe\x00\x01")
     with pytest.raises(UserError, match="cannot read "):
         load_recipe(path)
+
+
+def test_more_workers_than_a_machine_can_start_are_refused() -> None:
+    with pytest.raises(UserError, match="workers must be at most 1024, got 1025"):
+        Recipe(workers=1025)

@@ -16,6 +16,7 @@ from vimoe.errors import UserError, suggest
 from vimoe.yaml_files import read_yaml
 
 MOST_PIXELS = 16384  # of an image's side
+MOST_WORKERS = 1024
 
 
 @dataclass(frozen=True)
@@ -196,6 +197,8 @@ class Recipe:
         for name in ("img_size", "short_side"):
             if (pixels := getattr(self, name)) is not None and not 1 <= pixels <= MOST_PIXELS:
                 raise UserError(f"{name} must be between 1 and {MOST_PIXELS} pixels, got {pixels}")
+        if self.workers > MOST_WORKERS:
+            raise UserError(f"workers must be at most {MOST_WORKERS}, got {self.workers}")
         if self.warmup_epochs >= self.epochs:
             raise UserError(f"warmup_epochs must be less than the {self.epochs} epochs, got {self.warmup_epochs}")
 
