@@ -67,7 +67,7 @@ def _change(model: nn.Module, recipe: Recipe) -> None:
         if recipe.last > depth:
             raise UserError(f"last must be at most {depth}, the number of blocks of this model, got {recipe.last}")
         widen(model, range(depth - recipe.last, depth), recipe.top_k + recipe.shared_expert)
-    elif recipe.last and not recipe.baseline:
+    elif recipe.upcycles:
         upcycle(
             model,
             recipe.last,

@@ -203,6 +203,11 @@ class Recipe:
             raise UserError(f"warmup_epochs must be less than the {self.epochs} epochs, got {self.warmup_epochs}")
 
     @property
+    def upcycles(self) -> bool:
+        """Whether FFNs become MoE layers."""
+        return self.last > 0 and not self.baseline
+
+    @property
     def start(self) -> Path | None:
         """The model folder or the file of weights that the run starts from; None for a model of timm's own."""
         local = self.model.removeprefix("local-dir:")

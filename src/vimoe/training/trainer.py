@@ -82,7 +82,7 @@ class Trainer:
         if recipe.freeze:
             freeze_all_but_experts(model)
         model.to(self.device)
-        if recipe.router_start == "centroids" and recipe.last and not recipe.baseline:
+        if recipe.router_start == "centroids" and recipe.upcycles:
             start_routers_at_centroids(model, self._first_images(), generator("routers", recipe.seed))
         if recipe.grad_checkpointing:
             model.set_grad_checkpointing()  # type: ignore[operator]
