@@ -1,7 +1,5 @@
 """One process or many: rank, world size, and what all processes add up. With one process nothing here does anything."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """Files that are written whole or not at all (under another name, then renamed). Imports no torch."""
 
-from __future__ import annotations
-
 import os
 from pathlib import Path
 

@@ -6,8 +6,6 @@ cost, for an image, D + I Σ (D - l) blocks instead of D (1 + I L). It is the mo
 the family, so that position embeddings, masks and heads need no knowledge here.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any

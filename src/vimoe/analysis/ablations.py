@@ -1,7 +1,5 @@
 """Ways to ablate one MoE layer: what stands in for its forward."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """Everything that is measured on a model, from held-out images to a plan."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 
 import torch

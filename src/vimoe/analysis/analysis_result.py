@@ -1,7 +1,5 @@
 """What an analysis found: plain numbers, and their form on disk (`analysis.json`)."""
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import typing
@@ -186,14 +184,14 @@ class Analysis:
         return dataclasses.asdict(self)
 
     @classmethod
-    def from_dict(cls, values: Any) -> Analysis:
+    def from_dict(cls, values: Any) -> typing.Self:
         """Read what `to_dict` wrote, also after a passage through JSON.
 
         Raises:
             UserError: A key is missing or unknown, or a value has another type than it must.
         """
         try:
-            return typing.cast(Analysis, _read(cls, values))
+            return typing.cast(typing.Self, _read(cls, values))
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise UserError(
                 f"not an analysis of this version ({type(error).__name__} {error}): run `vimoe analyze` again"
@@ -204,7 +202,7 @@ class Analysis:
         write_text(path, json.dumps(self.to_dict(), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
     @classmethod
-    def load(cls, path: Path) -> Analysis:
+    def load(cls, path: Path) -> typing.Self:
         """Read what `save` wrote.
 
         Raises:

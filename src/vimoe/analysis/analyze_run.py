@@ -1,7 +1,5 @@
 """The analysis of a finished run: its model on its own held-out images, and what is written beside it."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path

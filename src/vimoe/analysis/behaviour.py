@@ -1,7 +1,5 @@
 """How a model routes held-out images, noted batch by batch in one pass: the one place where choices are counted."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass, field
 from itertools import pairwise
 

@@ -1,12 +1,11 @@
 """Routing counts: how often each class went to each expert, the one table behind every figure of specialisation."""
 
-from __future__ import annotations
-
 import io
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,7 +33,7 @@ class RoutingCounts:
     super_classes: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, tables: Mapping[int, NDArray[np.int64]], class_names: tuple[str, ...]) -> RoutingCounts:
+    def of(cls, tables: Mapping[int, NDArray[np.int64]], class_names: tuple[str, ...]) -> Self:
         """From each layer's `[classes, experts]`, by block number."""
         sizes = tuple(table.shape[1] for table in tables.values())
         counts = np.zeros((len(tables), len(class_names), max(sizes)), dtype=np.int64)
@@ -47,11 +46,11 @@ class RoutingCounts:
         i = self.layers.index(number)
         return self.counts[i, :, : self.num_experts[i]]
 
-    def by_super_class(self) -> RoutingCounts:
+    def by_super_class(self) -> Self:
         """The same assignments by super-class, in the order of their first classes; needs `super_classes`."""
         names = tuple(dict.fromkeys(self.super_classes))
         belongs = np.array([[of == name for of in self.super_classes] for name in names], dtype=np.int64)
-        return RoutingCounts(self.layers, self.num_experts, names, belongs @ self.counts)
+        return type(self)(self.layers, self.num_experts, names, belongs @ self.counts)
 
     def save(self, path: Path) -> None:
         """Write the table as npz, whole or not at all."""
@@ -67,7 +66,7 @@ class RoutingCounts:
         write_bytes(path, buffer.getvalue())
 
     @classmethod
-    def load(cls, path: Path) -> RoutingCounts:
+    def load(cls, path: Path) -> Self:
         """Read what `save` wrote.
 
         Raises:

@@ -1,7 +1,5 @@
 """What the experts of a layer have become: which classes each one gets, and which two are the same."""
 
-from __future__ import annotations
-
 import numpy as np
 import torch
 from numpy.typing import NDArray

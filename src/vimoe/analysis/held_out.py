@@ -1,7 +1,5 @@
 """Held-out images in the form that a model of their task is measured on, and a sample of them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any, NamedTuple

@@ -7,10 +7,9 @@ What is kept is a few bytes for each image and expert that it uses; and, where p
 byte for each choice and two for each patch.
 """
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from typing import Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -78,7 +77,7 @@ class ImageObservations(Observations):
         self.times = np.concatenate([part[place] for part, place in zip(used, places, strict=True)])
 
     @classmethod
-    def from_counts(cls, counts: Counts) -> ImageObservations:
+    def from_counts(cls, counts: Counts) -> Self:
         """Every count taken for an image of its own: right for one choice an image."""
         rows, columns = (index.ravel() for index in np.indices(counts.shape))
         used = np.eye(counts.shape[1], dtype=np.uint8)[np.repeat(columns, counts.ravel())]

@@ -1,7 +1,5 @@
 """Evidence: a score, and what a change costs on the same images, each with its 95 % interval."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import dataclass
 

@@ -1,7 +1,5 @@
 """Which expert each patch chose, and which class it shows: routing seen on the image."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import NamedTuple
 

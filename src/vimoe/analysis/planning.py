@@ -29,8 +29,6 @@ samples. Trying the cheapest first favours lucky ones; in simulations the plan a
 keeping.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Mapping, Sequence
 

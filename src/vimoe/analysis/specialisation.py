@@ -1,7 +1,5 @@
 """How far the class decides the expert, in numbers, with its chance level and its interval."""
 
-from __future__ import annotations
-
 from dataclasses import dataclass
 
 import numpy as np

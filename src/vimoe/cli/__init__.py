@@ -1,7 +1,5 @@
 """The command line: one verb a file, imported only when it is called."""
 
-from __future__ import annotations
-
 import io
 import os
 import re

@@ -1,7 +1,5 @@
 """`vimoe demo`: the whole story on the embedded digits."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """`vimoe info`: what a model costs, made already or not."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """`vimoe predict`: what a finished model says about images."""
 
-from __future__ import annotations
-
 import argparse
 import csv
 import json

@@ -1,7 +1,5 @@
 """`vimoe study`: a grid of runs over seeds, and its tables and figures; the same command goes on where it stopped."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """`vimoe train`: run a recipe; the same command on the same folder goes on where it stopped."""
 
-from __future__ import annotations
-
 import os
 import re
 from collections.abc import Sequence

@@ -8,8 +8,6 @@ An image and its mask have one size after the EXIF rotation of each was applied;
 mask of colours, decimals or values beyond the classes. Broken pairs are told and left out when they are read.
 """
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path

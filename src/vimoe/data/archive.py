@@ -9,8 +9,6 @@ The tree: `train.tar` and `val.tar`, or one tar with `train/` and `val/` inside,
 one folder a class, or one tar a class. Shards (`train-000.tar`, `train-001.tar`) are one split.
 """
 
-from __future__ import annotations
-
 import errno
 import io
 import os

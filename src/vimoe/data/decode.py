@@ -6,8 +6,6 @@ file, cannot be opened or read to its end, has no number among its decimals, or 
 against decompression bombs.
 """
 
-from __future__ import annotations
-
 import os
 import stat
 import warnings

@@ -1,7 +1,5 @@
 """In which order an epoch shows the images, and what everything random depends on."""
 
-from __future__ import annotations
-
 import zlib
 
 import torch

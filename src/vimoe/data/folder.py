@@ -1,7 +1,5 @@
 """Folders of images: one folder a class, in `train`, `val`, `test` or unsplit."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Mapping, Sequence
 from functools import partial

@@ -1,7 +1,5 @@
 """Drawings of letters and digits in the DejaVu fonts, which come with matplotlib."""
 
-from __future__ import annotations
-
 import unicodedata
 from collections.abc import Sequence
 from functools import cache

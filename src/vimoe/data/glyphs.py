@@ -4,8 +4,6 @@ Training images are drawn fresh at every step, so none can be learned by heart. 
 drawn once and are the same in every run.
 """
 
-from __future__ import annotations
-
 import inspect
 import math
 from collections.abc import Mapping, Sequence

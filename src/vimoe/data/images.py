@@ -1,7 +1,5 @@
 """Labelled images that can be counted: read from files when they are asked for, or held in memory."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Batches of images: in an order, with random augmentation, and broken files listed."""
 
-from __future__ import annotations
-
 import contextlib
 import math
 import random

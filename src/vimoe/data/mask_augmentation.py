@@ -4,8 +4,6 @@ The protocol of MMSegmentation's ADE20K recipes: a random size between half and 
 or more, mirroring, and a change of colours. Everything random is drawn from torch's global generator.
 """
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 import torch

@@ -5,8 +5,6 @@ EXIF rotation is applied, as it is to images. Broken: colours (RGB), decimals, v
 cannot be opened or read to its end. A mask without a labelled pixel is used: it adds nothing to loss or figures.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 import numpy as np

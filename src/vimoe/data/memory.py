@@ -1,7 +1,5 @@
 """Sets of small images, decoded once and held as bytes; their training batches are augmented whole, on any device."""
 
-from __future__ import annotations
-
 import math
 from functools import partial
 

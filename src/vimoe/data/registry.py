@@ -1,7 +1,5 @@
 """From a data set's name to its images, in the form a model wants them."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path

@@ -1,7 +1,5 @@
 """The embedded data of segmentation: scenes composed from scikit-learn's digits, with a label for every pixel."""
 
-from __future__ import annotations
-
 import math
 
 import torch

@@ -1,7 +1,5 @@
 """The splits of a data set, and which of them a run or an evaluation takes."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple

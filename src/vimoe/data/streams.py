@@ -11,8 +11,6 @@ the number of workers and processes, and a broken image has no name. Here every 
   start. `NAME` only says which one it is.
 """
 
-from __future__ import annotations
-
 import io
 import json
 import operator

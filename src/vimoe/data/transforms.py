@@ -1,7 +1,5 @@
 """How a model wants its images, and timm's transforms to that form, for training and evaluation."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any, NamedTuple

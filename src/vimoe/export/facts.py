@@ -1,7 +1,5 @@
 """What a user of an exported file has to know, embedded in it as JSON: images, classes, MoE layers, versions."""
 
-from __future__ import annotations
-
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, NamedTuple

@@ -1,7 +1,5 @@
 """A finished model in the form that a graph can hold: one image size, fixed shapes, the chosen experts as an output."""
 
-from __future__ import annotations
-
 from typing import Any, Literal
 
 import torch

@@ -1,7 +1,5 @@
 """Images that reach every expert of every MoE layer, so that no expert of an exported graph goes untested."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from contextlib import contextmanager
 

@@ -1,7 +1,5 @@
 """Does an exported file answer as the model that it was made from, with every expert?"""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple

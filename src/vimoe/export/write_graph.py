@@ -1,7 +1,5 @@
 """Model folders to ONNX and `torch.export` files, written whole or not at all."""
 
-from __future__ import annotations
-
 import io
 import json
 import logging

@@ -8,8 +8,6 @@
   needless multiply-adds; for few selections of many rows: export and small batches under image routing.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from typing import Literal
 

@@ -1,12 +1,10 @@
 """The configuration of a model's MoE layers: what `config.json` keeps beside the weights."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from math import comb, prod
 from numbers import Integral
-from typing import Any, Literal, get_args
+from typing import Any, Literal, Self, get_args
 
 from vimoe.errors import UserError
 
@@ -90,7 +88,7 @@ class MoEConfig:
         return {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
 
     @classmethod
-    def from_dict(cls, values: Any) -> MoEConfig:
+    def from_dict(cls, values: Any) -> Self:
         """Read what `to_dict` wrote.
 
         Raises:

@@ -1,7 +1,5 @@
 """Bringing inputs to their experts and back: a permutation and its inverse, nothing dropped."""
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple
 
 import torch

@@ -5,8 +5,6 @@ An expert is a copy of the FFN it replaces: two linear maps around an activation
 that FFN has. Submodules keep the FFN's own names, so that `experts.fc1.weight[e]` is `ffn.fc1.weight`.
 """
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Sequence
 from typing import get_args

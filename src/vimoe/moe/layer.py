@@ -1,7 +1,5 @@
 """The MoE layer: what stands where a block's FFN stood."""
 
-from __future__ import annotations
-
 import weakref
 from functools import partial
 from typing import Any

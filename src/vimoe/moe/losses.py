@@ -1,7 +1,5 @@
 """Losses that keep a router healthy, as pure functions and for a whole model."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 

@@ -1,7 +1,5 @@
 """The router: which experts an image or a token goes to, and with what weight."""
 
-from __future__ import annotations
-
 from contextlib import nullcontext
 from typing import NamedTuple
 

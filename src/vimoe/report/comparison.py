@@ -1,7 +1,5 @@
 """Models side by side on the same test images: how good each one is, what it costs, and how sure that is."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 """Expert maps: which expert each patch of an image chose, coloured over the image."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Any

@@ -1,7 +1,5 @@
 """What each expert sees: small images for the page, each embedded once however many experts show it."""
 
-from __future__ import annotations
-
 import base64
 import io
 from collections.abc import Iterable, Sequence

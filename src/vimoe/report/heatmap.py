@@ -1,7 +1,5 @@
 """Class × expert heatmaps, for files, page and studies alike."""
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections.abc import Mapping, Sequence

@@ -1,7 +1,5 @@
 """The report: one HTML file that opens offline and explains a model's MoE layers to somebody who was not there."""
 
-from __future__ import annotations
-
 import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field

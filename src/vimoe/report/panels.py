@@ -1,7 +1,5 @@
 """Figures over several seeds: curves of means with their spread, every seed as a dot."""
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections.abc import Callable, Sequence

@@ -1,7 +1,5 @@
 """Figures of one model, drawn with matplotlib; files and the page show the same ones."""
 
-from __future__ import annotations
-
 import itertools
 import math
 import textwrap

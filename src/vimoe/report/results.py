@@ -1,7 +1,5 @@
 """A plan in words and tables: what each step of the elimination cost, and what the plan makes of the model."""
 
-from __future__ import annotations
-
 from vimoe.analysis.analysis_result import Analysis, LayerAnalysis
 from vimoe.analysis.paired import Estimate
 from vimoe.analysis.planning import power

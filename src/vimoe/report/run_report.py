@@ -1,7 +1,5 @@
 """The report of an analyzed run, from its folder and its images."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from itertools import islice

@@ -1,7 +1,5 @@
 """Figures written to files for papers, and embedded in a page; the same bytes for the same figure."""
 
-from __future__ import annotations
-
 import base64
 import io
 import re

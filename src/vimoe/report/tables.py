@@ -1,7 +1,5 @@
 """Tables for the terminal, for notes, for papers and for the page."""
 
-from __future__ import annotations
-
 import csv
 import io
 import re

@@ -1,7 +1,5 @@
 """Which settings of a study are compared with which, and what came of it: always paired by seed, and by image."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """The demo: a dense ViT, its control, the ViMoE, and the ViMoE pruned to the layers that are worth it."""
 
-from __future__ import annotations
-
 import sys
 from dataclasses import replace
 from importlib.resources import as_file, files

@@ -1,7 +1,5 @@
 """What the runs of a study cost before they are run, how long the rest will take, and what their seeds can tell."""
 
-from __future__ import annotations
-
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple

@@ -1,7 +1,5 @@
 """A study from its file to its last result: what is done stays, what fails is reported, the rest goes on."""
 
-from __future__ import annotations
-
 import math
 import sys
 import time

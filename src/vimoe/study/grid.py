@@ -1,7 +1,5 @@
 """From a study to its runs: which there are, what each is called, which can be shared. No torch."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re

@@ -1,7 +1,5 @@
 """Runs in processes of their own: one that dies takes only its run with it, and none goes on without the study."""
 
-from __future__ import annotations
-
 import contextlib
 import faulthandler
 import fcntl

@@ -1,7 +1,5 @@
 """Carrying out a plan on a finished run: surgery, recovery, and the evidence of what it did."""
 
-from __future__ import annotations
-
 import hashlib
 import json
 from collections.abc import Callable

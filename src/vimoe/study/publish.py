@@ -4,8 +4,6 @@ tables/    settings, comparisons and, where there are planned runs, planned, as 
 figures/   as .png, .svg and .pdf
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from vimoe.analysis.counts import RoutingCounts

@@ -1,7 +1,5 @@
 """Recovery: what a pruned model is trained for, and how."""
 
-from __future__ import annotations
-
 import math
 from dataclasses import replace
 from pathlib import Path

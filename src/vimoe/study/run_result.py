@@ -1,7 +1,5 @@
 """What a study keeps of each run: the metrics of its test split, its cost, and how its MoE layers route."""
 
-from __future__ import annotations
-
 import io
 import json
 import shutil

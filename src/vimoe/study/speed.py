@@ -1,7 +1,5 @@
 """What a model really takes: seconds an image and memory, measured."""
 
-from __future__ import annotations
-
 import statistics
 import time
 import weakref

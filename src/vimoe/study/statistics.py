@@ -1,7 +1,5 @@
 """What a few seeds can tell: paired intervals, and the smallest difference that so many seeds would find."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from functools import lru_cache

@@ -11,8 +11,6 @@ A variant is a grid: every recipe key in it is a factor, with one value or a lis
 the names that `--dry-run` shows: each of their runs is analyzed, pruned as its plan says, and recovered.
 """
 
-from __future__ import annotations
-
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass

@@ -1,7 +1,5 @@
 """The figures of a study, from its table alone: which runs stand in which panel, as which curve."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 

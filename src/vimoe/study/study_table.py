@@ -6,8 +6,6 @@ test_right.npz    by run, whether each test image was classified right
 routing/*.npz     counts [layer, class, expert] of the runs with the most MoE layers, first seed
 """
 
-from __future__ import annotations
-
 import csv
 import io
 import json

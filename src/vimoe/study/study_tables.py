@@ -1,7 +1,5 @@
 """The tables of a study, and in words what its seeds can tell."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

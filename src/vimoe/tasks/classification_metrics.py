@@ -1,7 +1,5 @@
 """Metrics of a classifier, gathered batch by batch in memory that does not grow."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 from torch.nn import functional as F

@@ -1,7 +1,5 @@
 """Metrics of a segmentation, from one table of label and prediction gathered pixel by pixel."""
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor
 

@@ -1,7 +1,5 @@
 """Decoders: from a ViT's patch features to the logits of every patch."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 

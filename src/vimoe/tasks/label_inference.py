@@ -1,7 +1,5 @@
 """A finished classifier at work on any images, from its folder alone."""
 
-from __future__ import annotations
-
 import glob
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext

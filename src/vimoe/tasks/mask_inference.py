@@ -1,7 +1,5 @@
 """A finished segmentation model at work on any images, from its folder alone."""
 
-from __future__ import annotations
-
 import io
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """A finished model of any task, from its folder, and what the folder says of images and classes."""
 
-from __future__ import annotations
-
 from pathlib import Path
 
 from torch import nn

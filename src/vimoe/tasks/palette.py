@@ -3,8 +3,6 @@
 Neighbouring numbers differ in lightness as well as in hue, because lightness is what every eye sees.
 """
 
-from __future__ import annotations
-
 import numpy as np
 from numpy.typing import NDArray
 

@@ -1,7 +1,5 @@
 """Semantic segmentation: one label a pixel."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from pathlib import Path
 

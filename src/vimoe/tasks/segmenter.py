@@ -1,7 +1,5 @@
 """A segmentation model: a ViT, upcycled or not, and a decoder on its patches."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal

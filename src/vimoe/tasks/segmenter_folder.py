@@ -4,8 +4,6 @@ The backbone alone is an ordinary model folder, which `vimoe.load` reads. The en
 describes the decoder and holds its check sum, so that a decoder is never used on another run's backbone.
 """
 
-from __future__ import annotations
-
 import hashlib
 from collections.abc import Sequence
 from pathlib import Path

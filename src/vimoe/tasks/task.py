@@ -1,7 +1,5 @@
 """The interface every task offers to training and evaluation."""
 
-from __future__ import annotations
-
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
 from pathlib import Path

@@ -1,7 +1,5 @@
 """From a model to the class probabilities of an image: whole or by windows, at several sizes, mirrored or not."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 

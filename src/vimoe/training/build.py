@@ -1,7 +1,5 @@
 """A recipe's model: made by timm or read from a folder, given a decoder, upcycled or widened as the recipe says."""
 
-from __future__ import annotations
-
 from functools import partial
 from os.path import isfile
 from pathlib import Path

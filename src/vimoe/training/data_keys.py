@@ -1,7 +1,5 @@
 """Which recipe keys a data set reads; one that it would ignore is refused. Imports no torch."""
 
-from __future__ import annotations
-
 from dataclasses import MISSING, fields
 
 from vimoe.errors import UserError

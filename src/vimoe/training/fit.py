@@ -1,7 +1,5 @@
 """From a recipe to a trained model: data, model, the loop over epochs, and the run folder it resumes from."""
 
-from __future__ import annotations
-
 import sys
 import traceback
 from contextlib import ExitStack

@@ -1,7 +1,5 @@
 """How the routers are doing while they train."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 

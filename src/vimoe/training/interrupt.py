@@ -1,7 +1,5 @@
 """Ctrl-C and SIGTERM: finish the step, write the state, stop; a second one stops at once."""
 
-from __future__ import annotations
-
 import signal
 import threading
 from collections.abc import Iterator

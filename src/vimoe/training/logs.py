@@ -1,7 +1,5 @@
 """Where a run's rows go besides its own files: TensorBoard and Weights & Biases, when the recipe asks for them."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict

@@ -1,7 +1,5 @@
 """timm's optimisers and schedules, as a recipe asks for them."""
 
-from __future__ import annotations
-
 import inspect
 from typing import Any
 

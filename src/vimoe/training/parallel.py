@@ -1,7 +1,5 @@
 """One model on many processes: copies kept equal (DDP), or weights and optimiser state sharded (FSDP2)."""
 
-from __future__ import annotations
-
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,7 +1,5 @@
 """Progress of a run: a bar on a terminal, a line now and then elsewhere, and the speed for the log."""
 
-from __future__ import annotations
-
 import resource
 import sys
 import time

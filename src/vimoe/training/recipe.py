@@ -1,7 +1,5 @@
 """The recipe: everything that decides a training run, in one flat, frozen record. Imports no torch."""
 
-from __future__ import annotations
-
 import math
 import reprlib
 from collections.abc import Mapping

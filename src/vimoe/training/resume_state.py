@@ -5,8 +5,6 @@
 The check sum in the name is that of the file. Files are read with `weights_only`: nothing in them is executed.
 """
 
-from __future__ import annotations
-
 import hashlib
 import sys
 from collections.abc import Callable

@@ -15,8 +15,6 @@
 Everything is written under another name and renamed, so that a killed process leaves whole files.
 """
 
-from __future__ import annotations
-
 import csv
 import fcntl
 import io

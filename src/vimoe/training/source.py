@@ -1,7 +1,5 @@
 """A recipe's images, in the form its model wants them."""
 
-from __future__ import annotations
-
 from functools import lru_cache
 from os.path import isfile
 from typing import Any

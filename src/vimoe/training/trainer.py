@@ -4,8 +4,6 @@ What a step draws at random (order, augmentation, mixing, dropout, router noise)
 number alone, so that a run that was interrupted goes on as if it had not been.
 """
 
-from __future__ import annotations
-
 import math
 import random
 import time

@@ -1,7 +1,5 @@
 """Where a model's blocks, FFNs and MoE layers are: found by structure, not by a list of names."""
 
-from __future__ import annotations
-
 from typing import NamedTuple
 
 from torch import nn

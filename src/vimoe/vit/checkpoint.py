@@ -3,8 +3,6 @@
 A dense model's folder is a plain timm folder; nothing is ever unpickled.
 """
 
-from __future__ import annotations
-
 import json
 import os
 import tempfile

@@ -1,7 +1,5 @@
 """What a model costs, counted on the model itself: parameters and multiply-adds for one image."""
 
-from __future__ import annotations
-
 from typing import Any, NamedTuple
 
 import torch

@@ -1,7 +1,5 @@
 """What a timm model would cost, upcycled or not, from its name alone."""
 
-from __future__ import annotations
-
 import difflib
 from typing import Any, NamedTuple
 

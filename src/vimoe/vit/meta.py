@@ -1,7 +1,5 @@
 """Running a model without its weights: what shapes flow through it, at no cost in memory or arithmetic."""
 
-from __future__ import annotations
-
 import copy
 from collections.abc import Sequence
 from numbers import Integral

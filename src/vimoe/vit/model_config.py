@@ -1,7 +1,5 @@
 """`config.json` of a model folder: read, and checked once, so that whoever uses it finds what it promises."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Callable
 from os import PathLike, fspath

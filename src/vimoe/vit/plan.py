@@ -1,13 +1,11 @@
 """The plan: what is to become of each MoE layer. Data alone, so that it can be read, edited and carried out."""
 
-from __future__ import annotations
-
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from math import isfinite
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from vimoe.errors import UserError
 from vimoe.files import write_text
@@ -108,7 +106,7 @@ class Plan:
         }
 
     @classmethod
-    def from_dict(cls, values: Any) -> Plan:
+    def from_dict(cls, values: Any) -> Self:
         """Read what `to_dict` wrote, or what somebody made of it by hand.
 
         Raises:
@@ -127,7 +125,7 @@ class Plan:
         write_text(Path(path), json.dumps(self.to_dict(), indent=2) + "\n")
 
     @classmethod
-    def load(cls, path: str | Path) -> Plan:
+    def load(cls, path: str | Path) -> Self:
         """Read a plan, written by `save` or edited by hand.
 
         Raises:

@@ -1,7 +1,5 @@
 """MoE to dense, and fewer experts: the removed weights are really gone."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TypeVar

@@ -1,7 +1,5 @@
 """Writing down which experts were chosen, for as long as somebody wants to know."""
 
-from __future__ import annotations
-
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -4,8 +4,6 @@ A fresh router (normal, σ = 0.02) sends neighbouring inputs anywhere, and every
 that experts see changing inputs and stay alike. Centroids give each expert a region of its own from the first step.
 """
 
-from __future__ import annotations
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F

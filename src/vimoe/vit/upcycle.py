@@ -1,7 +1,5 @@
 """Dense to MoE: replace the FFNs of some blocks, in place, without changing what the model computes."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial

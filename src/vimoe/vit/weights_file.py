@@ -3,8 +3,6 @@
 PyTorch files are read with `weights_only=True`, JAX's `.npz` without pickles: nothing in a file is ever run.
 """
 
-from __future__ import annotations
-
 import re
 from pathlib import Path
 from typing import Any

@@ -1,7 +1,5 @@
 """The control of equal size: a dense model whose FFNs are as wide as an MoE layer's activated experts together."""
 
-from __future__ import annotations
-
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
