@@ -1,5 +1,15 @@
+from pathlib import Path
+
 from vimoe.analysis.paired import Estimate
-from vimoe.report.comparison import Speed, Variant, change, comparison_sentence, comparison_table, pruning_table
+from vimoe.report.comparison import (
+    Evidence,
+    Speed,
+    Variant,
+    change,
+    comparison_sentence,
+    comparison_table,
+    pruning_table,
+)
 from vimoe.vit.cost import Cost
 
 BEFORE, AFTER = Cost(4_000_000, 1_000_000, 20_000_000), Cost(1_000_000, 750_000, 15_000_000)
@@ -17,7 +27,7 @@ def test_a_loss_is_written_as_a_change_without_minus_zero() -> None:
 
 
 def test_what_pruning_did_is_a_table_of_scores_changes_cost_and_speed() -> None:
-    table = pruning_table(STATES, "top1", 400)
+    table = pruning_table(Evidence(tuple(STATES), "top1", "test", 400, False, 4, Path("pruned")))
     assert table.header[1] == "test top-1 % (95 %)"
     assert [row[2] for row in table.rows] == ["", "-5.0 (-7.0 to -3.0)", "+0.5 (-1.0 to +2.0)"]
     assert table.rows[0][-2:] == ["4.00", "1.0"]

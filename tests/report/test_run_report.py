@@ -9,6 +9,7 @@ from vimoe.analysis.analyze_run import analyze_run
 from vimoe.data.digits import digits
 from vimoe.data.scenes import digit_scenes
 from vimoe.errors import UserError
+from vimoe.report.comparison import Evidence
 from vimoe.report.page import page
 from vimoe.report.run_report import MAPS, analysis_report, pruning_report
 from vimoe.training.fit import train
@@ -50,13 +51,15 @@ def test_what_pruning_did_comes_with_the_analysis_and_the_plan_that_was_carried_
     analyzed: Path, tmp_path: Path
 ) -> None:
     Plan((LayerPlan(1, ()), LayerPlan(2, (0,)))).save(tmp_path / "plan.json")
-    report = pruning_report(analyzed, tmp_path, STATES[:2], "top1", 360, "vimoe prune moe")
+    found = Evidence(tuple(STATES[:2]), "top1", "test", 360, False, 0, tmp_path)
+    report = pruning_report(analyzed, found, "vimoe prune moe")
     assert report.title == "What pruning “moe” did"
     assert report.conclusion.startswith("“pruned, without recovery training” reaches 85.0 % top-1 on 360 test images")
     assert [part.experts for part in report.plan.layers] == [(), (0,)]
     assert list(report.rows) == ["training"]
     recovered = train(recipe(tmp_path, epochs=1))
-    report = pruning_report(analyzed, recovered.path, STATES, "top1", 360, "vimoe prune moe")
+    found = Evidence(tuple(STATES), "top1", "test", 360, False, 1, recovered.path)
+    report = pruning_report(analyzed, found, "vimoe prune moe")
     assert list(report.rows) == list(report.recipes) == ["training", "recovery"]
     assert "recovery" in page(report)
 

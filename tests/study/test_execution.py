@@ -81,7 +81,6 @@ def test_a_study_is_run_once_and_ends_in_tables_and_figures(
     assert told[-1].startswith("   4/4  seed0/N2-L2  val top1 ")
 
     result = json.loads((tiny.output / "seed0/N2-L2/result.json").read_text())
-    assert result["recipe"]["last"] == 2
     assert result["routing_degree"] == 4
     assert list(result["layers"]) == ["0", "1"]
     assert result["layers"]["0"]["experts_touched"] == 1  # one choice an image

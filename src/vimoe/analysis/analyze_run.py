@@ -65,8 +65,8 @@ def analyze_run(
     device = pick_device(device)
     broken: dict[str, None] = {}  # in order, and each once however often it is met
     model = load_model(run.model, device)
-    note_broken = broken.setdefault
-    seen = held_out(model, images, len(splits.class_names), batch_size, workers, recipe.short_side, note_broken)
+    classes = len(splits.class_names)
+    seen = held_out(model, images, classes, workers, recipe.short_side, batch_size, broken.setdefault)
     with run.locked():
         counts, analysis, plan = analyze(
             model,

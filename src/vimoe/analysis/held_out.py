@@ -36,9 +36,9 @@ def held_out(
     model: nn.Module,
     images: Images,
     num_classes: int,
-    batch_size: int = 64,
     workers: int = 0,
     short_side: int | None = None,
+    batch_size: int = 64,
     on_broken: OnBroken | None = None,
 ) -> HeldOut:
     """Images for a classifier, or images with masks for a segmentation model.
@@ -46,11 +46,7 @@ def held_out(
     Images with masks are looked at whole; those from files may have any size and go one by one.
 
     Args:
-        model: The model that is to be measured.
-        images: Its images, without augmentation.
-        num_classes: Number of classes.
-        batch_size: Images at once.
-        workers: Processes that decode.
+        images: Without augmentation.
         short_side: Pixels that the shorter side of images with masks is brought to first; None for its own.
         on_broken: Called with a line on every broken image.
     """

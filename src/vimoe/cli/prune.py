@@ -1,18 +1,12 @@
 """`vimoe prune`: carry out a plan on a finished run, recover, and show what it did."""
 
-from __future__ import annotations
-
 import argparse
 import math
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from vimoe.cli.arguments import Parser
-
-if TYPE_CHECKING:
-    from vimoe.study.prune_run import Evidence
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -29,36 +23,19 @@ def run(arguments: Sequence[str]) -> None:
     parser.flag("--output", "the new folder (default: RUN-pruned)", type=Path)
     parser.shared("--data-dir", "--device")
     args = parser.parse(arguments)
+    from vimoe.report.comparison import pruning_table
     from vimoe.study.prune_run import prune_run
 
     evidence = prune_run(args.run, args.plan, args.recover_epochs, args.output, args.data_dir, args.device, parser.note)
-    print(evidence_table(evidence))
+    print(pruning_table(evidence).text())
     print(f"\nThe pruned model lies in {evidence.output / 'model'}.")
     if (args.run / "analysis.json").exists():  # else the plan was made by hand, and there is nothing to show
         from vimoe.report.page import write_page
         from vimoe.report.run_report import pruning_report
 
         command = shlex.join(["vimoe", "prune", *arguments])
-        report = pruning_report(
-            args.run,
-            evidence.output,
-            evidence.states,
-            evidence.metric,
-            evidence.images,
-            command,
-            args.data_dir,
-            evidence.split,
-            evidence.decided,
-        )
+        report = pruning_report(args.run, evidence, command, args.data_dir)
         print(f"The report lies in {write_page(report, evidence.output / 'report.html')}.")
-
-
-def evidence_table(evidence: Evidence) -> str:
-    """Accuracy, cost and speed, a line a state."""
-    from vimoe.report.comparison import pruning_table
-
-    what = evidence.states, evidence.metric, evidence.images, evidence.split, evidence.decided
-    return pruning_table(*what).text()
 
 
 def _epochs(text: str) -> float:

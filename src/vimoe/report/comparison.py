@@ -1,10 +1,13 @@
 """Models side by side on the same test images: how good each one is, what it costs, and how sure that is."""
 
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import NamedTuple
 
 from vimoe.analysis.paired import Estimate
+from vimoe.files import write_text
 from vimoe.report.tables import Table, giga_macs, metric_name, millions
 from vimoe.vit.cost import Cost
 
@@ -28,12 +31,9 @@ class Variant:
     """A model in a comparison.
 
     Attributes:
-        name: What to call it.
         score: How good it is on the test images, in percent.
-        cost: Parameters and multiply-adds.
         lost: Percentage points lost against the model that it is compared with, paired on the same images; negative
             for a gain. None where it is compared with nothing.
-        speed: Time and memory, if measured.
         training: Seconds of training, if they are part of the comparison.
     """
 
@@ -45,15 +45,38 @@ class Variant:
     training: float | None = None
 
 
-def comparison_table(variants: Sequence[Variant], metric: str, images: int, note: str, split: str = "test") -> Table:
-    """A row a model.
+@dataclass(frozen=True)
+class Evidence:
+    """What pruning did.
 
-    Args:
-        variants: All with a speed or none, and all with training seconds or none.
-        metric: What the scores are, see `metric_name`.
-        images: How many images they were measured on.
-        note: How to read the changes.
-        split: What the images are called.
+    Attributes:
+        states: The model before, right after the surgery, and recovered where there was a recovery.
+        metric: What the score is: `top1`, or `pixels`.
+        split: The split that was scored, `images` of it.
+        decided: Whether these images made the plan as well: where the data set holds no others.
+        epochs: Epochs of recovery.
+        output: The folder of the pruned model.
+    """
+
+    states: tuple[Variant, ...]
+    metric: str
+    split: str
+    images: int
+    decided: bool
+    epochs: int
+    output: Path
+
+    def save(self, path: Path) -> None:
+        """Write the numbers as JSON."""
+        states = [{**asdict(s), "cost": s.cost._asdict(), "speed": s.speed and s.speed._asdict()} for s in self.states]
+        numbers = {key: getattr(self, key) for key in ("metric", "split", "images", "decided", "epochs")}
+        write_text(path, json.dumps({**numbers, "states": states}, indent=2))
+
+
+def comparison_table(variants: Sequence[Variant], metric: str, images: int, note: str, split: str = "test") -> Table:
+    """A row a model; all with a speed or none, and all with training seconds or none.
+
+    They were measured on so many images of the split; `note` says how to read the changes.
     """
     header = ["model", f"{split} {metric_name(metric)} % (95 %)", "change (95 %)"]
     header += ["activated", "stored", "multiply-adds"]
@@ -78,13 +101,11 @@ def comparison_table(variants: Sequence[Variant], metric: str, images: int, note
     return Table(header, rows, notes)
 
 
-def pruning_table(
-    states: Sequence[Variant], metric: str, images: int, split: str = "test", decided: bool = False
-) -> Table:
-    """The model before pruning, right after it, and recovered where it was; `decided`: on images that made the plan."""
+def pruning_table(found: Evidence) -> Table:
+    """The model before pruning, right after it, and recovered where it was."""
     note = "Changes are against the first row."
-    note += " These images made the plan as well, so its losses look too small." if decided else ""
-    return comparison_table(states, metric, images, note, split)
+    note += " These images made the plan as well, so its losses look too small." if found.decided else ""
+    return comparison_table(found.states, found.metric, found.images, note, found.split)
 
 
 def comparison_sentence(one: Variant, other: Variant, metric: str, images: int, split: str = "test") -> str:

@@ -1,6 +1,6 @@
 """The report of an analyzed run, from its folder and its images."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
@@ -13,7 +13,7 @@ from vimoe.analysis.counts import RoutingCounts
 from vimoe.analysis.held_out import held_out
 from vimoe.analysis.patches import ExpertMap, expert_map
 from vimoe.data.splits import Splits
-from vimoe.report.comparison import Variant, comparison_sentence, pruning_table
+from vimoe.report.comparison import Evidence, comparison_sentence, pruning_table
 from vimoe.report.gallery import gallery_places, thumbnails
 from vimoe.report.page import Report
 from vimoe.report.results import plan_sentence, plan_table
@@ -30,13 +30,9 @@ MAPS = 6
 
 
 def analysis_report(path: Path, command: str, dataset: str | None = None, data_dir: str | None = None) -> Report:
-    """What `vimoe analyze` found on a run, and what the plan would make of it.
+    """What `command` (`vimoe analyze`) found on the run in `path`, and what the plan would make of it.
 
-    Args:
-        path: The run folder, with `analysis.json`, `plan.json` and its routing counts.
-        command: What made the analysis.
-        dataset: Instead of the recipe's.
-        data_dir: Instead of the recipe's.
+    `dataset` and `data_dir` win over the recipe's.
 
     Raises:
         UserError: The run was not analyzed, or its images cannot be used.
@@ -46,13 +42,8 @@ def analysis_report(path: Path, command: str, dataset: str | None = None, data_d
     model = load_model(run.model)
     before, after = cost(model), cost(prune(load_model(run.model), plan))
     splits = run_images(run, recipe, dataset, data_dir)
-    seen = held_out(
-        model,
-        getattr(splits, analysis.split),
-        len(splits.class_names),
-        workers=recipe.workers,
-        short_side=recipe.short_side,
-    )
+    images = getattr(splits, analysis.split)
+    seen = held_out(model, images, len(splits.class_names), recipe.workers, recipe.short_side)
     return Report(
         title=f"Which MoE layers of “{path.resolve().name}” earn their keep",
         conclusion=plan_sentence(analysis, plan, before, after),
@@ -68,43 +59,22 @@ def analysis_report(path: Path, command: str, dataset: str | None = None, data_d
     )
 
 
-def pruning_report(
-    path: Path,
-    output: Path,
-    states: Sequence[Variant],
-    metric: str,
-    images: int,
-    command: str,
-    data_dir: str | None = None,
-    split: str = "test",
-    decided: bool = False,
-) -> Report:
-    """What pruning an analyzed run did, with the analysis that led to it.
-
-    Args:
-        path: The run folder.
-        output: The pruned model's folder, with the plan that was carried out.
-        states: The model before pruning, right after it, and recovered where it was.
-        metric: What their score counts.
-        images: How many were scored.
-        command: What pruned it.
-        data_dir: Where the images lie now, if they were moved.
-        split: Their split.
-        decided: Whether they made the plan as well.
+def pruning_report(path: Path, found: Evidence, command: str, data_dir: str | None = None) -> Report:
+    """What pruning the analyzed run in `path` did, with the analysis that led to it and the plan that was carried out.
 
     Raises:
         UserError: The run was not analyzed, or its images cannot be used.
     """
-    before, last = replace(states[0], name="before pruning"), states[-1]
-    last = replace(last, name="pruned and recovered" if len(states) > 2 else "pruned, without recovery training")
+    name, output = "pruned and recovered" if found.epochs else "pruned, without recovery training", found.output
+    before, last = replace(found.states[0], name="before pruning"), replace(found.states[-1], name=name)
     report = replace(
         analysis_report(path, command, data_dir=data_dir),
         title=f"What pruning “{path.resolve().name}” did",
-        conclusion=comparison_sentence(last, before, metric, images, split),
-        tables=[pruning_table(states, metric, images, split, decided)],
+        conclusion=comparison_sentence(last, before, found.metric, found.images, found.split),
+        tables=[pruning_table(found)],
         plan=Plan.load(output / "plan.json"),
     )
-    if not (output / "recipe.yaml").exists():  # no recovery
+    if not found.epochs:
         return report
     return replace(
         report,

@@ -21,12 +21,10 @@ TUNED = ("lr",)
 
 
 class Comparison(NamedTuple):
-    """Two settings, or two families of them, on the test split.
+    """Two settings, or two families of them, on the test split: the one that is looked at, and what it is held against.
 
     Attributes:
         question: What is asked; comparisons of one question differ in where it is asked.
-        one: The setting that is looked at.
-        other: What it is compared with.
         differences: By seed, `one` less `other`, in the metric's own unit.
         right: `[2, N]` how often each test image is right by `one` and by `other`, mean over seeds, 0 to 1; None where
             it is not known.
@@ -61,11 +59,8 @@ def comparisons(rows: Sequence[StudyRow], right: Right | None = None) -> list[Co
     against the number that is best on the validation split; what a run's plan made of it against every L of the sweep,
     against the one that is best on the validation split, and against dense; and settings that differ in one recipe key
     alone, other than N and L: with a shared expert against without, token against image routing, and so on. A question
-    that is asked of several settings is also asked of their mean over all of them, seed by seed.
-
-    Args:
-        rows: The rows of a study, `tuned` or not.
-        right: By run, which test images are right.
+    that is asked of several settings is also asked of their mean over all of them, seed by seed. `right` says of each
+    run which test images are right.
     """
     settings = by_setting(row for row in tuned(rows) if row.kind != "start")
     first = {name: same[0] for name, same in settings.items()}

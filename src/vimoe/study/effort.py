@@ -22,12 +22,7 @@ FORWARDS_A_STEP = 3
 
 
 class Effort(NamedTuple):
-    """What a run takes.
-
-    Attributes:
-        cost: Of its model, for one image.
-        images: Images shown in training, over all epochs.
-    """
+    """What a run takes: its model's cost for one image, and the images shown in training, over all epochs."""
 
     cost: Cost
     images: int
@@ -74,10 +69,7 @@ def training_steps(recipe: Recipe, training_images: int) -> int:
 def expected_seconds(run: StudyRun, effort: Mapping[str, Effort], measured: Mapping[str, Sequence[float]]) -> float:
     """How long a run will take: as long as those of its setting did, else by its multiply-adds; 0 when nothing ran.
 
-    Args:
-        run: The run.
-        effort: By setting.
-        measured: By setting, the seconds of each finished run.
+    Settings have their effort, and the seconds that each finished run of theirs was `measured` to take.
     """
     if own := measured.get(run.setting):
         return sum(own) / len(own)
@@ -92,14 +84,9 @@ def effort_table(
     done: Collection[str],
     jobs: int,
 ) -> Table:
-    """What `--dry-run` prints: a line for each setting with its runs, and the total.
+    """What `--dry-run` prints: a line for each setting with its runs, and the total; arguments as above.
 
-    Args:
-        runs: All runs of the study.
-        effort: By setting.
-        measured: By setting, the seconds of each finished run.
-        done: Names of the runs with a result.
-        jobs: How many run at once.
+    `done` names the runs with a result, and `jobs` run at once.
     """
     rows = []
     for setting, taken in effort.items():
@@ -123,13 +110,7 @@ def effort_table(
 
 
 def seeds_line(std: float, seeds: int, difference: float) -> str:
-    """What this many seeds can tell, going by the spread of paired differences between the seeds of a pilot.
-
-    Args:
-        std: Standard deviation of the paired differences between seeds.
-        seeds: Of the study.
-        difference: The true difference, in points, that is to be found.
-    """
+    """Whether so many seeds find a true difference (points), by the `std` of paired differences between a pilot's."""
     if not std > 0:
         return f"how many seeds show a difference of {difference:g} points cannot be told: no pilot with two seeds"
     needed = seeds_needed(std, difference)

@@ -24,13 +24,7 @@ from vimoe.training.run_folder import RunFolder
 
 
 class Progress(NamedTuple):
-    """Where a study stands.
-
-    Attributes:
-        runs: All its runs.
-        results: Of those that are done, by name.
-        failures: One line for each that failed or could not begin, by name.
-    """
+    """Where a study stands: by name, the results of runs that are done, and a line for each that failed."""
 
     runs: list[StudyRun]
     results: dict[str, Result]
@@ -46,18 +40,15 @@ class Progress(NamedTuple):
 
     def failure_line(self) -> str:
         """What did not work, in one line."""
-        names = list(self.failures)
-        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-        told = ", ".join(names[:3])
-        return f"{len(names)} of {len(self.runs)} runs failed: {told}{more}; their {FAILED_FILE} says why"
+        number, names = len(self.failures), ", ".join(list(self.failures)[:3])
+        more = f" and {number - 3} more" if number > 3 else ""
+        return f"{number} of {len(self.runs)} runs failed: {names}{more}; their {FAILED_FILE} says why"
 
 
 def dry_run(study: Study, jobs: int = 1, detect: float = 0.5, pilot: Path | None = None) -> str:
     """The runs of a study with their cost, how long they take as far as finished runs tell, and what they can show.
 
     Args:
-        study: The study.
-        jobs: Runs at once.
         detect: The difference between two settings that the study should find, in points.
         pilot: The folder of a study whose seeds say how much differences spread; by default this one's.
 
@@ -66,10 +57,8 @@ def dry_run(study: Study, jobs: int = 1, detect: float = 0.5, pilot: Path | None
     """
     progress = standing(study)
     table = effort_table(progress.runs, efforts(progress.runs), progress.seconds(), progress.results, jobs)
-    if pilot is None and not (study.output / "study.csv").exists():
-        std = math.nan
-    else:
-        std = spread(comparisons(read_table(pilot or study.output).rows))
+    known = pilot or (study.output / "study.csv").exists()
+    std = spread(comparisons(read_table(pilot or study.output).rows)) if known else math.nan
     return f"{table.text()}\n{seeds_line(std, len(study.seeds), detect)}"
 
 
@@ -93,7 +82,6 @@ def execute(study: Study, jobs: int | None = None) -> Progress:
     The study's own files are brought up to date after each run.
 
     Args:
-        study: The study.
         jobs: Runs at once; by default one for each GPU, or one.
 
     Raises:
@@ -160,15 +148,9 @@ def do_run(run: StudyRun) -> None:
 
 
 def offered_devices(wanted: str) -> list[str]:
-    """The devices that runs are spread over: every GPU for `auto` and `cuda`, else the one named.
-
-    Args:
-        wanted: As in a recipe.
-    """
+    """The devices that runs are spread over: every GPU for `auto` and `cuda`, else the one named."""
     gpus = torch.cuda.device_count() if wanted in ("auto", "cuda") else 0
-    if gpus:
-        return [f"cuda:{i}" for i in range(gpus)]
-    return ["cpu"] if wanted == "auto" else [wanted]
+    return [f"cuda:{i}" for i in range(gpus)] or ["cpu" if wanted == "auto" else wanted]
 
 
 def _say(line: str) -> None:

@@ -32,8 +32,6 @@ class StudyRun:
     Attributes:
         setting: What it is, the same for all seeds; no two settings share a name.
         qualifier: The part of `setting` beyond N, L and the shared expert, empty where there is none.
-        recipe: Its resolved recipe, its folder among it.
-        variants: The variants that ask for it.
         needs: Name of the run whose model it starts from, None for none.
         recovers: 0 for a run that is trained. Else the epochs of recovery of what its plan makes of the run that it
             needs; the recipe then is that run's, with the epochs of both.
@@ -98,14 +96,12 @@ def name_setting(recipe: Recipe, base: Recipe) -> tuple[str, str]:
     `dense`, `N8-L2-shared`, `wide2-L2`; `N8-L2-token-lr=0.001` with the qualifier `token-lr=0.001`: of the other keys
     those that differ from the base recipe, with a short check sum for values that make no good file name.
     """
-    words = ["dense"]
+    words, qualifier = ["dense"], []
     if recipe.last and recipe.baseline:
         words = [f"{recipe.baseline}{recipe.top_k + recipe.shared_expert}", f"L{recipe.last}"]
     elif recipe.last:
         words = [f"N{recipe.num_experts}", f"L{recipe.last}", *(["shared"] if recipe.shared_expert else [])]
-    qualifier = []
-    if not recipe.baseline:
-        qualifier += [f"k{recipe.top_k}"] if recipe.top_k > 1 else []
+        qualifier = [f"k{recipe.top_k}"] if recipe.top_k > 1 else []
         qualifier += [value for value in (recipe.routing, recipe.preset) if value not in ("image", "preserve")]
     named = ("last", "num_experts", "top_k", "shared_expert", "routing", "preset", "baseline")
     like = _canonical(replace(base, last=recipe.last, baseline=recipe.baseline))
@@ -116,11 +112,8 @@ def name_setting(recipe: Recipe, base: Recipe) -> tuple[str, str]:
 def differing_fields(runs: list[StudyRun]) -> tuple[str, ...]:
     """The recipe keys that not all fine-tunings share, in the recipe's order."""
     recipes = [asdict(run.recipe) for run in runs if run.kind != START]
-    return tuple(
-        key
-        for key in _KEYS
-        if key not in (*RESERVED, "initial_checkpoint") and any(recipe[key] != recipes[0][key] for recipe in recipes)
-    )
+    kept = [key for key in _KEYS if key not in (*RESERVED, "initial_checkpoint")]
+    return tuple(key for key in kept if any(recipe[key] != recipes[0][key] for recipe in recipes))
 
 
 def _add(run: StudyRun, study: Study, runs: dict[str, StudyRun]) -> StudyRun:

@@ -1,23 +1,20 @@
 """Carrying out a plan on a finished run: surgery, recovery, and the evidence of what it did."""
 
 import hashlib
-import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from vimoe.analysis.ablation_scores import image_scores
 from vimoe.analysis.analyze_run import finished_run, run_images
 from vimoe.analysis.held_out import HeldOut, held_out
 from vimoe.analysis.paired import mean_loss, mean_score
-from vimoe.data.images import Images
 from vimoe.data.splits import Splits
 from vimoe.errors import UserError
-from vimoe.files import write_text
-from vimoe.report.comparison import Variant
+from vimoe.report.comparison import Evidence, Variant
 from vimoe.study.recovery import RECOVERY, recovery, recovery_epochs
 from vimoe.study.speed import compare_speed
 from vimoe.tasks.model import load_model
@@ -27,35 +24,6 @@ from vimoe.training.run_folder import RunFolder
 from vimoe.vit.cost import cost
 from vimoe.vit.plan import Plan, blocks
 from vimoe.vit.pruning import prune
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """What pruning did.
-
-    Attributes:
-        states: The model before, right after the surgery, and recovered where there was a recovery.
-        metric: What the score is: `top1`, or `pixels`.
-        split: The split that was scored.
-        images: How many images of it.
-        decided: Whether these images made the plan as well: where the data set holds no others.
-        epochs: Epochs of recovery.
-        output: The folder of the pruned model.
-    """
-
-    states: tuple[Variant, ...]
-    metric: str
-    split: str
-    images: int
-    decided: bool
-    epochs: int
-    output: Path
-
-    def save(self, path: Path) -> None:
-        """Write the numbers as JSON."""
-        states = [{**asdict(s), "cost": s.cost._asdict(), "speed": s.speed and s.speed._asdict()} for s in self.states]
-        numbers = {key: getattr(self, key) for key in ("metric", "split", "images", "decided", "epochs")}
-        write_text(path, json.dumps({**numbers, "states": states}, indent=2))
 
 
 def prune_run(
@@ -76,14 +44,11 @@ def prune_run(
     What is reported is measured on test images, or, if these made the plan, on validation images.
 
     Args:
-        path: The run folder.
         plan_path: The plan; by default the run's own `plan.json`.
         recover: Epochs of recovery training with the run's own recipe; below 1 a share of the run's epochs, 0 for
             none.
         output: The new folder; by default beside the run, its name with `-pruned`.
         data_dir: Where the images lie now, if they were moved.
-        device: `auto`, or a torch device.
-        say: Called with a line on each stage.
 
     Raises:
         UserError: The run is not finished, the plan does not fit it, the folder holds something else, or another
@@ -116,16 +81,10 @@ def prune_run(
     split, decided = reporting_split(splits, plan.split)
     if decided:
         say(f"the {split} images made the plan as well and there are no others: its losses look too small")
-    images: Images = getattr(splits, split)
     broken: dict[str, None] = {}  # in order, and each once however often it is met
-    seen = held_out(
-        before,
-        images,
-        len(splits.class_names),
-        workers=recipe.workers,
-        short_side=recipe.short_side,
-        on_broken=broken.setdefault,
-    )
+    images = getattr(splits, split)
+    sized = recipe.workers, recipe.short_side
+    seen = held_out(before, images, len(splits.class_names), *sized, on_broken=broken.setdefault)
     states, scored = _states(models, seen, splits.form.input_size, device)
     for line in broken:
         say(line)
@@ -135,12 +94,7 @@ def prune_run(
 
 
 def reporting_split(splits: Splits, decided: str) -> tuple[str, bool]:
-    """The split to report on, and whether its images made the plan as well: no others are left then.
-
-    Args:
-        splits: The run's images.
-        decided: The split that made the plan, empty for none.
-    """
+    """The split to report on, and whether its images made the plan (on split `decided`) as well: no others are left."""
     made = getattr(splits, decided, None)  # a data set without a test split has its validation images in both places
     found = next((split for split in ("test", "val") if getattr(splits, split) is not made), "")
     return found or "test", not found
@@ -157,21 +111,13 @@ def _inputs(run: RunFolder, plan: Plan, epochs: int) -> dict[str, Any]:
 def _states(
     models: dict[str, nn.Module], seen: HeldOut, image_shape: tuple[int, int, int], device: str
 ) -> tuple[tuple[Variant, ...], int]:
-    scores: dict[str, Tensor] = {
-        name: image_scores(model, seen.batches(), seen.score, device) for name, model in models.items()
-    }
+    scores = {name: image_scores(model, seen.batches(), seen.score, device) for name, model in models.items()}
     speeds = compare_speed(list(models.values()), image_shape, device)
-    states = tuple(
-        Variant(
-            name=name,
-            score=mean_score(scores[name]),
-            cost=cost(model),
-            lost=None if name == "before" else mean_loss(scores["before"], scores[name]),
-            speed=speed,
-        )
-        for (name, model), speed in zip(models.items(), speeds, strict=True)
-    )
-    return states, len(scores["before"])
+    states = []
+    for (name, model), speed in zip(models.items(), speeds, strict=True):
+        lost = None if name == "before" else mean_loss(scores["before"], scores[name])
+        states.append(Variant(name, mean_score(scores[name]), cost(model), lost, speed))
+    return tuple(states), len(scores["before"])
 
 
 def _what(plan: Plan) -> str:

@@ -3,22 +3,20 @@
 import io
 import json
 import shutil
-from dataclasses import asdict, fields, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 
+from vimoe.analysis.ablation_scores import image_scores
 from vimoe.analysis.behaviour import count_routing
 from vimoe.analysis.held_out import held_out
 from vimoe.analysis.specialisation import specialisation
 from vimoe.data.loaders import batches
 from vimoe.files import write_bytes, write_text
 from vimoe.study.effort import training_steps
-from vimoe.tasks.classification import Classification, evaluating
-from vimoe.tasks.classification_metrics import ClassificationMetrics
+from vimoe.tasks.classification import Classification
 from vimoe.tasks.model import load_model
 from vimoe.training.fit import recipe_task
 from vimoe.training.parallel import pick_device
@@ -50,44 +48,30 @@ def read_result(folder: Path) -> Result | None:
         return None
 
 
-def read_right(path: Path) -> NDArray[np.bool_]:
-    """`[N]` whether each test image was classified right, as `measure` wrote it."""
-    with np.load(path) as found:
-        return found["right"]
-
-
 def measure(run: RunFolder, recipe: Recipe) -> Result:
     """All metrics of a finished run.
 
-    The routing counts of the validation split, and of a classifier which test images it has right, are written into
-    the run's folder.
+    The routing counts of the validation split, and of a classifier which test images it has right (`right`, `[N]`
+    bool), are written into the run's folder.
 
     Returns:
-        `recipe` (what differs from the defaults), `seed`, `metric` (the task's main metric), every metric of the task
-        as `val_…` and `test_…`, `stored_params`, `activated_params`, `macs`, the `steps` of training with the
-        `shown_images` and `seconds` that they took, and of an MoE model `routing_degree` and `layers`: by block, its
-        `Specialisation` and how many `experts_touched` an image's choices fall on.
+        `seed`, `metric` (the task's main metric), every metric of the task as `val_…` and `test_…`, `stored_params`,
+        `activated_params`, `macs`, the `steps` of training with the `shown_images` and `seconds` that they took, and
+        of an MoE model `routing_degree` and `layers`: by block, its `Specialisation` and how many `experts_touched`
+        an image's choices fall on.
     """
     device = pick_device(recipe.device)
     splits = open_recipe_data(recipe)
     task = recipe_task(recipe, splits)
     model = load_model(run.model, device)
     last = run.read_rows()[-1]
+    test = task.evaluate(model, splits.test, device, recipe.workers)
     if isinstance(task, Classification):
-        metrics, right = ClassificationMetrics(task.num_classes), [torch.zeros(0, dtype=torch.bool)]
-        with evaluating(model):
-            for images, labels in batches(splits.test, workers=recipe.workers):
-                logits = model(images.to(device)).float().cpu()
-                metrics.add(logits, labels)
-                right.append(logits.argmax(-1) == labels)
-        test, buffer = metrics.summary(), io.BytesIO()
-        np.savez_compressed(buffer, right=torch.cat(right).numpy())
+        right, buffer = image_scores(model, batches(splits.test, workers=recipe.workers), device=device), io.BytesIO()
+        np.savez_compressed(buffer, right=right.bool().numpy())
         write_bytes(run.path / RIGHT_FILE, buffer.getvalue())
-    else:
-        test = task.evaluate(model, splits.test, device, recipe.workers)
     steps = training_steps(recipe, len(splits.train))
     result: Result = {
-        "recipe": _settings(recipe),
         "seed": recipe.seed,
         "metric": task.metric,
         **{key: value for key, value in last.items() if key.startswith("val_")},
@@ -100,7 +84,7 @@ def measure(run: RunFolder, recipe: Recipe) -> Result:
     config = get_config(model)
     if config is not None:
         names = splits.class_names
-        seen = held_out(model, splits.val, len(names), 256, recipe.workers, recipe.short_side)
+        seen = held_out(model, splits.val, len(names), recipe.workers, recipe.short_side, 256)
         routing = count_routing(model, seen, device)
         counts = replace(routing.counts(names), super_classes=splits.super_classes)
         counts.save(run.path / "routing" / "val.npz")
@@ -112,10 +96,3 @@ def measure(run: RunFolder, recipe: Recipe) -> Result:
             for layer in routing.layers
         }
     return result
-
-
-def _settings(recipe: Recipe) -> dict[str, Any]:
-    """What of a recipe is not the default; its place and its device are not settings."""
-    plain, values = asdict(Recipe()), asdict(recipe)
-    keys = (field.name for field in fields(Recipe) if field.name not in ("output", "device"))
-    return {key: values[key] for key in keys if values[key] != plain[key]}

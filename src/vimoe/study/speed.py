@@ -20,32 +20,23 @@ def compare_speed(
 ) -> list[Speed]:
     """Measure models in turns, so that what else the machine does falls on all of them.
 
-    Args:
-        models: On `device`.
-        image_shape: Channels, height, width.
-        device: Where they are.
-        batch_size: Images at once; noise, so that routers choose as they please.
-        rounds: Runs of each model.
+    They run `rounds` times on images `[C, H, W]` of noise, so that routers choose as they please.
     """
     images = torch.randn(batch_size, *image_shape, generator=torch.Generator().manual_seed(0)).to(device)
     peaks = [_peak_bytes(model, images) for model in models]  # also warms them up
-    seconds: list[list[float]] = [[] for _ in models]
-    for _ in range(rounds):
-        for i, model in enumerate(models):
-            with evaluating(model):
-                seconds[i].append(_seconds(model, images))
-    pairs = zip(seconds, peaks, strict=True)
-    return [Speed(statistics.median(s) / batch_size, peak, batch_size) for s, peak in pairs]
+    seconds = [[_seconds(model, images) for model in models] for _ in range(rounds)]
+    medians = map(statistics.median, zip(*seconds, strict=True))
+    return [Speed(s / batch_size, peak, batch_size) for s, peak in zip(medians, peaks, strict=True)]
 
 
 def _seconds(model: nn.Module, images: Tensor) -> float:
-    if images.is_cuda:
-        torch.cuda.synchronize()
-    started = time.perf_counter()
-    model(images)
-    if images.is_cuda:
-        torch.cuda.synchronize()
-    return time.perf_counter() - started
+    wait = torch.cuda.synchronize if images.is_cuda else lambda: None
+    with evaluating(model):
+        wait()
+        started = time.perf_counter()
+        model(images)
+        wait()
+        return time.perf_counter() - started
 
 
 def _peak_bytes(model: nn.Module, images: Tensor) -> int:
@@ -83,11 +74,10 @@ class _Held(TorchDispatchMode):
 
     def _add(self, storage: Any) -> None:
         key, size = id(storage), storage.nbytes()
-        if key in self.alive:
-            return
-        self.alive[key] = weakref.ref(storage, lambda _: self._remove(key, size))
-        self.now += size
-        self.most = max(self.most, self.now)
+        if key not in self.alive:
+            self.alive[key] = weakref.ref(storage, lambda _: self._remove(key, size))
+            self.now += size
+            self.most = max(self.most, self.now)
 
     def _remove(self, key: int, size: int) -> None:
         del self.alive[key]

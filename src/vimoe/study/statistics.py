@@ -19,8 +19,7 @@ class Paired(NamedTuple):
         n: Seeds that both have.
         mean: Mean difference.
         std: Standard deviation of the differences between seeds (n - 1), NaN for one seed.
-        low: Lower end of the 95 % t interval of the mean, NaN for one seed or without spread.
-        high: Upper end.
+        low, high: The 95 % t interval of the mean, NaN for one seed or without spread.
         p_value: Of a two-sided paired t test, NaN for one seed or without spread.
     """
 
@@ -64,9 +63,8 @@ def power(noncentrality: float, n: int) -> float:
 def smallest_difference(std: float, n: int) -> float:
     """The true mean difference that a paired t test of n seeds finds with a chance of 80 %, two-sided at 5 %.
 
-    Args:
-        std: Standard deviation of the paired differences between seeds.
-        n: Seeds; infinite for one, and without spread, which says nothing.
+    `std` is that of the paired differences between seeds. Infinite for one seed, and without spread, which says
+    nothing.
     """
     if n < 2 or math.isnan(std) or std == 0:
         return math.inf

@@ -30,16 +30,7 @@ RESERVED = ("seed", "output", "device")
 
 @dataclass(frozen=True)
 class Study:
-    """A study file, read but not yet laid out.
-
-    Attributes:
-        base: Recipe keys of every run.
-        start: Recipe keys of each seed's pretraining over those of `base`; None where there is none.
-        seeds: Everything is repeated for each seed.
-        points: The name of a variant and one combination of its factors, for all of them.
-        output: The study's folder.
-        planned: The settings whose runs are analyzed, pruned and recovered.
-    """
+    """A study file, see above; `points` are all combinations of factors, each with the name of its variant."""
 
     base: Settings
     start: Settings | None
@@ -52,10 +43,7 @@ class Study:
 def read_study(path: Path, output: Path, **instead: Any) -> Study:
     """Read a study file; whether its recipe keys and their values are right is seen when its runs are listed.
 
-    Args:
-        path: The file.
-        output: Where the runs go.
-        instead: Recipe keys that win over the file's base, such as `device`.
+    Recipe keys in `instead`, such as `device`, win over the file's base.
 
     Raises:
         UserError: The file cannot be read, or something in it is wrong.
@@ -88,15 +76,14 @@ def _read_points(variants: Any, path: Path) -> list[tuple[str, Settings]]:
         raise UserError(
             f"variants of {path} must be a list of grids such as {{name: main, last: [0, 2], num_experts: 8}}"
         )
-    points: list[tuple[str, Settings]] = []
+    points = []
     names = [variant.get("name") for variant in variants]
     for name, variant in zip(names, variants, strict=True):
         if not isinstance(name, str) or not name.strip() or ";" in name or names.count(name) > 1:
             raise UserError(f"every variant of {path} needs a name of its own, without semicolons, got {name!r}")
         where = f"variant {name!r} of {path}"
-        factors = {
-            key: value if isinstance(value, list) else [value] for key, value in variant.items() if key != "name"
-        }
+        factors = {key: value if isinstance(value, list) else [value] for key, value in variant.items()}
+        del factors["name"]
         _check(factors, where, RESERVED)
         if empty := [key for key, values in factors.items() if not values]:
             raise UserError(f"{where}: {empty[0]} has no value")

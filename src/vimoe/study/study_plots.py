@@ -140,10 +140,7 @@ def _draw(
     """A grid of panels of the MoE runs, and in each what was trained as they were.
 
     Args:
-        rows: MoE runs, and others.
         points: What is drawn of a run; what several have at one place is one mean.
-        x_label: Below.
-        y_label: To the left.
         line: One line of panels for each value.
         column: One column of panels for each group, by default for each N.
         curve: One curve for each group, by default with and without a shared expert.

@@ -22,7 +22,7 @@ from vimoe.errors import UserError
 from vimoe.files import write_bytes, write_text
 from vimoe.report.tables import Table
 from vimoe.study.grid import PLANNED, StudyRun, differing_fields
-from vimoe.study.run_result import RIGHT_FILE, Result, read_right
+from vimoe.study.run_result import RIGHT_FILE, Result
 from vimoe.training.run_folder import RunFolder
 
 # By run, the rows of its epochs.
@@ -44,11 +44,7 @@ class StudyRow:
 
     Attributes:
         run: Its folder inside the study's.
-        setting: What it is, the same for all seeds.
-        qualifier: The part of `setting` beyond N, L and the shared expert, empty for the usual.
-        variants: The variants that ask for it.
-        kind: As in `StudyRun`.
-        seed: Its seed.
+        setting, qualifier, variants, kind: As in `StudyRun`.
         metric: Name of the task's main metric.
         recipe: The recipe keys that vary in this study, and those that are always kept.
         values: Every metric as `val_…` and `test_…`, `seconds` and `steps` of training, `shown_images`, what the
@@ -119,13 +115,7 @@ def deepest(rows: Iterable[StudyRow]) -> list[StudyRow]:
 
 
 def gather(runs: Sequence[StudyRun], results: Mapping[str, Result], folder: Path) -> None:
-    """Write what the runs with a result measured into the study's folder.
-
-    Args:
-        runs: All runs of the study.
-        results: By name of a run.
-        folder: The study's folder, with the run folders inside.
-    """
+    """Write what the runs with a result measured into the study's folder, which holds theirs."""
     rows = study_rows(runs, results)
     write_rows(rows, folder / "study.csv")
     epochs = [{"run": row.run} | epoch for row in rows for epoch in RunFolder(folder / row.run).read_rows()]
@@ -133,10 +123,10 @@ def gather(runs: Sequence[StudyRun], results: Mapping[str, Result], folder: Path
     cells = [["" if (value := epoch.get(key)) is None else str(value) for key in columns] for epoch in epochs]
     write_text(folder / "curves.csv", Table(columns, cells).csv())
     paths = {row.run: folder / row.run / RIGHT_FILE for row in rows}
-    right = {run: read_right(path) for run, path in paths.items() if path.exists()}
+    right = {run: np.load(path)["right"] for run, path in paths.items() if path.exists()}
     if right:
         buffer = io.BytesIO()
-        np.savez_compressed(buffer, **right)  # type: ignore[arg-type]
+        np.savez_compressed(buffer, **right)
         write_bytes(folder / RIGHT_FILE, buffer.getvalue())
     shown = {row.setting: row for row in deepest(rows) if row.seed == rows[0].seed}
     for setting, row in shown.items():
@@ -175,25 +165,19 @@ def read_table(folder: Path) -> StudyTable:
 
 def write_rows(rows: Sequence[StudyRow], path: Path) -> None:
     """Write the rows as CSV; what a run has no value for stays empty."""
-    recipe = list(rows[0].recipe) if rows else []
-    values = list(dict.fromkeys(key for row in rows for key in row.values))
-    values.sort(key=_place)
-    header = [*_TEXT[:-1], "seed", *(f"recipe.{key}" for key in recipe), _TEXT[-1], *values]
-    cells = [
-        [
-            *(row.run, row.setting, row.qualifier, ";".join(row.variants), row.kind, str(row.seed)),
-            *(json.dumps(row.recipe[key]) for key in recipe),
-            *(row.metric, *(json.dumps(row.values[key]) if key in row.values else "" for key in values)),
-        ]
-        for row in rows
-    ]
-    write_text(path, Table(header, cells).csv())
+    lines = []
+    for row in rows:
+        numbers = {"seed": row.seed} | {f"recipe.{key}": value for key, value in row.recipe.items()} | row.values
+        text = {key: getattr(row, key) for key in _TEXT} | {"variants": ";".join(row.variants)}
+        lines.append(text | {key: json.dumps(value) for key, value in numbers.items()})
+    header = sorted(dict.fromkeys(key for line in lines for key in line), key=_place)
+    write_text(path, Table(header, [[line.get(key, "") for key in header] for line in lines]).csv())
 
 
 def _place(key: str) -> tuple[int, int]:
-    """Values of the whole run first, then those of each layer, block by block."""
+    """What is known of the whole run first, then the values of each layer, block by block."""
     name, _, block = key.partition(".")
-    return (_BY_BLOCK.index(name) + 1, int(block)) if block else (0, 0)
+    return (_BY_BLOCK.index(name) + 1, int(block)) if name in _BY_BLOCK else (0, 0)
 
 
 def _row(run: StudyRun, result: Mapping[str, Any], keys: Sequence[str]) -> StudyRow:
