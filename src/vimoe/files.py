@@ -1,7 +1,11 @@
 """Files that are written whole or not at all (under another name, then renamed). Imports no torch."""
 
+import io
 import os
 from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from vimoe.errors import UserError
 
@@ -15,12 +19,15 @@ def write_text(path: Path, text: str) -> None:
     write_bytes(path, text.encode(errors="backslashreplace"))
 
 
-def write_bytes(path: Path, data: bytes) -> None:
-    """Write a file whole or not at all; its folder is made if needed.
+def write_arrays(path: Path, **arrays: Any) -> None:
+    """Write arrays as npz by name, whole or not at all; raises as `write_text`."""
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)
+    write_bytes(path, buffer.getvalue())
 
-    Raises:
-        UserError: It cannot be written.
-    """
+
+def write_bytes(path: Path, data: bytes) -> None:
+    """Write a file whole or not at all; raises as `write_text`."""
     scratch = path.with_name(f".{path.name}.writing")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -28,13 +30,14 @@ def labelled(size: int = 32) -> list[tuple[torch.Tensor, torch.Tensor]]:
 SEEN = HeldOut(labelled)
 
 
-def test_everything_is_measured_and_survives_the_way_to_disk() -> None:
+def test_everything_is_measured_and_survives_the_way_to_disk(tmp_path: Path) -> None:
     model = specialised()
     before = snapshot(model)
     counts, analysis, plan = analyze(model, SEEN, NAMES, shuffles=99)
     assert_unchanged(model, before)
     assert (counts.counts == count_routing(model, SEEN).counts(NAMES).counts).all()
-    assert Analysis.from_dict(analysis.to_dict()) == analysis
+    analysis.save(tmp_path / "analysis.json")
+    assert Analysis.load(tmp_path / "analysis.json") == analysis
     assert (analysis.images, analysis.unit, analysis.depth) == (32, "image", 3)
     assert analysis.score.value == 100
     assert [layer.layer for layer in analysis.layers] == [part.layer for part in plan.layers] == [0, 2]

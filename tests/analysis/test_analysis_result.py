@@ -1,4 +1,5 @@
 import json
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
@@ -21,23 +22,25 @@ def test_a_layer_is_found_by_its_block() -> None:
 @pytest.mark.parametrize(
     ("change", "line"),
     [
-        ({"surprise": 1}, "not an analysis of this version (KeyError 'surprise'"),
-        ({"depth": "three"}, "not an analysis of this version (TypeError 'three' should be of type int"),
-        ({"layers": 3}, "not an analysis of this version (TypeError"),
-        ({"layers": [{}]}, "not an analysis of this version (KeyError"),
+        ({"surprise": 1}, "holds no analysis of this version (KeyError 'surprise'"),
+        ({"depth": "three"}, "holds no analysis of this version (TypeError 'three' should be of type int"),
+        ({"layers": 3}, "holds no analysis of this version (TypeError"),
+        ({"layers": [{}]}, "holds no analysis of this version (KeyError"),
     ],
 )
-def test_what_is_no_analysis_gets_one_line(change: dict[str, object], line: str) -> None:
+def test_what_is_no_analysis_gets_one_line(change: dict[str, object], line: str, tmp_path: Path) -> None:
+    path = tmp_path / "analysis.json"
+    path.write_text(json.dumps({**asdict(analysis()), **change}))
     with pytest.raises(UserError) as caught:
-        Analysis.from_dict({**analysis().to_dict(), **change})
-    assert str(caught.value).startswith(line)
+        Analysis.load(path)
+    assert str(caught.value).startswith(f"{path} {line}")
     assert "\n" not in str(caught.value)
 
 
 def test_a_missing_or_damaged_file_gets_one_line(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"there is no analysis at .*: `vimoe analyze` writes it"):
         Analysis.load(tmp_path / "none.json")
-    (tmp_path / "half.json").write_text(json.dumps(analysis().to_dict())[:100])
+    (tmp_path / "half.json").write_text(json.dumps(asdict(analysis()))[:100])
     with pytest.raises(UserError, match=r"half\.json holds no analysis"):
         Analysis.load(tmp_path / "half.json")
     (tmp_path / "list.json").write_text("[]")

@@ -10,6 +10,7 @@ from vimoe.analysis.behaviour import count_routing
 from vimoe.analysis.held_out import HeldOut
 from vimoe.analysis.patches import expert_map, patch_classes, patch_experts, resized_masks, to_pixels
 from vimoe.data.masks import IGNORE
+from vimoe.data.transforms import ImageForm
 from vimoe.vit.recording import record_routing
 
 
@@ -95,7 +96,7 @@ def test_an_expert_map_shows_the_image_as_it_was() -> None:
     pixels = torch.randint(0, 256, (3, 20, 30), dtype=torch.uint8)
     image = (pixels / 255 - torch.tensor(mean)[:, None, None]) / torch.tensor(std)[:, None, None]
     mask = torch.randint(0, 3, (20, 30))
-    shown = expert_map(model, image, mask, mean, std)
+    shown = expert_map(model, image, mask, ImageForm((3, 20, 30), mean, std))
     assert (shown.image == pixels.permute(1, 2, 0).numpy()).all()
     assert (shown.classes == mask.numpy()).all()
     assert {number: experts.shape for number, experts in shown.experts.items()} == {2: (3, 4), 3: (3, 4)}
@@ -110,5 +111,5 @@ def test_a_dense_model_has_nothing_to_show() -> None:
 
 
 def test_one_channel_is_grey_and_values_beyond_the_range_are_cut() -> None:
-    shown = to_pixels(torch.tensor([[[-9.0, 0.0, 9.0]]]), (0.5,), (0.25,))
+    shown = to_pixels(torch.tensor([[[-9.0, 0.0, 9.0]]]), ImageForm((1, 1, 3), (0.5,), (0.25,)))
     assert shown.tolist() == [[[0] * 3, [128] * 3, [255] * 3]]

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from tests.analysis.examples import analysis
+from vimoe.data.transforms import ImageForm
 from vimoe.report.gallery import gallery_places, thumbnail, thumbnails
 
 
@@ -29,9 +30,8 @@ def test_every_expert_gets_its_first_image_before_any_gets_its_second() -> None:
 
 def test_thumbnails_are_the_images_at_their_places_with_their_classes() -> None:
     values = torch.arange(10.0)[:, None, None, None].expand(10, 3, 8, 8)
-    mean, std = (0.5, 0.5, 0.5), (0.05, 0.05, 0.05)
     batches = [((values[i : i + 4] / 10 - 0.5) / 0.05, torch.arange(i, min(i + 4, 10))) for i in (0, 4, 8)]
-    found = thumbnails(batches, [9, 0, 5], mean, std)
+    found = thumbnails(batches, [9, 0, 5], ImageForm((3, 8, 8), (0.5,) * 3, (0.05,) * 3))
     assert sorted(found) == [0, 5, 9]
     for place, image in found.items():
         assert image.label == place
@@ -44,12 +44,12 @@ def test_what_follows_the_last_wanted_image_is_not_read() -> None:
         yield torch.zeros(2, 3, 8, 8), torch.zeros(2, dtype=torch.int64)
         raise AssertionError("read on")
 
-    assert list(thumbnails(batches(), [1], (0.0,) * 3, (1.0,) * 3)) == [1]
+    assert list(thumbnails(batches(), [1], ImageForm((3, 8, 8), (0.0,) * 3, (1.0,) * 3))) == [1]
 
 
 def test_masks_are_no_class() -> None:
     batches = [(torch.zeros(1, 3, 8, 8), torch.zeros(1, 8, 8, dtype=torch.int64))]
-    assert thumbnails(batches, [0], (0.0,) * 3, (1.0,) * 3)[0].label == -1
+    assert thumbnails(batches, [0], ImageForm((3, 8, 8), (0.0,) * 3, (1.0,) * 3))[0].label == -1
 
 
 def test_large_images_become_small_jpegs() -> None:

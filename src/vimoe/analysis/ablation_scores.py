@@ -7,7 +7,7 @@ the family, so that position embeddings, masks and heads need no knowledge here.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -28,16 +28,13 @@ def share_of_right_labels(outputs: Tensor, labels: Tensor) -> Tensor:
     return (outputs.argmax(-1).cpu() == labels.cpu()).float()
 
 
-def share_of_right_pixels(outputs: Tensor, masks: Tensor, ignore: int = IGNORE) -> Tensor:
-    """Share of each image's labelled pixels whose class is right, 1 where none is labelled.
+def share_of_right_pixels(outputs: Tensor, masks: Tensor) -> Tensor:
+    """`[B]` share of each image's labelled pixels whose class is right, 1 where none is labelled.
 
-    Args:
-        outputs: `[B, classes, H, W]`.
-        masks: `[B, H, W]`.
-        ignore: What unlabelled pixels say.
+    `outputs` are `[B, classes, H, W]`, `masks` `[B, H, W]`.
     """
     masks = masks.cpu()
-    labelled = (masks != ignore).flatten(1)
+    labelled = (masks != IGNORE).flatten(1)
     right = (outputs.argmax(1).cpu() == masks).flatten(1) & labelled
     return torch.where(labelled.any(1), right.sum(1) / labelled.sum(1).clamp(min=1), 1.0)
 
@@ -60,18 +57,7 @@ def ablated_scores(
     score: Score = share_of_right_labels,
     device: str = "cpu",
 ) -> Tensor:
-    """Score every image under every ablation.
-
-    Args:
-        model: An upcycled model.
-        batches: Images and targets.
-        ablations: What stands in for which layers, each tried by itself.
-        score: How right an answer is.
-        device: Where to compute.
-
-    Returns:
-        `[ablations, images]` fp32 scores: four bytes for each.
-    """
+    """`[ablations, images]` fp32 score of every image under every ablation (what stands in for which layers)."""
     blocks = find_backbone(model).blocks
     found = []
     with evaluating(model):
@@ -90,12 +76,10 @@ def ablated_scores(
 
 def _run_and_keep(model: nn.Module, images: Tensor, blocks: Sequence[nn.Module]) -> list[Any]:
     outputs: list[Any] = []
-    handles = [block.register_forward_hook(lambda _, __, output: outputs.append(output)) for block in blocks]
-    try:
+    with ExitStack() as hooks:
+        for block in blocks:
+            hooks.enter_context(block.register_forward_hook(lambda _, __, output: outputs.append(output)))
         model(images)
-    finally:
-        for handle in handles:
-            handle.remove()
     return outputs
 
 

@@ -22,19 +22,16 @@ def layer_ablations(number: int, layer: MoELayer, config: MoEConfig, load: Tenso
 
     Args:
         number: Its block, which decides what the random choices are.
-        layer: The layer; it is not changed.
-        config: The model's.
+        layer: It is not changed.
         load: `[E]` share of the assignments of each expert.
         mass: Mean sum of the gates of a choice: 1 for straight-through gates.
     """
-    found: dict[str, Answer] = {
-        "mean": _mean(layer, load, mass),
-        "random": _rerouted(layer, _at_random(number)),
-    }
+    found: dict[str, Answer] = {"mean": _mean(layer, load, mass), "random": _rerouted(layer, _at_random(number))}
     if layer.experts.num_experts > layer.router.top_k:
         found["second"] = _rerouted(layer, _next_choice)
-    if layer.shared_expert is not None:
-        found["shared"] = _shared_alone(layer.shared_expert, config.shared_share)
+    if (shared := layer.shared_expert) is not None:
+        # Its share of the output is all there is: scaled up, so that what it lacks is knowledge and not size.
+        found["shared"] = lambda x: shared(x) / config.shared_share
     found["pruned"] = plain_ffn(copy.deepcopy(layer), config, load)
     return found
 
@@ -74,24 +71,12 @@ def _mean(layer: MoELayer, load: Tensor, mass: float) -> Answer:
     return answer
 
 
-def _shared_alone(shared: nn.Module, share: float) -> Answer:
-    """Its share of the output is all there is: scaled up, so that what it lacks is knowledge and not size."""
-
-    def answer(x: Tensor) -> Tensor:
-        return shared(x) / share
-
-    return answer
-
-
 def _rerouted(layer: MoELayer, choose: Callable[[Selection, int], tuple[Tensor, Tensor]]) -> Answer:
     """The layer with other choices: the router answers as it does, and `choose` overrules it."""
 
     def answer(x: Tensor) -> Tensor:
-        handle = layer.router.register_forward_hook(overrule)
-        try:
+        with layer.router.register_forward_hook(overrule):
             return MoELayer.forward(layer, x)
-        finally:
-            handle.remove()
 
     def overrule(_router: nn.Module, _inputs: object, selection: Selection) -> Selection:
         expert_ids, gates = choose(selection, layer.router.top_k)

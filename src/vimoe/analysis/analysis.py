@@ -47,11 +47,7 @@ def analyze(
     the plan after the first change. Memory grows by some bytes for each image, layer and ablation, see `Behaviour`.
 
     Args:
-        model: An upcycled model, on `device`.
         seen: The held-out images, and how right an answer to them is.
-        class_names: By number.
-        split: What to call these images.
-        device: Where to compute.
         shuffles: Shuffled tables behind every chance level.
         max_drop: Percentage points that the plan may lose.
         places: Where each image stands in its split, if these are a sample.

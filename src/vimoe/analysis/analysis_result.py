@@ -40,7 +40,6 @@ class ClassShare:
     """A class among what an expert gets.
 
     Attributes:
-        label: The class's number.
         share: Its share of the expert's assignments.
         lift: That share over the class's share of all assignments: 1 for no preference.
     """
@@ -55,7 +54,6 @@ class ExpertAnalysis:
     """One expert.
 
     Attributes:
-        expert: Its number in the layer.
         load: Share of the assignments.
         classes: Its most frequent classes, the most frequent first.
         confident: Images (places in the split) that the router sends here with the highest probability.
@@ -74,13 +72,10 @@ class LayerAnalysis:
     """One MoE layer.
 
     Attributes:
-        layer: Its block number.
         specialisation: How far the class decides the expert.
         confidence: Mean probability of the first choice.
         margin: Mean distance of first and second choice, in probability.
         stability: Share of first choices that stay when the image is moved and its contrast changed a little.
-        ablations: The ablations that are possible in this layer.
-        experts: By number.
         output_similarity: `[E][E]` likeness of what two experts answer to the same input, 1 for the same answer.
     """
 
@@ -99,8 +94,6 @@ class Neighbours:
     """Two MoE layers, one after the other.
 
     Attributes:
-        first: Block number of the earlier one.
-        second: Block number of the later one.
         agreement: How much of one's choice is known from the other's: mutual information over the smaller entropy,
             0 to 1.
     """
@@ -115,7 +108,6 @@ class Step:
     """One step of the backward elimination: this change is tried on top of those accepted before.
 
     Attributes:
-        layer: Block number.
         drop: Experts to remove from it; empty where the whole layer becomes a plain FFN.
         lost: Percentage points lost by all changes so far together, against the intact model.
         own: Percentage points lost by this change, against those accepted before.
@@ -147,16 +139,10 @@ class Analysis:
 
     Attributes:
         metric: What `score` counts: `top1` (images that are right) or `pixels` (labelled pixels that are right).
-        split: Which images.
         images: How many were looked at.
         split_images: How many there are: more where a sample was drawn.
         unit: What the counts count: a `image` or a `patch`.
-        class_names: By number.
         score: Of the intact model, in percent.
-        depth: Blocks of the model.
-        layers: By block, ascending.
-        neighbours: Pairs of layers, ascending.
-        steps: How the plan came about.
         max_drop: Percentage points that the plan may lose.
         paths: The files of the images named in `experts`, by place in the split; empty for images without files.
     """
@@ -179,41 +165,29 @@ class Analysis:
         """The layer of this block."""
         return next(layer for layer in self.layers if layer.layer == number)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain JSON types, the inverse of `from_dict`."""
-        return dataclasses.asdict(self)
-
-    @classmethod
-    def from_dict(cls, values: Any) -> typing.Self:
-        """Read what `to_dict` wrote, also after a passage through JSON.
-
-        Raises:
-            UserError: A key is missing or unknown, or a value has another type than it must.
-        """
-        try:
-            return typing.cast(typing.Self, _read(cls, values))
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise UserError(
-                f"not an analysis of this version ({type(error).__name__} {error}): run `vimoe analyze` again"
-            ) from error
-
     def save(self, path: Path) -> None:
         """Write `analysis.json`, whole or not at all."""
-        write_text(path, json.dumps(self.to_dict(), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
+        text = json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False, allow_nan=False)
+        write_text(path, f"{text}\n")
 
     @classmethod
     def load(cls, path: Path) -> typing.Self:
         """Read what `save` wrote.
 
         Raises:
-            UserError: The file is missing, damaged or something else.
+            UserError: The file is missing, damaged or something else, or a value has another type than it must.
         """
         try:
-            return cls.from_dict(json.loads(path.read_text(encoding="utf-8")))
+            values = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError as error:
             raise UserError(f"there is no analysis at {path}: `vimoe analyze` writes it") from error
         except (OSError, ValueError) as error:
             raise UserError(f"{path} holds no analysis: {error}") from error
+        try:
+            return typing.cast(typing.Self, _read(cls, values))
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            what = f"{type(error).__name__} {error}"
+            raise UserError(f"{path} holds no analysis of this version ({what}): run `vimoe analyze` again") from error
 
 
 def _read(kind: Any, value: Any) -> Any:

@@ -40,15 +40,11 @@ def analyze_run(
     All three are written at the end, so that a mistake leaves those of an earlier analysis alone.
 
     Args:
-        path: The run folder.
         dataset: Instead of the recipe's.
         data_dir: Instead of the recipe's.
         split: `train`, `val` or `test`. `vimoe prune` reports on another one.
         sampled: So many images of the split, each class in its share (see `sample`); all by default. Intervals are
             those of so many images drawn at random, which is a little wider than such a sample needs.
-        batch_size: Images at once.
-        workers: Processes that decode.
-        device: `auto`, or a torch device.
         shuffles: Shuffled tables behind every chance level.
         max_drop: Percentage points that the plan may lose.
         note: Called with a line on what is odd but stops nothing.

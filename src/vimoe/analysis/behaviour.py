@@ -1,6 +1,8 @@
 """How a model routes held-out images, noted batch by batch in one pass: the one place where choices are counted."""
 
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import pairwise
 
 import numpy as np
@@ -69,9 +71,6 @@ class Behaviour:
     Besides sums whose size does not depend on the number of images it keeps, for each image and layer, how often
     it used each expert (the chance levels need it); and the classes and experts of patches where these have classes.
 
-    Args:
-        model: An upcycled model.
-
     Raises:
         UserError: It has no MoE layer.
     """
@@ -87,13 +86,9 @@ class Behaviour:
         self.images = 0
 
     def note(self, labels: Tensor) -> dict[int, Tensor]:
-        """Note what the routers chose in the model's last forward.
+        """Note what the routers chose in the model's last forward, and return the first choices `[B, P]` by block.
 
-        Args:
-            labels: `[B]` the class of each image, or `[B, P]` of each patch, -1 for none.
-
-        Returns:
-            By block number, the first choices `[B, P]`.
+        `labels` are `[B]` the class of each image, or `[B, P]` of each patch, -1 for none.
         """
         first = {number: self._note_layer(number, labels) for number in self.layers}
         for a, b in self.joint:
@@ -103,27 +98,17 @@ class Behaviour:
         return first
 
     def watch(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Run a batch as it is and once more a little varied, and note what routers and experts do.
+        """Run a batch `[B, C, H, W]` as it is and once more a little varied, and note what routers and experts do.
 
         The experts' answers are compared on `TOKENS` tokens of every image, drawn at random with a fixed seed.
-
-        Args:
-            images: `[B, C, H, W]` on the model's device.
-            labels: As for `note`.
-
-        Returns:
-            What the model answers to the batch as it is.
+        `labels` are those of `note`. Returns what the model answers to the batch as it is.
         """
         inputs: dict[int, Tensor] = {}
-        handles = [
-            layer.register_forward_pre_hook(lambda _, given, number=number: inputs.__setitem__(number, given[0]))
-            for number, layer in self.modules.items()
-        ]
-        try:
+        with ExitStack() as hooks:
+            for number, layer in self.modules.items():
+                keep = partial(lambda number, _, given: inputs.__setitem__(number, given[0]), number)
+                hooks.enter_context(layer.register_forward_pre_hook(keep))
             outputs: Tensor = self.model(images)
-        finally:
-            for handle in handles:
-                handle.remove()
         drawn = generator("watch", self.images)
         for number, x in inputs.items():
             tokens = torch.rand(x.shape[:2], generator=drawn).argsort(1)[:, :TOKENS, None].to(x.device)
@@ -190,13 +175,10 @@ def count_routing(model: nn.Module, seen: HeldOut, device: str = "cpu") -> Behav
 
 
 def agreement(joint: NDArray[np.int64]) -> float:
-    """How much of one layer's first choice is known from the other's, 0 to 1.
+    """How much of one layer's first choice is known from the other's, 0 to 1, by counts `[E of one, E of the other]`.
 
     Mutual information less its bias for independent samples (Miller 1955), over the smaller of the two entropies;
     0 where a layer makes no choice.
-
-    Args:
-        joint: `[E of one, E of the other]` counts.
     """
     rows, columns = joint.sum(1), joint.sum(0)
     most = min(entropy_bits(rows), entropy_bits(columns))
@@ -207,13 +189,9 @@ def agreement(joint: NDArray[np.int64]) -> float:
 
 
 def vary_a_little(images: Tensor, drawn: torch.Generator) -> Tensor:
-    """The same images moved by a fiftieth of their size, at least a pixel, and with contrast changed by up to 10 %.
+    """Images `[B, C, H, W]` moved by a fiftieth of their size, at least a pixel, and contrast changed by up to 10 %.
 
-    What moves in at the border is what stood there.
-
-    Args:
-        images: `[B, C, H, W]`.
-        drawn: Where direction and contrast of each image are drawn from.
+    What moves in at the border is what stood there. Direction and contrast of each image are `drawn`.
     """
     size, height, width = len(images), *images.shape[-2:]
     signs = torch.randint(0, 2, (2, size, 1), generator=drawn) * 2 - 1

@@ -1,6 +1,5 @@
 """Routing counts: how often each class went to each expert, the one table behind every figure of specialisation."""
 
-import io
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -11,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vimoe.errors import UserError
-from vimoe.files import write_bytes
+from vimoe.files import write_arrays
 
 
 @dataclass(frozen=True)
@@ -21,7 +20,6 @@ class RoutingCounts:
     Attributes:
         layers: Block number of each layer, ascending.
         num_experts: Experts of each layer; columns beyond it are zero.
-        class_names: By class.
         counts: `[layers, classes, max(num_experts)]` int64: assignments of the class to the expert.
         super_classes: By class, the larger class that it belongs to; empty where the data set has none.
     """
@@ -46,24 +44,10 @@ class RoutingCounts:
         i = self.layers.index(number)
         return self.counts[i, :, : self.num_experts[i]]
 
-    def by_super_class(self) -> Self:
-        """The same assignments by super-class, in the order of their first classes; needs `super_classes`."""
-        names = tuple(dict.fromkeys(self.super_classes))
-        belongs = np.array([[of == name for of in self.super_classes] for name in names], dtype=np.int64)
-        return type(self)(self.layers, self.num_experts, names, belongs @ self.counts)
-
     def save(self, path: Path) -> None:
         """Write the table as npz, whole or not at all."""
-        buffer = io.BytesIO()
-        np.savez_compressed(
-            buffer,
-            layers=np.array(self.layers),
-            num_experts=np.array(self.num_experts),
-            class_names=np.array(self.class_names),
-            counts=self.counts,
-            super_classes=np.array(self.super_classes, dtype=np.str_),
-        )
-        write_bytes(path, buffer.getvalue())
+        names = {key: np.array(getattr(self, key), dtype=np.str_) for key in ("class_names", "super_classes")}
+        write_arrays(path, layers=self.layers, num_experts=self.num_experts, counts=self.counts, **names)
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -74,13 +58,9 @@ class RoutingCounts:
         """
         try:
             with np.load(path, allow_pickle=False) as table:
-                return cls(
-                    tuple(int(n) for n in table["layers"]),
-                    tuple(int(n) for n in table["num_experts"]),
-                    tuple(str(name) for name in table["class_names"]),
-                    table["counts"],
-                    tuple(str(name) for name in table["super_classes"]) if "super_classes" in table else (),
-                )
+                layers, num_experts, names = (table[key].tolist() for key in ("layers", "num_experts", "class_names"))
+                groups = table["super_classes"].tolist() if "super_classes" in table else ()
+                return cls(tuple(layers), tuple(num_experts), tuple(names), table["counts"], tuple(groups))
         except FileNotFoundError as error:
             raise UserError(f"there are no routing counts at {path}") from error
         except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:

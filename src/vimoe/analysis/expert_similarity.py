@@ -12,13 +12,7 @@ from vimoe.moe.rows import RowsOfOne
 
 
 def classes_of_expert(counts: Counts, expert: int, most: int = 10) -> tuple[ClassShare, ...]:
-    """The most frequent classes of an expert, with their lift, the most frequent first; none for an unused one.
-
-    Args:
-        counts: `[class, expert]`.
-        expert: Which column.
-        most: How many classes at the most.
-    """
+    """An expert's most frequent classes by counts `[class, expert]`, the most frequent first; none if unused."""
     column, overall = counts[:, expert], counts.sum(1) / max(1, counts.sum())
     shares: NDArray[np.float64] = column / max(1, column.sum())
     order = np.argsort(-column, kind="stable")[:most]
@@ -33,10 +27,9 @@ def output_gram(experts: Experts, rows: Tensor) -> Tensor:
 
 
 def output_similarity(gram: Tensor) -> Tensor:
-    """`[E, E]` likeness 2 ⟨a, b⟩ / (⟨a, a⟩ + ⟨b, b⟩): 1 for the same answers, 0 for unrelated ones or one of size 0.
+    """`[E, E]` likeness 2 ⟨a, b⟩ / (⟨a, a⟩ + ⟨b, b⟩) by the sum of what `output_gram` gave.
 
-    Args:
-        gram: Sum of what `output_gram` gave.
+    It is 1 for the same answers, 0 for unrelated ones or one of size 0.
     """
     sizes = gram.diagonal()
     total = sizes[:, None] + sizes

@@ -17,10 +17,9 @@ from vimoe.tasks.windows import resized, view_size
 
 
 class HeldOut(NamedTuple):
-    """Images, and how right an answer to them is.
+    """Images, the same ones in the same order whenever `batches` is called, and how right an answer to them is.
 
     Attributes:
-        batches: Gives the images with their targets, the same ones in the same order at every call.
         metric: What the score is called: `top1`, or `pixels`.
         score: How right an answer is, 0 to 1 an image.
         classes: Targets to the class of each image `[B]`, or of each patch `[B, P]` with -1 for none.
@@ -66,12 +65,7 @@ def held_out(
 
 
 class Sample(Images):
-    """Some images of a split.
-
-    Args:
-        images: The split.
-        places: Where they stand in it.
-    """
+    """The images of a split at some places."""
 
     def __init__(self, images: Images, places: list[int]) -> None:
         self.images, self.places, self.from_files = images, places, images.from_files
@@ -87,12 +81,7 @@ def sample(images: Images, number: int, seed: int = 0) -> Sample:
     """Draw images from a split, each class in its share as far as that can be.
 
     All images in the order of their classes, within a class at random, are counted off evenly from a random start.
-    Masks have no class of the image: there the draw is simply random.
-
-    Args:
-        images: The split.
-        number: How many to draw; all if there are not so many.
-        seed: What the draw depends on.
+    Masks have no class of the image: there the draw is simply random. All are drawn if there are not so many.
     """
     size, drawn = len(images), generator("sample", seed)
     order = torch.randperm(size, generator=drawn)

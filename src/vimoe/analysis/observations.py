@@ -24,7 +24,7 @@ class Observations(ABC):
     """The choices of one layer.
 
     Attributes:
-        images: How many images there are.
+        images: How many there are.
         shape: Classes, experts.
     """
 
@@ -39,14 +39,9 @@ class Observations(ABC):
     def _placed(self, order: Order | None) -> _Placed: ...
 
     def parts(self, groups: Order, order: Order | None = None) -> Counts:
-        """The counts of each group of images.
+        """`[groups, classes, experts]` counts of each group of images, after an exchange of choices if there is one.
 
-        Args:
-            groups: `[images]` the group of each image, from 0.
-            order: After this exchange of choices.
-
-        Returns:
-            `[groups, classes, experts]`.
+        `groups` are `[images]`, the group of each image from 0.
         """
         number, size = int(groups.max(initial=0)) + 1, self.shape[0] * self.shape[1]
         total = np.zeros(number * size)
@@ -65,7 +60,6 @@ class ImageObservations(Observations):
     Args:
         labels: `[N]` class of each image.
         used: For each batch, `[images, E]` how many of an image's choices fell on each expert.
-        num_classes: Number of classes.
     """
 
     def __init__(self, labels: NDArray[np.integer], used: Sequence[NDArray[np.integer]], num_classes: int) -> None:
@@ -98,8 +92,6 @@ class PatchObservations(Observations):
     Args:
         classes: For each batch, `[images, P]` class of each patch, -1 for none.
         experts: For each batch, `[images, P, k]` the patch's experts. P may differ from batch to batch.
-        num_classes: Number of classes.
-        num_experts: Number of experts E.
     """
 
     def __init__(

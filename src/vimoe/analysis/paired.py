@@ -11,13 +11,7 @@ Z = 1.959964  # of a 95 % interval
 
 @dataclass(frozen=True)
 class Estimate:
-    """A value and its 95 % interval.
-
-    Attributes:
-        value: The estimate.
-        low: Lower end.
-        high: Upper end.
-    """
+    """A value and its 95 % interval."""
 
     value: float
     low: float
@@ -25,13 +19,10 @@ class Estimate:
 
 
 def mean_score(scores: Tensor) -> Estimate:
-    """Mean of scores in 0 to 1, in percent.
+    """Mean of `[N]` scores in 0 to 1, one an image, in percent.
 
     The interval is taken after adding two images of score 1 and two of 0 (Agresti and Coull 1998), so that a
     perfect score does not come without doubt.
-
-    Args:
-        scores: `[N]`, one an image.
     """
     count, total, squares = len(scores), float(scores.double().sum()), float(scores.double().square().sum())
     centre = (total + 2) / (count + 4)
@@ -40,14 +31,10 @@ def mean_score(scores: Tensor) -> Estimate:
 
 
 def mean_loss(before: Tensor, after: Tensor) -> Estimate:
-    """Percentage points lost from `before` to `after`, paired by image; negative for a gain.
+    """Percentage points lost from `before` to `after`, `[N]` scores in 0 to 1 paired by image; negative for a gain.
 
     For scores of 0 and 1 the interval is that of Agresti and Min (2005): Wald's after adding half an image to each
     of the four outcomes, which keeps its promise where few images change sides. For scores between it is Student's.
-
-    Args:
-        before: `[N]` scores in 0 to 1, one an image.
-        after: `[N]`.
     """
     lost = (before - after).double()
     count, total, squares = len(lost), float(lost.sum()), float(lost.square().sum())

@@ -1,6 +1,5 @@
 """Which expert each patch chose, and which class it shows: routing seen on the image."""
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -10,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vimoe.data.masks import IGNORE
+from vimoe.data.transforms import ImageForm
 from vimoe.tasks.classification import evaluating
 from vimoe.tasks.segmenter import Segmenter
 from vimoe.tasks.windows import resized, view_size
@@ -40,8 +40,6 @@ def patch_classes(masks: Tensor, patch_size: tuple[int, int], num_classes: int) 
 
     Args:
         masks: `[B, H, W]` int64, `IGNORE` for unlabelled pixels. Sizes are rounded up to whole patches.
-        patch_size: Height and width of a patch in pixels.
-        num_classes: Number of classes.
 
     Returns:
         `[B, h, w]` int64, -1 where no class has more than half of the labelled pixels or none is labelled.
@@ -58,11 +56,7 @@ def patch_classes(masks: Tensor, patch_size: tuple[int, int], num_classes: int) 
 
 
 def patch_experts(segmenter: Segmenter, images: Tensor) -> dict[int, Tensor]:
-    """The experts that each patch chose, prefix tokens left out.
-
-    Args:
-        segmenter: An upcycled segmentation model.
-        images: `[B, C, H, W]`.
+    """The experts that each patch of `[B, C, H, W]` images chose, prefix tokens left out.
 
     Returns:
         By block number, `[B, h, w, k]` int64 on the CPU, the strongest choice first.
@@ -83,20 +77,17 @@ def expert_map(
     segmenter: Segmenter,
     image: Tensor,
     mask: Tensor,
-    mean: Sequence[float],
-    std: Sequence[float],
+    form: ImageForm,
     device: str = "cpu",
     short_side: int | None = None,
 ) -> ExpertMap:
     """Look where an image's patches go.
 
     Args:
-        segmenter: An upcycled segmentation model.
+        segmenter: Upcycled, on `device`.
         image: `[C, H, W]`, normalised.
         mask: `[H, W]` int64: its labels, or the model's own answer.
-        mean: By channel, what was taken off pixel values between 0 and 1.
-        std: By channel, what they were then divided by.
-        device: Where the model is.
+        form: How the image was normalised.
         short_side: Pixels that the shorter side is brought to first; None for its own.
 
     Raises:
@@ -106,22 +97,16 @@ def expert_map(
     size = view_size(height, width, short_side)
     sized = resized(image[None], *size)
     return ExpertMap(
-        to_pixels(sized[0], mean, std),
+        to_pixels(sized[0], form),
         resized_masks(mask[None], *size)[0].numpy(),
         {number: ids[0, ..., 0].numpy() for number, ids in patch_experts(segmenter, sized.to(device)).items()},
         segmenter.patch_size,
     )
 
 
-def to_pixels(image: Tensor, mean: Sequence[float], std: Sequence[float]) -> NDArray[np.uint8]:
-    """A normalised image `[C, H, W]`, of one or three channels, as `[H, W, 3]` uint8.
-
-    Args:
-        image: The image.
-        mean: By channel, what was taken off pixel values between 0 and 1.
-        std: By channel, what they were then divided by.
-    """
-    pixels = image.cpu() * torch.tensor(std)[:, None, None] + torch.tensor(mean)[:, None, None]
+def to_pixels(image: Tensor, form: ImageForm) -> NDArray[np.uint8]:
+    """A normalised image `[C, H, W]`, of one or three channels, as `[H, W, 3]` uint8."""
+    pixels = image.cpu() * torch.tensor(form.std)[:, None, None] + torch.tensor(form.mean)[:, None, None]
     return (255 * pixels.clamp(0, 1)).round().byte().expand(3, -1, -1).permute(1, 2, 0).numpy()
 
 

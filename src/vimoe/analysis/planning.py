@@ -64,7 +64,6 @@ def plan_layers(
         before: `[N]` scores of the images, 0 to 1, by the model as it is.
         alone: By block number, `[N]` scores with this layer alone pruned.
         try_out: Scores the model with these changes.
-        max_drop: Percentage points that may be lost.
         top_k: Experts that every choice needs.
 
     Returns:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from vimoe.analysis.analysis_result import Analysis
 from vimoe.analysis.patches import to_pixels
+from vimoe.data.transforms import ImageForm
 
 # Pixels of a thumbnail's longer side.
 THUMBNAIL = 64
@@ -22,14 +23,7 @@ TINY = 32
 
 
 class Thumbnail(NamedTuple):
-    """A small image.
-
-    Attributes:
-        uri: Its data.
-        width: In pixels.
-        height: In pixels.
-        label: Number of its class, -1 where it has none.
-    """
+    """A small image as a data URI; its label is -1 where it has none."""
 
     uri: str
     width: int
@@ -54,22 +48,21 @@ def gallery_places(analysis: Analysis, most: int = MOST_IMAGES) -> list[int]:
 
 
 def thumbnails(
-    batches: Iterable[tuple[Tensor, Tensor]], places: Sequence[int], mean: Sequence[float], std: Sequence[float]
+    batches: Iterable[tuple[Tensor, Tensor]], places: Sequence[int], form: ImageForm
 ) -> dict[int, Thumbnail]:
     """The images at these places, as the model sees them.
 
     Args:
         batches: Normalised images `[B, C, H, W]` with labels `[B]` (or masks), in the analysis' own order.
         places: Numbers of the wanted images in that order.
-        mean: By channel, what was taken off pixel values between 0 and 1.
-        std: By channel, what they were then divided by.
+        form: How they were normalised.
     """
     wanted, found, first = set(places), dict[int, Thumbnail](), 0
     for images, labels in batches:
         for i in range(len(images)):
             if first + i in wanted:
                 label = int(labels[i]) if labels[i].ndim == 0 else -1
-                found[first + i] = thumbnail(to_pixels(images[i], mean, std), label)
+                found[first + i] = thumbnail(to_pixels(images[i], form), label)
         first += len(images)
         if len(found) == len(wanted):
             break

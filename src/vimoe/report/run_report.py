@@ -54,7 +54,7 @@ def analysis_report(path: Path, command: str, dataset: str | None = None, data_d
         recipes={"training": (path / "recipe.yaml").read_text(encoding="utf-8")},
         command=command,
         tables=[plan_table(analysis, plan, before, after)],
-        images=thumbnails(seen.batches(), gallery_places(analysis), splits.form.mean, splits.form.std),
+        images=thumbnails(seen.batches(), gallery_places(analysis), splits.form),
         maps=_maps(model, seen.batches(), analysis.split_images, splits) if isinstance(model, Segmenter) else (),
     )
 
@@ -87,4 +87,4 @@ def _maps(model: Segmenter, batches: Iterable[tuple[Tensor, Tensor]], images: in
     """Of images from all over the split: neighbours are often frames of one film."""
     pairs = (pair for batch in batches for pair in zip(*batch, strict=True))
     shown = islice(pairs, 0, None, max(1, images // MAPS))
-    return [expert_map(model, image, mask, splits.form.mean, splits.form.std) for image, mask in islice(shown, MAPS)]
+    return [expert_map(model, image, mask, splits.form) for image, mask in islice(shown, MAPS)]

@@ -1,20 +1,17 @@
 """What a study keeps of each run: the metrics of its test split, its cost, and how its MoE layers route."""
 
-import io
 import json
 import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from vimoe.analysis.ablation_scores import image_scores
 from vimoe.analysis.behaviour import count_routing
 from vimoe.analysis.held_out import held_out
 from vimoe.analysis.specialisation import specialisation
 from vimoe.data.loaders import batches
-from vimoe.files import write_bytes, write_text
+from vimoe.files import write_arrays, write_text
 from vimoe.study.effort import training_steps
 from vimoe.tasks.classification import Classification
 from vimoe.tasks.model import load_model
@@ -67,9 +64,8 @@ def measure(run: RunFolder, recipe: Recipe) -> Result:
     last = run.read_rows()[-1]
     test = task.evaluate(model, splits.test, device, recipe.workers)
     if isinstance(task, Classification):
-        right, buffer = image_scores(model, batches(splits.test, workers=recipe.workers), device=device), io.BytesIO()
-        np.savez_compressed(buffer, right=right.bool().numpy())
-        write_bytes(run.path / RIGHT_FILE, buffer.getvalue())
+        right = image_scores(model, batches(splits.test, workers=recipe.workers), device=device)
+        write_arrays(run.path / RIGHT_FILE, right=right.bool().numpy())
     steps = training_steps(recipe, len(splits.train))
     result: Result = {
         "seed": recipe.seed,

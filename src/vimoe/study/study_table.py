@@ -7,7 +7,6 @@ routing/*.npz     counts [layer, class, expert] of the runs with the most MoE la
 """
 
 import csv
-import io
 import json
 import zipfile
 from collections.abc import Iterable, Mapping, Sequence
@@ -19,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vimoe.errors import UserError
-from vimoe.files import write_bytes, write_text
+from vimoe.files import write_arrays, write_bytes, write_text
 from vimoe.report.tables import Table
 from vimoe.study.grid import PLANNED, StudyRun, differing_fields
 from vimoe.study.run_result import RIGHT_FILE, Result
@@ -125,9 +124,7 @@ def gather(runs: Sequence[StudyRun], results: Mapping[str, Result], folder: Path
     paths = {row.run: folder / row.run / RIGHT_FILE for row in rows}
     right = {run: np.load(path)["right"] for run, path in paths.items() if path.exists()}
     if right:
-        buffer = io.BytesIO()
-        np.savez_compressed(buffer, **right)
-        write_bytes(folder / RIGHT_FILE, buffer.getvalue())
+        write_arrays(folder / RIGHT_FILE, **right)
     shown = {row.setting: row for row in deepest(rows) if row.seed == rows[0].seed}
     for setting, row in shown.items():
         write_bytes(folder / "routing" / f"{setting}.npz", (folder / row.run / "routing" / "val.npz").read_bytes())
