@@ -90,11 +90,9 @@ def _borders(one: ExpertMap, number: int) -> LineCollection:
     """White lines between neighbouring patches of different experts, in pixels of the image."""
     experts, (height, width) = one.experts[number], one.image.shape[:2]
     rows, columns = one.patch_size
-    lines = []
-    for y, x in np.argwhere(experts[:, 1:] != experts[:, :-1]).tolist():
-        lines.append([((x + 1) * columns, y * rows), ((x + 1) * columns, min((y + 1) * rows, height))])
-    for y, x in np.argwhere(experts[1:] != experts[:-1]).tolist():
-        lines.append([(x * columns, (y + 1) * rows), (min((x + 1) * columns, width), (y + 1) * rows)])
+    right, below = (np.argwhere(np.diff(experts, axis=axis)).tolist() for axis in (1, 0))
+    lines = [[((x + 1) * columns, y * rows), ((x + 1) * columns, min((y + 1) * rows, height))] for y, x in right]
+    lines += [[(x * columns, (y + 1) * rows), (min((x + 1) * columns, width), (y + 1) * rows)] for y, x in below]
     width_of_a_patch = 72 * PANEL * columns / width  # in points
     corners = np.array(lines).reshape(-1, 2, 2) - 0.5  # a pixel's middle is at whole numbers
     return LineCollection(list(corners), colors="white", linewidths=min(0.9, 0.09 * width_of_a_patch))
@@ -105,13 +103,7 @@ def _over(grey: NDArray[np.float64], colours: NDArray[np.uint8]) -> NDArray[np.u
 
 
 def served_classes(table: NDArray[np.int64], class_names: Sequence[str], most: int = 3) -> list[str]:
-    """For each expert the classes that make up most of its patches, with their share from 10 % on.
-
-    Args:
-        table: Counts `[class, expert]`.
-        class_names: By class.
-        most: How many classes are named.
-    """
+    """For each expert of a table `[class, expert]` the classes that make up most of its patches, from a share of 10 %."""
     shares = table / np.maximum(table.sum(0), 1)
     best = np.argsort(-shares, axis=0, kind="stable")[:most]
     named = [

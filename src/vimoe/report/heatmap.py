@@ -32,14 +32,9 @@ def class_shares(table: NDArray[np.int64]) -> NDArray[np.float64]:
 
 
 def row_order(counts: RoutingCounts, number: int) -> NDArray[np.int64]:
-    """The order of a heatmap's rows: by super-class where there are many classes, then by dominant expert.
+    """`[classes]` labels in the order of a heatmap's rows: by super-class where there are many, then by dominant expert.
 
-    Args:
-        counts: Routing counts.
-        number: The block.
-
-    Returns:
-        `[classes]` labels; of one expert the class that is most faithful to it first.
+    Of one expert the class that is most faithful to it comes first.
     """
     shares = class_shares(counts.layer(number))
     keys = [-shares.max(1), shares.argmax(1)]
@@ -67,12 +62,9 @@ def routing_heatmaps(
     compared by eye. Rows of a class with few choices are grey. The axes are labelled `block N`.
 
     Args:
-        counts: Routing counts.
-        measures: By block.
         plan: What becomes of the layers, written over the panels.
         blocks: The layers to draw; all by default.
         unit: What the counts count: `image` or `patch`.
-        columns: Panels in a row at most.
     """
     numbers = sorted(counts.layers if blocks is None else blocks, reverse=True)
     alone, groups = len(numbers) == 1, _groups(counts)

@@ -34,17 +34,12 @@ class Report:
     """What a report says.
 
     Attributes:
-        title: Its heading.
-        conclusion: One sentence.
         counts: Routing counts of the model whose MoE layers are shown.
         analysis: What was measured on it.
-        plan: What became of each MoE layer, and why.
         rows: Name of a run to the rows of its `metrics.jsonl`; the first with the routing of all layers trained them.
         recipes: Name of a run to its recipe as YAML.
         command: What makes this report again.
-        tables: Results.
         images: By place, images that the analysis names.
-        maps: Images with an expert for every patch.
         control: Name and score of a dense model on the analysis' images.
     """
 
@@ -74,11 +69,7 @@ _WORDS = {
 
 
 def write_page(report: Report, path: Path) -> Path:
-    """Write the page and, under `figures/` beside it, its figures as PNG, SVG and PDF.
-
-    Returns:
-        `path`.
-    """
+    """Write the page and, under `figures/` beside it, its figures as PNG, SVG and PDF; returns `path`."""
     drawn = figures(report)
     for name, figure in drawn.items():
         save_figure(figure, path.parent / "figures" / name)
@@ -87,12 +78,7 @@ def write_page(report: Report, path: Path) -> Path:
 
 
 def page(report: Report, drawn: Mapping[str, Figure] | None = None) -> str:
-    """The page as HTML.
-
-    Args:
-        report: What it says.
-        drawn: Its `figures`, if they were drawn already.
-    """
+    """The page as HTML; `drawn` are its `figures`, if they were drawn already."""
     environment = Environment(
         loader=PackageLoader("vimoe.report", "."),
         autoescape=select_autoescape(default=True),

@@ -25,8 +25,6 @@ class Series:
     Attributes:
         label: What it is, the same word in every panel.
         points: Places on the x axis, each with a value for each seed.
-        dashed: Whether the curve is dashed.
-        line: Whether the means are joined.
         colour: Number of the colour, so that one label has one colour in all panels; grey for None.
         shade: Instead of a colour by number, a place between 0 and 1 on a dark-to-light scale, for ordered curves.
     """
@@ -44,8 +42,6 @@ class Panel:
     """One set of axes.
 
     Attributes:
-        title: Above it.
-        series: Its curves.
         level: A name and a value for each seed, drawn as a horizontal line with a band of a standard deviation.
     """
 
@@ -82,8 +78,6 @@ def panels_over_seeds(
 
     Args:
         panels: Rows of panels; where these differ in length or hold one each, the panels follow each other in lines.
-        x_label: Below.
-        y_label: To the left.
         log_base: Base of a logarithmic x axis, None for a linear one.
         dots: Whether seeds and bars are drawn; without them only the means.
         interval: Whether bars are 95 % t intervals of the means; else they are standard deviations between seeds.

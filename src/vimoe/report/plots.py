@@ -65,7 +65,6 @@ def removal_curve(analysis: Analysis, control: tuple[str, Estimate] | None = Non
     Accepted steps are joined; a refused one stands beside the line, and the next one starts from the line again.
 
     Args:
-        analysis: With its steps.
         control: Name and score of a dense model on the same images, drawn as a line with its interval.
     """
     steps = [step for step in analysis.steps if not step.drop]

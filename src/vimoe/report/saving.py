@@ -28,7 +28,6 @@ class Drawing(NamedTuple):
     """A figure in a page.
 
     Attributes:
-        svg: The figure as an SVG element.
         width: CSS pixels at which its text has the size that it was drawn for.
         boxes: By label of its axes, such as `block 11`, where these lie, as CSS for an element over the figure.
     """

@@ -21,14 +21,9 @@ _LATEX = str.maketrans(
 
 
 class Table(NamedTuple):
-    """A table of finished cells, written in every form that the toolbox needs.
+    """A table of finished cells and notes on how to read it, written in every form that the toolbox needs.
 
     The first column stands to the left, the others to the right.
-
-    Attributes:
-        header: Over the columns.
-        rows: Cells, as many a row as the header has.
-        notes: How to read it, a paragraph each.
     """
 
     header: Sequence[str]
@@ -127,8 +122,8 @@ def metrics_table(metrics: Mapping[str, float]) -> str:
         "macc": ("mean class accuracy", "%"),
         "images": ("images", ""),
     }
-    rows = [
-        (words[key][0], f"{value:.2f}" if words[key][1] else f"{value:.0f}", words[key][1])
-        for key, value in metrics.items()
-    ]
-    return "\n".join(f"{name:20} {value:>8} {unit}".rstrip() for name, value, unit in rows)
+    lines = []
+    for key, value in metrics.items():
+        name, unit = words[key]
+        lines.append(f"{name:20} {value:>8.{2 if unit else 0}f} {unit}".rstrip())
+    return "\n".join(lines)
