@@ -103,7 +103,7 @@ def _over(grey: NDArray[np.float64], colours: NDArray[np.uint8]) -> NDArray[np.u
 
 
 def served_classes(table: NDArray[np.int64], class_names: Sequence[str], most: int = 3) -> list[str]:
-    """For each expert of a table `[class, expert]` the classes that make up most of its patches, from a share of 10 %."""
+    """For each expert of a table `[class, expert]`, the classes of most of its patches, with shares from 10 % on."""
     shares = table / np.maximum(table.sum(0), 1)
     best = np.argsort(-shares, axis=0, kind="stable")[:most]
     named = [

@@ -32,7 +32,7 @@ def class_shares(table: NDArray[np.int64]) -> NDArray[np.float64]:
 
 
 def row_order(counts: RoutingCounts, number: int) -> NDArray[np.int64]:
-    """`[classes]` labels in the order of a heatmap's rows: by super-class where there are many, then by dominant expert.
+    """`[classes]` labels in the order of a heatmap's rows: by super-class if there are many, then by dominant expert.
 
     Of one expert the class that is most faithful to it comes first.
     """
