@@ -30,8 +30,6 @@ def find_ade20k(root: Path, wanted: Wanted = AS_USUAL, reduce_zero_label: bool =
     What is only in `images` or only in `annotations`, such as a test split without masks, is no split.
 
     Args:
-        root: The folder.
-        wanted: Which splits.
         reduce_zero_label: Masks say 0 for unlabelled and 1 to K for the classes; else 0 to K - 1, and 255.
 
     Raises:

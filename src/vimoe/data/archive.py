@@ -38,7 +38,6 @@ class Member(NamedTuple):
     """A file in an archive.
 
     Attributes:
-        archive: The archive.
         name: The member's path in it.
         offset: Where its bytes begin.
         size: How many there are.

@@ -20,9 +20,7 @@ def epoch_order(
     fewer images, the views of an image side by side. Number `i + size * r` stands for view r of image i.
 
     Args:
-        size: Number of images.
         batch_size: Images a batch, over all processes.
-        seed: The run's seed.
         epoch: The epoch, from 0.
         repeats: Views of each image.
         part: This process's rank and the world size; each gets its share of every batch.

@@ -55,9 +55,7 @@ def training_batches(
     so that every process has the same number of batches, all of the same size.
 
     Args:
-        images: The training images.
         batch_size: Images a batch, over all processes.
-        seed: The run's seed.
         epoch: The epoch, from 0.
         first: The first batch to give.
         workers: Processes that decode; they are kept for the next epoch.

@@ -63,10 +63,8 @@ def training_pair(
     labelled `IGNORE`.
 
     Args:
-        image: In RGB.
         mask: `[H, W]` int64.
         form: How the model wants its images; the crop has its height and width.
-        augmentation: How to augment.
         short_side: Pixels of the shorter side at size 1, as evaluation brings it to; None for the image's own, which
             is what evaluation looks at then.
 

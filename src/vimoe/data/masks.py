@@ -42,8 +42,6 @@ def labels_of(
     """From a mask's values to labels, and the first value that is no class.
 
     Args:
-        values: As the file has them.
-        num_classes: Number of classes.
         reduce_zero_label: Whether 0 says unlabelled and the classes are 1 to `num_classes`, as in ADE20K; else they
             are 0 to `num_classes` - 1. `IGNORE` says unlabelled in both.
     """

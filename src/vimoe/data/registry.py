@@ -47,10 +47,8 @@ def open_dataset(
             class), or, as timm has them, `torch/NAME` (torchvision), `wds/NAME` (webdataset), `hfds/NAME` and
             `hfids/NAME` (Hugging Face).
         data_dir: The folder or archive; for `hfds/NAME` where downloads are kept, the library's own place if None.
-        form: How the model wants its images.
         augmentation: How training images are augmented; None shows them as evaluation does.
         val_share: Share of each class to set aside where there is no `val` and no `test`.
-        seed: The run's seed.
         splits: Names of the splits for `train`, `val` and `test`; empty ones are found by the usual names.
         per_class: So many training images of each class, drawn with `seed`; all of them if None.
         dataset_args: Arguments of `vimoe.data.glyphs.glyphs`; other data sets take none.
@@ -93,10 +91,8 @@ def open_masks(
 
     Args:
         name: `digit_scenes` (embedded; the other arguments are for files) or `ade20k` (see `vimoe.data.ade20k`).
-        data_dir: The folder.
         form: How the model wants its images; training crops have its height and width.
         augmentation: How training images are augmented together with their masks; None shows their middle.
-        reduce_zero_label: Whether masks say 0 for unlabelled.
         splits: Names of the splits for `train`, `val` and `test`; empty ones are found by the usual names.
         short_side: Pixels that the shorter side is brought to first.
 
@@ -128,11 +124,8 @@ def open_one_split(
 
     Args:
         name: As of `open_dataset` or `open_masks`.
-        data_dir: The folder or archive.
-        form: How the model wants its images.
         split: See `OneSplit`.
         class_names: What labels are called where the data set has numbers without names.
-        reduce_zero_label: Whether masks say 0 for unlabelled.
         dataset_args: See `open_dataset`.
 
     Returns:

@@ -52,8 +52,6 @@ def compose(scans: Tensor, labels: Tensor, size: int, drawn: torch.Generator) ->
     Args:
         scans: `[N, 1, 8, 8]`, ink between 0 and 1.
         labels: `[N]` int64, the digit that each shows.
-        size: How many scenes.
-        drawn: Where everything random is drawn from.
 
     Returns:
         Images `[size, 3, SIDE, SIDE]` between 0 and 1, and masks `[size, SIDE, SIDE]` int64, 0 on the ground and
@@ -99,7 +97,6 @@ def _placed(scans: Tensor, corners: Tensor, drawn: torch.Generator) -> Tensor:
     Args:
         scans: `[S, 1, 8, 8]`.
         corners: `[S]`, 0 to 3 in reading order.
-        drawn: Where size, tilt and place are drawn from.
     """
     count = len(scans)
     larger, tilt, right, down = torch.rand(4, count, generator=drawn)

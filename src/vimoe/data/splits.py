@@ -29,7 +29,6 @@ class Splits:
         val: What decisions are made on (which layers to keep).
         test: What is reported, and never decides anything; the same object as `val` where there is no such split.
         class_names: By label.
-        form: How the images come out.
         augment: Augments a batch `[B, C, H, W]` of training images, None for no augmentation.
         super_classes: By label, the larger class that it belongs to (the script of a letter); empty without such.
     """

@@ -99,9 +99,7 @@ def find_hugging_face(name: str, cache: str | None, wanted: Wanted = AS_USUAL) -
     The images are the first column of images; the labels the column `label`, or the first one of class labels.
 
     Args:
-        name: Its name on the Hub, or a folder.
         cache: Where the library keeps what it prepares; None for its own place.
-        wanted: Which splits.
 
     Raises:
         UserError: The library is not installed, or the data set is not there or has no such columns.

@@ -25,7 +25,6 @@ class Verification(NamedTuple):
     """What a comparison with the eager model found.
 
     Attributes:
-        images: Images compared.
         difference: Largest difference of a logit over the largest logit of the eager model.
         tolerance: What is allowed.
         other_choices: Choices of experts that differ, ties left out.

@@ -28,7 +28,6 @@ class Exported(NamedTuple):
     """An exported file.
 
     Attributes:
-        path: Where it lies.
         facts: What it says of itself.
         model: The eager model that it was made from.
         image_shape: Channels, height, width.
@@ -46,8 +45,6 @@ def export_model(
     """Export the model of a folder.
 
     Args:
-        folder: A model folder of any task.
-        path: The file to write.
         kind: `onnx` or `torch`.
         precision: See `GraphModel`.
         dynamic_batch: Whether the graph takes any number of images; else one at a time.

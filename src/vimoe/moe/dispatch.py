@@ -28,7 +28,6 @@ def sort_by_expert(expert_ids: Tensor, num_experts: int) -> Order:
 
     Args:
         expert_ids: `[S, k]` int64.
-        num_experts: Number of experts E.
     """
     flat = expert_ids.flatten()
     sorted_ids, forward = flat.sort(stable=True)

@@ -27,7 +27,6 @@ class Stacked(nn.Module):
     Args:
         module: The `nn.Linear` or `nn.LayerNorm` to copy; `weight` becomes `[E, out, in]` or `[E, H]`,
             `bias` `[E, out]` or `[E, H]`, None where the module has none.
-        num_experts: Number of copies E.
     """
 
     weight: nn.Parameter
@@ -72,7 +71,6 @@ class Experts(nn.Module):
 
     Args:
         ffn: The FFN to copy (see `check_ffn`); its dropout and activation are taken over.
-        num_experts: Number of copies E.
         scale: Factor on the copies' output (on the weight and bias of `fc2`).
         backend: How to compute them, see `vimoe.moe.compute`.
 

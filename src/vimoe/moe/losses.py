@@ -20,7 +20,6 @@ def expert_load(expert_ids: Tensor, num_experts: int) -> Tensor:
 
     Args:
         expert_ids: `[S, k]` int64, the chosen experts of this process.
-        num_experts: Number of experts E.
 
     Returns:
         `[E]` fp32, sums to 1 (all zero when nothing was assigned anywhere).

@@ -47,7 +47,6 @@ def select_experts(logits: Tensor, top_k: int, gate: Gate, noise: Tensor | None 
 
     Args:
         logits: `[S, E]` in fp32 or fp64.
-        top_k: Experts to choose, 1 to E.
         gate: `straight_through` (see `straight_through_gates`) or `softmax` (the raw probability).
         noise: `[S, E]` added to the logits for the choice and the gates, never for `probs`.
     """
@@ -61,10 +60,6 @@ class Router(nn.Module):
     """`Linear(D, E, bias=False)` in fp32, whatever autocast says, and a top-k choice.
 
     Args:
-        dim: Width D of the input.
-        num_experts: Number of experts E.
-        top_k: Experts chosen for each input.
-        gate: Kind of gate, see `select_experts`.
         noise: Add normal noise of σ = 1/E to the logits in training (V-MoE, Riquelme et al. 2021, section 2.1).
     """
 

@@ -30,11 +30,7 @@ class Rows(Protocol):
 
 
 class RowsOfOne:
-    """All rows belong to one expert: plain torch operations.
-
-    Args:
-        expert: The expert's number.
-    """
+    """All rows belong to one expert: plain torch operations."""
 
     def __init__(self, expert: int) -> None:
         self.expert = expert
@@ -50,7 +46,6 @@ class LoopRows:
     """All rows belong to one expert, and the others' rows follow: any device and float dtype, no double backward.
 
     Args:
-        expert: The expert's number.
         slices: Shared by all experts of one forward.
     """
 

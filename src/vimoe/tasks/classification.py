@@ -16,12 +16,7 @@ from vimoe.vit.checkpoint import save
 
 
 class Classification(Task):
-    """One label an image: cross-entropy, and top-1 accuracy.
-
-    Args:
-        num_classes: Number of classes.
-        smoothing: Label smoothing.
-    """
+    """One label an image: cross-entropy, and top-1 accuracy."""
 
     metric = "top1"
 

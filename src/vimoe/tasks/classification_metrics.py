@@ -12,7 +12,6 @@ class ClassificationMetrics:
     """Counts from which accuracy, its mean over classes, likelihood and calibration are made.
 
     Args:
-        num_classes: Number of classes.
         bins: Equal bins of confidence for the calibration error.
     """
 

@@ -12,10 +12,6 @@ class LinearDecoder(nn.Module):
     """BatchNorm and a 1×1 convolution on the last block's patches.
 
     DINOv2's protocol for linear segmentation (Oquab et al. 2023, section 7.4), and the paper's.
-
-    Args:
-        width: Channels of the features.
-        num_classes: Number of classes.
     """
 
     def __init__(self, width: int, num_classes: int) -> None:
@@ -37,8 +33,6 @@ class MultiLevelDecoder(nn.Module):
     BatchNorm; no dropout, no auxiliary head.
 
     Args:
-        width: Channels of the features.
-        num_classes: Number of classes.
         dim: Channels inside the decoder.
     """
 
@@ -75,8 +69,6 @@ class PooledContext(nn.Module):
     """Pyramid pooling (PSPNet, Zhao et al. 2017): the image's mean over 1, 4, 9 and 36 regions beside each place.
 
     Args:
-        width: Channels that come in.
-        dim: Channels that go out.
         grids: Regions along each axis.
     """
 

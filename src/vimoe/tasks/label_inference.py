@@ -28,7 +28,6 @@ class Prediction(NamedTuple):
     """What a model says about an image.
 
     Attributes:
-        path: The image.
         labels: The most probable labels with their probabilities, best first.
         experts: By block number, the experts chosen for the image (under `image` routing).
     """

@@ -24,7 +24,6 @@ class MaskPrediction(NamedTuple):
     """What a model sees in an image.
 
     Attributes:
-        path: The image.
         mask: An indexed PNG of the image's size, its values those of the masks the model learned from.
         overlay: A PNG of the image under the colours of its classes.
         shares: By class name, the share of the pixels, largest first; classes that were not seen are left out.

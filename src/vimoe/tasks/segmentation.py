@@ -22,8 +22,6 @@ class Segmentation(Task):
     """Cross-entropy over labelled pixels, and mean intersection over union.
 
     Args:
-        num_classes: Number of classes.
-        smoothing: Label smoothing.
         view: How images are looked at in evaluation; its `short_side` is kept with the model.
         reduce_zero_label: Whether masks in files say 0 for unlabelled; kept with the model.
 

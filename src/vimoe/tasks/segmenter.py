@@ -80,7 +80,6 @@ def build_segmenter(
     Args:
         backbone: A timm ViT made with `dynamic_img_size=True`, dense or upcycled.
         decoder: `linear` (see `LinearDecoder`) or `upernet` (see `MultiLevelDecoder`).
-        num_classes: Number of classes.
         blocks: What the decoder sees: one block under `linear`, by default the last; four under `upernet`, by default
             the last of each quarter of the ViT.
         dim: Channels inside the `upernet` decoder.

@@ -31,7 +31,6 @@ class SegmentationEntry(NamedTuple):
         decoder: `linear` or `upernet`.
         blocks: Numbers of the blocks that the decoder sees.
         dim: Channels inside the `upernet` decoder; 0 under `linear`.
-        class_names: By class.
         reduce_zero_label: Whether masks in files say 0 for unlabelled and 1 to K for the classes.
         short_side: Pixels that an image's shorter side is brought to before the model sees it; None for its own.
         sha256: Of the decoder's file.
@@ -58,7 +57,6 @@ def save_segmenter(
     Args:
         model: A `Segmenter`, dense, upcycled or pruned.
         folder: Where to write; made if it does not exist, other files in it stay.
-        class_names: By class.
         reduce_zero_label: See `SegmentationEntry`.
         short_side: See `SegmentationEntry`.
 
@@ -92,7 +90,6 @@ def load_segmenter(folder: str | Path, device: str | torch.device = "cpu", **mod
 
     Args:
         folder: What `save_segmenter` wrote.
-        device: Where to put the weights.
         model_args: As of `vimoe.load`.
 
     Raises:

@@ -56,7 +56,6 @@ def probabilities(model: Model, images: Tensor, view: View) -> Tensor:
     Args:
         model: From `[B, C, h, w]` to logits `[B, classes, h, w]`.
         images: `[B, C, H, W]`.
-        view: How to look at them.
 
     Returns:
         `[B, classes, H, W]` fp32.
@@ -87,7 +86,6 @@ def sliding_window(model: Model, images: Tensor, view: View) -> Tensor:
     Args:
         model: From `[n, C, h, w]` to logits `[n, classes, h, w]`.
         images: `[B, C, H, W]`.
-        view: Its window, stride and batch.
 
     Returns:
         `[B, classes, H, W]` fp32.

@@ -31,7 +31,6 @@ def train(recipe: Recipe, resume_changed: bool = False) -> RunFolder:
     """Run a recipe to its end, or from where its folder stands; every process of a `torchrun` calls it.
 
     Args:
-        recipe: What to train.
         resume_changed: Go on also where the folder's run had another augmentation so far.
 
     Raises:

@@ -12,11 +12,7 @@ from vimoe.vit.blocks import moe_layers
 
 
 class RoutingHealth:
-    """What the routers did, summed over the forwards of an epoch.
-
-    Args:
-        model: The model that is trained.
-    """
+    """What the routers did, summed over the forwards of an epoch."""
 
     def __init__(self, model: nn.Module) -> None:
         self._layers = moe_layers(model)

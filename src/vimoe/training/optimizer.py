@@ -18,8 +18,6 @@ def build_optimisation(model: nn.Module, recipe: Recipe, steps: int) -> tuple[to
     """Optimiser and schedule; the schedule counts steps and scales the rate of each group by its `lr_scale`.
 
     Args:
-        model: The model to train.
-        recipe: Names and rates.
         steps: Optimiser steps an epoch.
 
     Raises:

@@ -80,7 +80,6 @@ def gather_model(model: nn.Module, unsharded: nn.Module) -> nn.Module:
     """The whole model on the CPU where its parameters are sharded (filled on process 0 alone), else itself.
 
     Args:
-        model: The model that is trained.
         unsharded: A weightless copy of it, from before its parameters were sharded.
     """
     if not isinstance(model, FSDPModule):

@@ -17,8 +17,6 @@ class Progress:
 
     Args:
         epoch: The epoch, from 1.
-        epochs: How many there are.
-        steps: Batches of the epoch.
         first: How many of them were done before.
         interval: Seconds between two lines where there is no terminal.
         loud: Whether to show anything (process 0 does).

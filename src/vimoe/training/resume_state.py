@@ -21,11 +21,7 @@ State = dict[str, Any]
 
 
 class ResumeStates:
-    """The newest resume state of a run and the one before it; all processes call the methods together.
-
-    Args:
-        folder: The run's folder of checkpoints.
-    """
+    """The newest resume state of a run and the one before it; all processes call the methods together."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder

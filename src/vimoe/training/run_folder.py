@@ -70,7 +70,6 @@ class RunFolder:
         """Make sure that the folder, if it holds a run, holds one of this recipe.
 
         Args:
-            recipe: The recipe to go on with.
             resume_changed: Whether the augmentation may be another one from now on.
 
         Returns:

@@ -41,7 +41,6 @@ def mean_ffn(layer: MoELayer, load: Tensor | None = None) -> nn.Module:
     """The load-weighted mean of the experts' parameters as the block's FFN (a uniform mean without a load).
 
     Args:
-        layer: An MoE layer.
         load: `[E]` share of the assignments that each expert got, any positive scale.
     """
     if load is None:
@@ -58,7 +57,6 @@ def merged_ffn(layer: MoELayer, config: MoEConfig, load: Tensor | None = None) -
 
     Args:
         layer: An MoE layer with a shared expert, which is taken out of it, and gates that sum to 1.
-        config: Of the model that it belongs to.
         load: `[E]` weights of the experts' mean, any positive scale; uniform by default.
     """
     mean, ffn = mean_ffn(layer, load), shared_ffn(layer)
@@ -80,8 +78,6 @@ def plain_ffn(layer: MoELayer, config: MoEConfig, load: Tensor | None = None) ->
     much the experts add differs from image to image, and the shared expert stands alone.
 
     Args:
-        layer: An MoE layer.
-        config: Of the model that it belongs to.
         load: `[E]` share of the assignments that each expert got, any positive scale.
     """
     if not config.shared_expert:

@@ -51,8 +51,6 @@ def spherical_kmeans(rows: Tensor, clusters: int, generator: torch.Generator, st
 
     Args:
         rows: `[N, D]`.
-        clusters: K.
-        generator: Of the beginning.
         steps: Assignments and means.
 
     Returns:
