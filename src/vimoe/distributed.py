@@ -21,8 +21,7 @@ def process_group(device: str) -> Iterator[None]:
     Args:
         device: A torch device; with CUDA each process takes its own.
 
-    Raises:
-        UserError: The processes do not find each other, or another one has died.
+    Raises UserError if the processes do not find each other, or another one has died.
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         yield

@@ -11,11 +11,7 @@ from vimoe.errors import UserError
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file whole or not at all; its folder is made if needed.
-
-    Raises:
-        UserError: It cannot be written.
-    """
+    """Write a file whole or not at all; its folder is made if needed. Raises UserError if it cannot be written."""
     write_bytes(path, text.encode(errors="backslashreplace"))
 
 

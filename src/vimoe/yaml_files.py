@@ -50,11 +50,7 @@ def parse_yaml(text: str) -> Any:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """The keys and values of a YAML file.
-
-    Raises:
-        UserError: It cannot be read, or holds anything else.
-    """
+    """The keys and values of a YAML file. Raises UserError if it cannot be read, or holds anything else."""
     try:
         if path.stat().st_size > MAX_BYTES:
             raise UserError(f"{path} is larger than {MAX_BYTES / 1e6:g} MB, which no recipe and no study is")

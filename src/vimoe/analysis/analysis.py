@@ -53,8 +53,7 @@ def analyze(
         places: Where each image stands in its split, if these are a sample.
         split_images: How many the split holds then.
 
-    Raises:
-        UserError: There is no MoE layer, no image, a single class, or a router whose weights are not finite.
+    Raises UserError if there is no MoE layer, no image, a single class, or a router whose weights are not finite.
     """
     config = _checked(model, class_names)
     behaviour, before = _watch(model, seen, device)

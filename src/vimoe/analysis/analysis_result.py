@@ -174,8 +174,7 @@ class Analysis:
     def load(cls, path: Path) -> typing.Self:
         """Read what `save` wrote.
 
-        Raises:
-            UserError: The file is missing, damaged or something else, or a value has another type than it must.
+        Raises UserError if the file is missing, damaged or something else, or a value has another type than it must.
         """
         try:
             values = json.loads(path.read_text(encoding="utf-8"))

@@ -49,9 +49,8 @@ def analyze_run(
         max_drop: Percentage points that the plan may lose.
         note: Called with a line on what is odd but stops nothing.
 
-    Raises:
-        UserError: The run is not finished, has no MoE layer, or its images cannot be used, or another process works
-            in the folder.
+    Raises UserError if the run is not finished, has no MoE layer, or its images cannot be used, or another process
+    works in the folder.
     """
     run, recipe = finished_run(path)
     splits = run_images(run, recipe, dataset, data_dir)
@@ -92,11 +91,7 @@ def analyze_run(
 
 
 def finished_run(path: Path) -> tuple[RunFolder, Recipe]:
-    """A run and its recipe.
-
-    Raises:
-        UserError: There is no run, or it is not finished.
-    """
+    """A run and its recipe. Raises UserError if there is no run, or it is not finished."""
     run = RunFolder(path)
     if not (path / "recipe.yaml").exists():
         raise UserError(f"{path} is not a run folder: it holds no recipe.yaml")
@@ -108,8 +103,7 @@ def finished_run(path: Path) -> tuple[RunFolder, Recipe]:
 def run_images(run: RunFolder, recipe: Recipe, dataset: str | None = None, data_dir: str | None = None) -> Splits:
     """A finished run's images as its model wants them, without augmentation.
 
-    Raises:
-        UserError: They cannot be used, or have other classes than the model.
+    Raises UserError if they cannot be used, or have other classes than the model.
     """
     config = read_config(run.model)
     source = replace(recipe, data_dir=data_dir or recipe.data_dir, augment=False)

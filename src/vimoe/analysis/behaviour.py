@@ -71,8 +71,7 @@ class Behaviour:
     Besides sums whose size does not depend on the number of images it keeps, for each image and layer, how often
     it used each expert (the chance levels need it); and the classes and experts of patches where these have classes.
 
-    Raises:
-        UserError: It has no MoE layer.
+    Raises UserError if it has no MoE layer.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -163,8 +162,7 @@ def count_routing(model: nn.Module, seen: HeldOut, device: str = "cpu") -> Behav
 
     Under `token` routing every patch counts, for its image's class or its own; prefix tokens are left out.
 
-    Raises:
-        UserError: The model has no MoE layer.
+    Raises UserError if the model has no MoE layer.
     """
     behaviour = Behaviour(model)
     with evaluating(model):

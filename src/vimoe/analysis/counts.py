@@ -51,11 +51,7 @@ class RoutingCounts:
 
     @classmethod
     def load(cls, path: Path) -> Self:
-        """Read what `save` wrote.
-
-        Raises:
-            UserError: The file is missing, damaged or something else.
-        """
+        """Read what `save` wrote. Raises UserError if the file is missing, damaged or something else."""
         try:
             with np.load(path, allow_pickle=False) as table:
                 layers, num_experts, names = (table[key].tolist() for key in ("layers", "num_experts", "class_names"))

@@ -61,8 +61,7 @@ def patch_experts(segmenter: Segmenter, images: Tensor) -> dict[int, Tensor]:
     Returns:
         By block number, `[B, h, w, k]` int64 on the CPU, the strongest choice first.
 
-    Raises:
-        UserError: The model has no MoE layer.
+    Raises UserError if the model has no MoE layer.
     """
     with evaluating(segmenter), record_routing(segmenter) as record:
         segmenter(images)
@@ -90,8 +89,7 @@ def expert_map(
         form: How the image was normalised.
         short_side: Pixels that the shorter side is brought to first; None for its own.
 
-    Raises:
-        UserError: The model has no MoE layer.
+    Raises UserError if the model has no MoE layer.
     """
     height, width = image.shape[-2:]
     size = view_size(height, width, short_side)

@@ -32,8 +32,7 @@ def find_ade20k(root: Path, wanted: Wanted = AS_USUAL, reduce_zero_label: bool =
     Args:
         reduce_zero_label: Masks say 0 for unlabelled and 1 to K for the classes; else 0 to K - 1, and 255.
 
-    Raises:
-        UserError: The folder, a split or the names of the classes are missing, or an image or a mask stands alone.
+    Raises UserError if the folder, a split or the names of the classes are missing, or an image or a mask stands alone.
     """
     if not root.is_dir():
         raise UserError(f"data_dir {root} is not a folder")
@@ -50,8 +49,7 @@ def read_pair(
 ) -> tuple[Image.Image, Tensor]:
     """The image in RGB and its mask `[H, W]` int64, at their own size.
 
-    Raises:
-        BrokenImageError: One of them cannot be used, or their sizes differ.
+    Raises BrokenImageError if one of them cannot be used, or their sizes differ.
     """
     image = read_image(image_file)
     mask = read_mask(mask_file, num_classes, reduce_zero_label)
@@ -66,8 +64,7 @@ def read_pair(
 def find_pairs(root: Path, split: str) -> Sequence[tuple[Path, Path]]:
     """The images of a split with their masks, in the order of their names.
 
-    Raises:
-        UserError: There are none, or an image has no mask or a mask no image.
+    Raises UserError if there are none, or an image has no mask or a mask no image.
     """
     image_root, annotations = root / "images" / split, root / "annotations" / split
     images, masks = files_below(image_root, SUFFIXES), files_below(annotations, (".png",))
@@ -87,8 +84,7 @@ def read_class_names(root: Path, reduce_zero_label: bool) -> tuple[str, ...]:
 
     Numbers, where the lines have them, are those of the masks; an entry for unlabelled pixels may be among them.
 
-    Raises:
-        UserError: There is no such file, or it does not name every class once.
+    Raises UserError if there is no such file, or it does not name every class once.
     """
     file = next((root / name for name in CLASS_FILES if (root / name).is_file()), root / CLASS_FILES[0])
     try:

@@ -55,11 +55,7 @@ class Member(NamedTuple):
 
 
 def read_member(member: Member) -> Image.Image:
-    """The image in RGB, upright.
-
-    Raises:
-        BrokenImageError: It cannot be used.
-    """
+    """The image in RGB, upright. Raises BrokenImageError if it cannot be used."""
     if member.lost:
         raise BrokenImageError(f"{member} {member.lost}")
     try:
@@ -80,8 +76,7 @@ def members(archive: Path) -> Iterator[Member]:
 
     Members of more than 1 GiB and sparse ones are lost too.
 
-    Raises:
-        UserError: It cannot be read, is compressed or no tar at all, or ends too early.
+    Raises UserError if it cannot be read, is compressed or no tar at all, or ends too early.
     """
     name = ""
     try:
@@ -111,8 +106,7 @@ def members(archive: Path) -> Iterator[Member]:
 def _headers(file: BinaryIO) -> Iterator[tarfile.TarInfo | int]:
     """The members of a tar, and where each stretch begins that is neither a member nor zeros.
 
-    Raises:
-        tarfile.TarError: It does not begin as a tar, or ends within a member.
+    Raises tarfile.TarError if it does not begin as a tar, or ends within a member.
     """
     _check_extensions(file, 0)
     tar, size = tarfile.TarFile(fileobj=file), os.fstat(file.fileno()).st_size
@@ -168,8 +162,7 @@ def _check_extensions(file: BinaryIO, place: int) -> None:
 def find_archives(root: Path) -> dict[tuple[str, ...], Path]:
     """The tars in a folder, by their path in it without `.tar`; a tar that is named itself has an empty one.
 
-    Raises:
-        UserError: There are none.
+    Raises UserError if there are none.
     """
     if root.is_file():
         return {(): root}
@@ -184,9 +177,8 @@ def find_archives(root: Path) -> dict[tuple[str, ...], Path]:
 def find_tar(root: Path, wanted: Wanted = AS_USUAL) -> Found:
     """The splits and classes of images in a tar, or in a folder of tars.
 
-    Raises:
-        UserError: An archive cannot be used, an image is in no class, a split is missing, or the splits have
-            different classes.
+    Raises UserError if an archive cannot be used, an image is in no class, a split is missing, or the splits have
+    different classes.
     """
     placed = [pair for path, archive in find_archives(root).items() for pair in _places(path, archive)]
     if not placed:

@@ -34,8 +34,7 @@ def read_image(where: object, content: IO[bytes] | None = None) -> Image.Image:
 
     `where` is the file's path, or what it is called where its `content` is given.
 
-    Raises:
-        BrokenImageError: The file cannot be used.
+    Raises BrokenImageError if the file cannot be used.
     """
     with opened(where, content) as image:
         return _to_rgb(ImageOps.exif_transpose(image))
@@ -47,8 +46,7 @@ def opened(where: object, content: IO[bytes] | None = None, kind: str = "") -> I
 
     `kind` stands behind `cannot be read` in that line, such as ` as a mask`; for the rest see `read_image`.
 
-    Raises:
-        BrokenImageError: The file cannot be used.
+    Raises BrokenImageError if the file cannot be used.
     """
     try:
         with warnings.catch_warnings():

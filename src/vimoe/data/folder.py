@@ -15,9 +15,8 @@ from vimoe.errors import UserError
 def find_folder(root: Path, wanted: Wanted = AS_USUAL) -> Found:
     """The splits and classes of a folder: one folder of images a class, in a folder for each split or unsplit.
 
-    Raises:
-        UserError: The folder is missing or empty, a split is missing, a class folder is empty, or the splits have
-            different classes.
+    Raises UserError if the folder is missing or empty, a split is missing, a class folder is empty, or the splits have
+    different classes.
     """
     if not root.is_dir():
         raise UserError(f"data_dir {root} is not a folder")
@@ -45,8 +44,7 @@ def _images(root: Path) -> list[Path]:
 def folders(root: Path) -> list[str]:
     """The names of the folders in a folder, in order; hidden ones and links to a folder above are left out.
 
-    Raises:
-        UserError: It cannot be read.
+    Raises UserError if it cannot be read.
     """
     above = _with_parents(root)
     return sorted(entry.name for entry in _scan(root) if entry.is_dir() and os.path.realpath(entry) not in above)
@@ -58,8 +56,7 @@ def files_below(root: Path, suffixes: tuple[str, ...]) -> list[Path]:
     Links are followed, but each folder is visited once and none above `root`: links that go round add nothing. Pipes
     and devices are left out. A link to a file that has gone is a file that cannot be read.
 
-    Raises:
-        UserError: A folder cannot be read.
+    Raises UserError if a folder cannot be read.
     """
     found, visited, ahead = list[Path](), _with_parents(root), [root]
     while ahead:
@@ -101,8 +98,7 @@ def label_by_class(
     Returns:
         The same, as labelled samples by split, and the names of the classes.
 
-    Raises:
-        UserError: The splits have different classes.
+    Raises UserError if the splits have different classes.
     """
     first = next(iter(tree))
     class_names = tuple(sorted(tree[first]))

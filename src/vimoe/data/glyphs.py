@@ -70,8 +70,7 @@ def glyphs(
         val_images: Images to decide on.
         test_images: Images to report on.
 
-    Raises:
-        UserError: An argument has a value that cannot be used.
+    Raises UserError if an argument has a value that cannot be used.
     """
     sizes = {"train_images": train_images, "val_images": val_images, "test_images": test_images}
     for name, value in {"side": side, **sizes}.items():
@@ -102,8 +101,7 @@ def glyphs(
 def open_glyphs(arguments: Mapping[str, Any]) -> Splits:
     """`glyphs` with arguments that a user wrote.
 
-    Raises:
-        UserError: There is no such argument, or its value cannot be used.
+    Raises UserError if there is no such argument, or its value cannot be used.
     """
     known = inspect.signature(glyphs).parameters
     for name in arguments:

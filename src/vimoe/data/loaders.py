@@ -63,8 +63,7 @@ def training_batches(
         repeats: Views of each image (see `epoch_order`).
         part: This process's rank and the world size.
 
-    Raises:
-        UserError: Dozens of images in a row cannot be read, or a worker was killed.
+    Raises UserError if dozens of images in a row cannot be read, or a worker was killed.
     """
     order = epoch_order(len(images), batch_size, seed, epoch, repeats, part)[first:]
     views = [[(seed, epoch, number) for number in numbers] for numbers in order]

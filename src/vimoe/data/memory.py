@@ -31,8 +31,7 @@ def decode(files: ImageFiles, form: ImageForm) -> InMemory:
 def hold_in_memory(splits: Splits, augmentation: Augmentation | None) -> Splits:
     """The same splits, decoded whole (without a margin cut off); training batches are augmented by `augment_batch`.
 
-    Raises:
-        UserError: The images are no files, or the augmentation has a policy that only works image by image.
+    Raises UserError if the images are no files, or the augmentation has a policy that only works image by image.
     """
     files = [part for part in (splits.train, splits.val, splits.test) if isinstance(part, ImageFiles)]
     if len(files) != 3:

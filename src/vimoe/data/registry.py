@@ -53,8 +53,7 @@ def open_dataset(
         per_class: So many training images of each class, drawn with `seed`; all of them if None.
         dataset_args: Arguments of `vimoe.data.glyphs.glyphs`; other data sets take none.
 
-    Raises:
-        UserError: The name is not known, or the data set cannot be used.
+    Raises UserError if the name is not known, or the data set cannot be used.
     """
     if name in EMBEDDED and name not in WITH_MASKS:
         return _embedded(name, dataset_args, data_dir=data_dir, per_class=per_class, splits=any(splits))
@@ -96,8 +95,7 @@ def open_masks(
         splits: Names of the splits for `train`, `val` and `test`; empty ones are found by the usual names.
         short_side: Pixels that the shorter side is brought to first.
 
-    Raises:
-        UserError: The name is not known, or the data set cannot be used.
+    Raises UserError if the name is not known, or the data set cannot be used.
     """
     if name == "digit_scenes":
         return _embedded(name, None, data_dir=data_dir, splits=any(splits))
@@ -131,8 +129,7 @@ def open_one_split(
     Returns:
         The images, the names of the classes by label, and the split's name, empty where there is but one.
 
-    Raises:
-        UserError: The name is not known, or the data set or the split cannot be used.
+    Raises UserError if the name is not known, or the data set or the split cannot be used.
     """
     if name in EMBEDDED:
         whole = _embedded(name, dataset_args, data_dir=data_dir)

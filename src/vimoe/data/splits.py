@@ -66,8 +66,7 @@ class RunSplits(NamedTuple):
     def choose(self, there: Collection[str], where: str) -> dict[str, str]:
         """By role (`train`, and `val` and `test` where there are such), which of the splits that are `there` to take.
 
-        Raises:
-            UserError: A split that is named is not there, or none is there to learn from.
+        Raises UserError if a split that is named is not there, or none is there to learn from.
         """
         if UNSPLIT in there:
             return {"train": UNSPLIT}
@@ -90,8 +89,7 @@ class OneSplit(NamedTuple):
     def choose(self, there: Collection[str], where: str) -> dict[str, str]:
         """The same split under its own name.
 
-        Raises:
-            UserError: The split is not there, or it has no name and there are several.
+        Raises UserError if the split is not there, or it has no name and there are several.
         """
         if UNSPLIT in there:
             return {UNSPLIT: UNSPLIT}
@@ -122,8 +120,7 @@ def check_classes(found: Sequence[str], expected: Sequence[str], whose: str) -> 
         expected: The model's.
         whose: How the message begins, such as `the images have other classes than the model`.
 
-    Raises:
-        UserError: They differ; the line names the first class that only one of them has.
+    Raises UserError if they differ; the line names the first class that only one of them has.
     """
     if tuple(found) == tuple(expected):
         return

@@ -51,8 +51,7 @@ _TORCHVISION = {
 def find_torchvision(name: str, root: Path, wanted: Wanted = AS_USUAL) -> Found:
     """A data set of torchvision's, by timm's name of it without `torch/`, from where torchvision keeps it.
 
-    Raises:
-        UserError: The name is not known, or the data set is not there or damaged.
+    Raises UserError if the name is not known, or the data set is not there or damaged.
     """
     name = name.lower()
     if name not in _TORCHVISION:
@@ -101,8 +100,7 @@ def find_hugging_face(name: str, cache: str | None, wanted: Wanted = AS_USUAL) -
     Args:
         cache: Where the library keeps what it prepares; None for its own place.
 
-    Raises:
-        UserError: The library is not installed, or the data set is not there or has no such columns.
+    Raises UserError if the library is not installed, or the data set is not there or has no such columns.
     """
     try:
         import datasets  # optional, and slow to import
@@ -151,8 +149,7 @@ def find_webdataset(root: Path, wanted: Wanted = AS_USUAL) -> Found:
     Splits are those of timm's `_info.json`, or what the shards' names begin with (`train-0000.tar`). The classes' names
     are the lines of `classes.txt` where there is one. Shards with braces (`train-{000..003}.tar`) are a split too.
 
-    Raises:
-        UserError: A shard cannot be used, a split is missing, or a label is no number.
+    Raises UserError if a shard cannot be used, a split is missing, or a label is no number.
     """
     splits = _shards(root)
     splits |= {name: [root / shard for shard in expand(name)] for name in wanted if ".tar" in name}
@@ -188,8 +185,7 @@ def expand(pattern: str) -> list[str]:
 
     Several patterns may be joined by `::`; timm's number of images behind a `|` is not needed.
 
-    Raises:
-        UserError: There are more than `MOST_SHARDS`.
+    Raises UserError if there are more than `MOST_SHARDS`.
     """
     too_many = UserError(f"{pattern!r} stands for more than {MOST_SHARDS:,} shards")
     if any(one.count("{") > 20 for one in pattern.split("::")) or re.search(r"\d{10}\.\.|\.\.\d{10}", pattern):

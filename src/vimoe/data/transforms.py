@@ -74,8 +74,7 @@ def evaluation_transform(form: ImageForm, as_bytes: bool = False) -> Transform:
 def training_transform(form: ImageForm, augmentation: Augmentation | None) -> Transform:
     """Augment and normalise; as evaluation does without an augmentation.
 
-    Raises:
-        UserError: timm does not know the auto-augment policy, or it has too many operations.
+    Raises UserError if timm does not know the auto-augment policy, or it has too many operations.
     """
     if augmentation is None:
         return evaluation_transform(form)

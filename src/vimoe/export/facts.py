@@ -34,11 +34,7 @@ class Facts(NamedTuple):
 
 
 def read_facts(folder: Path, moe_blocks: tuple[int, ...], precision: str) -> Facts:
-    """The facts of a model folder.
-
-    Raises:
-        UserError: It is no model folder.
-    """
+    """The facts of a model folder. Raises UserError if it is no model folder."""
     config = read_config(folder)
     form = image_form(config["pretrained_cfg"])
     segmentation = config.get(SEGMENTATION, {})

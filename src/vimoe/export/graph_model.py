@@ -26,8 +26,8 @@ class GraphModel(nn.Module):
         precision: `fp32`, or `fp16` for weights and arithmetic; images and logits are fp32 either way, and so is the
             router.
 
-    Raises:
-        UserError: The model cannot take images of this size, or its MoE layers choose different numbers of experts.
+    Raises UserError if the model cannot take images of this size, or its MoE layers choose different numbers of
+    experts.
     """
 
     def __init__(self, model: nn.Module, image_size: tuple[int, int], precision: Precision = "fp32") -> None:
@@ -72,8 +72,7 @@ class GraphModel(nn.Module):
 def fix_image_size(model: nn.Module, image_size: tuple[int, int]) -> None:
     """Resample the position embedding once, in place: a graph would do it in every forward, and ONNX another way.
 
-    Raises:
-        UserError: The ViT cannot take images of this size.
+    Raises UserError if the ViT cannot take images of this size.
     """
     vit: Any = find_backbone(model).vit
     height, width = image_size

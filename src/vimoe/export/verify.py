@@ -54,8 +54,7 @@ def verify(exported: Exported, batch_sizes: tuple[int, ...] = (1, 7)) -> Verific
         exported: What `export_model` gave back.
         batch_sizes: Images at once; each is tried on all images. A file made for one image is tried with one.
 
-    Raises:
-        UserError: ONNX is not installed, or the file does not run.
+    Raises UserError if ONNX is not installed, or the file does not run.
     """
     model = exported.model
     layers = moe_layers(model)
@@ -90,8 +89,7 @@ def verify(exported: Exported, batch_sizes: tuple[int, ...] = (1, 7)) -> Verific
 def open_graph(path: Path) -> tuple[Run, bool]:
     """A function that runs an exported file on the CPU, and whether it takes any number of images.
 
-    Raises:
-        UserError: ONNX is not installed, or the file cannot be read.
+    Raises UserError if ONNX is not installed, or the file cannot be read.
     """
     try:
         if path.suffix == ".onnx":

@@ -49,9 +49,8 @@ def export_model(
         precision: See `GraphModel`.
         dynamic_batch: Whether the graph takes any number of images; else one at a time.
 
-    Raises:
-        UserError: The folder cannot be read, the model cannot be exported, ONNX is not installed, or the file cannot
-            be written.
+    Raises UserError if the folder cannot be read, the model cannot be exported, ONNX is not installed, or the file
+    cannot be written.
     """
     if kind not in FORMATS:
         raise UserError(f"format must be one of {', '.join(FORMATS)}, got {kind!r}")
@@ -78,11 +77,7 @@ def export_model(
 def trace(
     model: GraphModel, image_shape: tuple[int, int, int], dynamic_batch: bool = True
 ) -> torch.export.ExportedProgram:
-    """The graph of a model.
-
-    Raises:
-        UserError: torch cannot trace it.
-    """
+    """The graph of a model. Raises UserError if torch cannot trace it."""
     images = torch.zeros(2 if dynamic_batch else 1, *image_shape)
     shapes = {"images": {0: torch.export.Dim("batch", min=1, max=2**16)}} if dynamic_batch else None
     try:
@@ -93,11 +88,7 @@ def trace(
 
 
 def require_onnx() -> None:
-    """Make sure that what writes and runs ONNX files is there.
-
-    Raises:
-        UserError: It is not installed.
-    """
+    """Make sure that what writes and runs ONNX files is there. Raises UserError if it is not installed."""
     try:
         import onnx  # noqa: F401
         import onnxruntime  # noqa: F401

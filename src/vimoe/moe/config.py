@@ -89,11 +89,7 @@ class MoEConfig:
 
     @classmethod
     def from_dict(cls, values: Any) -> Self:
-        """Read what `to_dict` wrote.
-
-        Raises:
-            UserError: A key is unknown or missing, or a value is not allowed.
-        """
+        """Read what `to_dict` wrote. Raises UserError if a key is unknown or missing, or a value is not allowed."""
         if not isinstance(values, dict):
             raise UserError(f"MoE settings must be a dictionary, got {values!r}")
         if unknown := sorted(set(values) - {field.name for field in fields(cls)}):

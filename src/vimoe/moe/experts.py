@@ -48,8 +48,7 @@ class Stacked(nn.Module):
 def check_ffn(ffn: nn.Module) -> None:
     """Accept an FFN that can be copied into experts.
 
-    Raises:
-        UserError: It is not a two-matrix or gated FFN of `nn.Linear`s.
+    Raises UserError if it is not a two-matrix or gated FFN of `nn.Linear`s.
     """
     linears = ("fc1_g", "fc1_x", "fc2") if hasattr(ffn, "fc1_g") else ("fc1", "fc2")
     children = dict(ffn.named_children())
@@ -74,8 +73,7 @@ class Experts(nn.Module):
         scale: Factor on the copies' output (on the weight and bias of `fc2`).
         backend: How to compute them, see `vimoe.moe.compute`.
 
-    Raises:
-        UserError: The FFN or the backend is not one we know.
+    Raises UserError if the FFN or the backend is not one we know.
     """
 
     fc1: Stacked

@@ -56,8 +56,7 @@ class MoELayer(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """`[B, T, D]` to `[B, T, D]`.
 
-        Raises:
-            UserError: The input has another shape, or holds no token to route by.
+        Raises UserError if the input has another shape, or holds no token to route by.
         """
         if x.ndim != 3:
             raise UserError(f"an MoE layer takes [batch, tokens, width], got a shape of {tuple(x.shape)}")
@@ -94,11 +93,7 @@ class MoELayer(nn.Module):
 
 
 def moe_modules(model: nn.Module) -> dict[str, MoELayer]:
-    """The MoE layers of a model by their full names, in order.
-
-    Raises:
-        UserError: It is no torch module.
-    """
+    """The MoE layers of a model by their full names, in order. Raises UserError if it is no torch module."""
     if not isinstance(model, nn.Module):
         raise UserError(f"the model must be a torch module, got {type(model).__name__}")
     return {name: module for name, module in model.named_modules() if isinstance(module, MoELayer)}

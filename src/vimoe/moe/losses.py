@@ -78,9 +78,8 @@ def last_selections(model: nn.Module) -> list[Selection]:
 
     Layers that never ran are left out, and where some train so are those that do not: an EMA copy.
 
-    Raises:
-        UserError: The model has no MoE layer, has not run yet, ran several times since its last step, or ran in a way
-            that left no gradient for a router in training.
+    Raises UserError if the model has no MoE layer, has not run yet, ran several times since its last step, or ran in a
+    way that left no gradient for a router in training.
     """
     layers = moe_modules(model).values()
     if not layers:
@@ -119,8 +118,7 @@ def balance_loss(model: nn.Module) -> Tensor:
     Returns:
         A scalar with a gradient for the routers.
 
-    Raises:
-        UserError: See `last_selections`.
+    Raises UserError, see `last_selections`.
     """
     return routing_loss(model, balance=1.0)
 
@@ -130,8 +128,7 @@ def routing_loss(model: nn.Module, *, balance: float = 0.0, importance: float = 
 
     A loss of weight 0 is not computed. The importance loss is that of each process's own batch.
 
-    Raises:
-        UserError: See `last_selections`.
+    Raises UserError, see `last_selections`.
     """
     terms = []
     for selection in last_selections(model):

@@ -34,8 +34,7 @@ def analysis_report(path: Path, command: str, dataset: str | None = None, data_d
 
     `dataset` and `data_dir` win over the recipe's.
 
-    Raises:
-        UserError: The run was not analyzed, or its images cannot be used.
+    Raises UserError if the run was not analyzed, or its images cannot be used.
     """
     run, analysis, plan = RunFolder(path), Analysis.load(path / "analysis.json"), Plan.load(path / "plan.json")
     recipe = load_recipe(path / "recipe.yaml")
@@ -62,8 +61,7 @@ def analysis_report(path: Path, command: str, dataset: str | None = None, data_d
 def pruning_report(path: Path, found: Evidence, command: str, data_dir: str | None = None) -> Report:
     """What pruning the analyzed run in `path` did, with the analysis that led to it and the plan that was carried out.
 
-    Raises:
-        UserError: The run was not analyzed, or its images cannot be used.
+    Raises UserError if the run was not analyzed, or its images cannot be used.
     """
     name, output = "pruned and recovered" if found.epochs else "pruned, without recovery training", found.output
     before, last = replace(found.states[0], name="before pruning"), replace(found.states[-1], name=name)

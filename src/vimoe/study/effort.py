@@ -38,8 +38,7 @@ def efforts(runs: Iterable[StudyRun]) -> dict[str, Effort]:
 
     Models are built without weights, and images are counted, not read.
 
-    Raises:
-        UserError: A run's model or data cannot be made; the line names the run.
+    Raises UserError if a run's model or data cannot be made; the line names the run.
     """
     found: dict[str, Effort] = {}
     opened: dict[str, Splits] = {}

@@ -52,8 +52,7 @@ def dry_run(study: Study, jobs: int = 1, detect: float = 0.5, pilot: Path | None
         detect: The difference between two settings that the study should find, in points.
         pilot: The folder of a study whose seeds say how much differences spread; by default this one's.
 
-    Raises:
-        UserError: The study asks for what cannot be done, or the pilot's folder holds no study.
+    Raises UserError if the study asks for what cannot be done, or the pilot's folder holds no study.
     """
     progress = standing(study)
     table = effort_table(progress.runs, efforts(progress.runs), progress.seconds(), progress.results, jobs)
@@ -63,11 +62,7 @@ def dry_run(study: Study, jobs: int = 1, detect: float = 0.5, pilot: Path | None
 
 
 def standing(study: Study) -> Progress:
-    """What of the study is done.
-
-    Raises:
-        UserError: A folder holds the run of another recipe.
-    """
+    """What of the study is done. Raises UserError if a folder holds the run of another recipe."""
     runs = list_runs(study)
     for run in runs:
         if not run.recovers:  # its folder holds the recipe of the recovery

@@ -63,8 +63,7 @@ def list_runs(study: Study) -> list[StudyRun]:
     Settings that describe the same model are one run: without MoE layers (`last: 0`) the other MoE settings say
     nothing, and a run that several variants ask for belongs to all of them.
 
-    Raises:
-        UserError: A value is not what the recipe key takes, or what is to be planned is no run with MoE layers.
+    Raises UserError if a value is not what the recipe key takes, or what is to be planned is no run with MoE layers.
     """
     base = _recipe(study.base, "base")
     start = None if study.start is None else _recipe({**study.base, **study.start}, "start")

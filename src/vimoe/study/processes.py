@@ -46,8 +46,7 @@ def run_all(
         on_end: Called with each run that ended or cannot begin, and with one line on what went wrong, empty where
             nothing did; not called with runs that were interrupted.
 
-    Raises:
-        InterruptedRun: This process was asked to stop; the runs that were going have written their states.
+    Raises InterruptedRun if this process was asked to stop; the runs that were going have written their states.
     """
     # A process forked from one that has used CUDA cannot use it, and one that is spawned has to import torch.
     method = "forkserver" if sys.platform == "linux" else "spawn"

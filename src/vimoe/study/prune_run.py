@@ -50,9 +50,8 @@ def prune_run(
         output: The new folder; by default beside the run, its name with `-pruned`.
         data_dir: Where the images lie now, if they were moved.
 
-    Raises:
-        UserError: The run is not finished, the plan does not fit it, the folder holds something else, or another
-            process works in it.
+    Raises UserError if the run is not finished, the plan does not fit it, the folder holds something else, or another
+    process works in it.
     """
     run, recipe = finished_run(path)
     plan = Plan.load(plan_path or path / "plan.json")

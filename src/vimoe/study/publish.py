@@ -24,8 +24,7 @@ def publish(folder: Path) -> str:
     Returns:
         What the study says about its own power, in one line.
 
-    Raises:
-        UserError: The folder holds no study's tables.
+    Raises UserError if the folder holds no study's tables.
     """
     table = read_table(folder)
     rows = table.rows

@@ -45,8 +45,7 @@ def read_study(path: Path, output: Path, **instead: Any) -> Study:
 
     Recipe keys in `instead`, such as `device`, win over the file's base.
 
-    Raises:
-        UserError: The file cannot be read, or something in it is wrong.
+    Raises UserError if the file cannot be read, or something in it is wrong.
     """
     content = read_yaml(path)
     for key in content:

@@ -136,8 +136,7 @@ def gather(runs: Sequence[StudyRun], results: Mapping[str, Result], folder: Path
 def read_table(folder: Path) -> StudyTable:
     """Read what `gather` wrote; only `study.csv` must be there.
 
-    Raises:
-        UserError: There is no such file, or it is no study's table.
+    Raises UserError if there is no such file, or it is no study's table.
     """
     path = folder / "study.csv"
     curves: dict[str, list[dict[str, float]]] = {}

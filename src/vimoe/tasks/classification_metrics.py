@@ -28,8 +28,7 @@ class ClassificationMetrics:
     def add(self, logits: Tensor, labels: Tensor) -> None:
         """Count a batch: logits `[B, classes]` fp32 and labels `[B]` int64, -1 for none, both on the CPU.
 
-        Raises:
-            UserError: A logit is not finite.
+        Raises UserError if a logit is not finite.
         """
         logits, labels = finite(logits)[labels >= 0], labels[labels >= 0]
         classes, bins = len(self.images), len(self._hits)

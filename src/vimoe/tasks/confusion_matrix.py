@@ -29,8 +29,7 @@ class ConfusionMatrix:
             prediction: Classes, int64 of any shape, on any device.
             target: Labels of the same shape, or `IGNORE`.
 
-        Raises:
-            UserError: The shapes differ, or a labelled pixel's value is no class.
+        Raises UserError if the shapes differ, or a labelled pixel's value is no class.
         """
         classes = len(self.counts)
         if prediction.shape != target.shape:

@@ -40,8 +40,7 @@ class Prediction(NamedTuple):
 def find_images(patterns: Sequence[str]) -> list[Path]:
     """Files as they are named, folders searched through, globs expanded; in this order, each once.
 
-    Raises:
-        UserError: A name matches nothing.
+    Raises UserError if a name matches nothing.
     """
     found: dict[Path, None] = {}
     for pattern in patterns:
@@ -60,8 +59,7 @@ def predict_labels(
 ) -> Iterator[Prediction]:
     """What the model of a folder says about image files, in their order; broken ones are noted and left out.
 
-    Raises:
-        UserError: The model cannot be used.
+    Raises UserError if the model cannot be used.
     """
     model = load(folder, device)
     files = ImageFiles(

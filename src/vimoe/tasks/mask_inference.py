@@ -38,8 +38,7 @@ class MaskPrediction(NamedTuple):
 def default_view(folder: Path) -> View:
     """How the model of a folder looked at images while it was trained: whole, and at what size.
 
-    Raises:
-        UserError: The folder holds no segmentation model.
+    Raises UserError if the folder holds no segmentation model.
     """
     return View(short_side=read_segmentation(folder).short_side)
 
@@ -49,8 +48,7 @@ def predict_masks(
 ) -> Iterator[MaskPrediction]:
     """What the model of a folder sees in image files, in their order; broken ones are noted and left out.
 
-    Raises:
-        UserError: The model cannot be used.
+    Raises UserError if the model cannot be used.
     """
     entry, form = read_segmentation(folder), model_form(folder)
     model = load_segmenter(folder, device)

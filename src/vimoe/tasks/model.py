@@ -13,26 +13,20 @@ from vimoe.vit.model_config import read_config
 def load_model(folder: Path, device: str = "cpu") -> nn.Module:
     """A classifier or a `Segmenter`, as the folder says; in eval mode.
 
-    Raises:
-        UserError: See `vimoe.load` and `load_segmenter`.
+    Raises UserError, see `vimoe.load` and `load_segmenter`.
     """
     return load_segmenter(folder, device) if holds_segmenter(folder) else load(folder, device)
 
 
 def model_form(folder: Path) -> ImageForm:
-    """How the model of a folder wants its images.
-
-    Raises:
-        UserError: It is no model folder.
-    """
+    """How the model of a folder wants its images. Raises UserError if it is no model folder."""
     return image_form(read_config(folder)["pretrained_cfg"])
 
 
 def model_classes(folder: Path) -> tuple[str, ...] | None:
     """The names of the classes that a model learned, by label; None where its folder does not name them.
 
-    Raises:
-        UserError: It is no model folder.
+    Raises UserError if it is no model folder.
     """
     config = read_config(folder)
     names = config.get("label_names") or config.get(KEY, {}).get("class_names")

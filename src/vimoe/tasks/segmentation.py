@@ -25,8 +25,7 @@ class Segmentation(Task):
         view: How images are looked at in evaluation; its `short_side` is kept with the model.
         reduce_zero_label: Whether masks in files say 0 for unlabelled; kept with the model.
 
-    Raises:
-        UserError: There are so many classes that one would have the number of unlabelled pixels.
+    Raises UserError if there are so many classes that one would have the number of unlabelled pixels.
     """
 
     metric = "miou"

@@ -84,8 +84,7 @@ def build_segmenter(
             the last of each quarter of the ViT.
         dim: Channels inside the `upernet` decoder.
 
-    Raises:
-        UserError: The backbone takes images of one size only, routes whole images, or does not fit the decoder.
+    Raises UserError if the backbone takes images of one size only, routes whole images, or does not fit the decoder.
     """
     if decoder not in DECODERS:
         raise UserError(f"decoder must be one of {', '.join(DECODERS)}, got {decoder!r}")
@@ -113,8 +112,7 @@ def _decoder(name: DecoderName, width: int, num_classes: int, dim: int) -> Linea
 def check_token_routing(model: nn.Module) -> None:
     """Make sure that patches are routed one by one, where there are MoE layers.
 
-    Raises:
-        UserError: Whole images are routed.
+    Raises UserError if whole images are routed.
     """
     config = get_config(model)
     if config is not None and config.routing == "image":

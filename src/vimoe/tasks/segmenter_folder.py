@@ -60,9 +60,8 @@ def save_segmenter(
         reduce_zero_label: See `SegmentationEntry`.
         short_side: See `SegmentationEntry`.
 
-    Raises:
-        UserError: It is no segmentation model, the names are not as many as its classes, or the folder cannot be
-            written.
+    Raises UserError if it is no segmentation model, the names are not as many as its classes, or the folder cannot be
+    written.
     """
     model = getattr(model, "_orig_mod", model)  # of torch.compile
     if not isinstance(model, Segmenter):
@@ -92,8 +91,8 @@ def load_segmenter(folder: str | Path, device: str | torch.device = "cpu", **mod
         folder: What `save_segmenter` wrote.
         model_args: As of `vimoe.load`.
 
-    Raises:
-        UserError: The folder is missing, foreign or damaged, holds a classifier, or its parts do not fit each other.
+    Raises UserError if the folder is missing, foreign or damaged, holds a classifier, or its parts do not fit each
+    other.
     """
     folder = model_folder(folder)
     entry = read_segmentation(folder)
@@ -109,19 +108,14 @@ def load_segmenter(folder: str | Path, device: str | torch.device = "cpu", **mod
 
 
 def holds_segmenter(folder: Path) -> bool:
-    """Whether this model folder is a segmentation model's.
-
-    Raises:
-        UserError: It is no model folder.
-    """
+    """Whether this model folder is a segmentation model's. Raises UserError if it is no model folder."""
     return KEY in read_config(folder)
 
 
 def read_segmentation(folder: Path) -> SegmentationEntry:
     """The entry `segmentation` of a folder's `config.json`.
 
-    Raises:
-        UserError: The folder is not a model's, or the entry is missing or malformed.
+    Raises UserError if the folder is not a model's, or the entry is missing or malformed.
     """
     entries = read_config(folder).get(KEY)
     if entries is None:

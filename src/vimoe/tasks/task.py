@@ -47,8 +47,7 @@ class Task(ABC):
     def measure(self, model: nn.Module, labelled: Iterable[Batch], device: str) -> Metrics:
         """Send batches of images and targets through the model and count, over all processes; its mode is kept.
 
-        Raises:
-            UserError: An output of the model is not finite.
+        Raises UserError if an output of the model is not finite.
         """
 
     @abstractmethod
@@ -70,8 +69,7 @@ class Task(ABC):
     ) -> dict[str, float]:
         """All metrics over `images`, the same for all processes: each looks at its own share.
 
-        Raises:
-            UserError: As `measure`; or no image can be read, or more than the share `max_broken` cannot.
+        Raises UserError as `measure`, or if no image can be read, or more than the share `max_broken` cannot.
         """
         lines: list[str] = []
         labelled = batches(images, self.batch_size(images), workers, lines.append)
@@ -88,11 +86,7 @@ class Task(ABC):
 
 
 def finite(outputs: Tensor) -> Tensor:
-    """A model's outputs, as they are.
-
-    Raises:
-        UserError: One of them is infinite or no number.
-    """
+    """A model's outputs, as they are. Raises UserError if one of them is infinite or no number."""
     if not outputs.isfinite().all():
         raise UserError("the model's outputs are not finite numbers: its weights are damaged, or its training diverged")
     return outputs

@@ -27,8 +27,7 @@ class View:
         scales: Sizes relative to `short_side` that are looked at in turn.
         flips: Whether each is also looked at mirrored.
 
-    Raises:
-        UserError: A number is out of range.
+    Raises UserError if a number is out of range.
     """
 
     short_side: int | None = None
@@ -60,8 +59,7 @@ def probabilities(model: Model, images: Tensor, view: View) -> Tensor:
     Returns:
         `[B, classes, H, W]` fp32.
 
-    Raises:
-        UserError: The logits are not finite.
+    Raises UserError if the logits are not finite.
     """
     height, width = images.shape[-2:]
     total: Tensor | None = None

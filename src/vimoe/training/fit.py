@@ -50,11 +50,7 @@ def train(recipe: Recipe, resume_changed: bool = False) -> RunFolder:
 
 
 def recipe_task(recipe: Recipe, splits: Splits) -> Task:
-    """What the recipe trains for.
-
-    Raises:
-        UserError: The task and another setting of the recipe exclude each other.
-    """
+    """What the recipe trains for. Raises UserError if the task and another setting of the recipe exclude each other."""
     classes = len(splits.class_names)
     if recipe.task == "classification":
         return Classification(classes, recipe.smoothing)

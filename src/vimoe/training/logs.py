@@ -26,8 +26,7 @@ def open_logs(folder: Path, recipe: Recipe) -> Iterator[Callable[[dict[str, Any]
 
     A row that is logged again after a resume takes the place of the first.
 
-    Raises:
-        UserError: A logger is not installed.
+    Raises UserError if a logger is not installed.
     """
     writer = session = None
     with ExitStack() as stack:

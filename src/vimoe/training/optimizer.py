@@ -20,8 +20,7 @@ def build_optimisation(model: nn.Module, recipe: Recipe, steps: int) -> tuple[to
     Args:
         steps: Optimiser steps an epoch.
 
-    Raises:
-        UserError: timm does not know the optimiser or the schedule.
+    Raises UserError if timm does not know the optimiser or the schedule.
     """
     try:
         kind = timm.optim.get_optimizer_class(recipe.opt, bind_defaults=False)

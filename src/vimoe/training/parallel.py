@@ -26,8 +26,7 @@ from vimoe.vit.blocks import find_backbone
 def pick_device(name: str) -> str:
     """`auto` becomes `cuda` where there is one (under torchrun each process's own), else `cpu`.
 
-    Raises:
-        UserError: The device is not known, or not there.
+    Raises UserError if the device is not known, or not there.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -51,8 +50,7 @@ def shard_fsdp(model: nn.Module) -> None:
 def wrap_ddp(model: nn.Module, batch_size: int) -> nn.Module:
     """What to call in training: the model itself, or a DDP around it where there are copies to keep equal.
 
-    Raises:
-        UserError: The batch cannot be divided evenly.
+    Raises UserError if the batch cannot be divided evenly.
     """
     if batch_size % world_size():
         raise UserError(f"batch_size {batch_size} is for all processes together: it does not divide by {world_size()}")

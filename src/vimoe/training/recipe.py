@@ -249,8 +249,7 @@ _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: 
 def make_recipe(values: Mapping[str, Any]) -> Recipe:
     """A recipe from values by key, as YAML or the command line gives them; the rest are defaults.
 
-    Raises:
-        UserError: A key is unknown (the nearest right one is named), or a value has the wrong type.
+    Raises UserError if a key is unknown (the nearest right one is named), or a value has the wrong type.
     """
     kinds = get_type_hints(Recipe)
     for key in values:
@@ -278,11 +277,7 @@ def _checked(key: str, value: Any, hint: Any) -> Any:
 
 
 def load_recipe(path: str | Path) -> Recipe:
-    """Read a recipe file.
-
-    Raises:
-        UserError: The file cannot be read, is no YAML, or holds a wrong key or value.
-    """
+    """Read a recipe file. Raises UserError if the file cannot be read, is no YAML, or holds a wrong key or value."""
     return make_recipe(read_yaml(Path(path)))
 
 

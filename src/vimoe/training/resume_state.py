@@ -35,8 +35,7 @@ class ResumeStates:
             epoch: Where the run stands, from 0.
             batch: Batches of the epoch that are done.
 
-        Raises:
-            UserError: The file cannot be written.
+        Raises UserError if the file cannot be written.
         """
         failure = ""
         if rank() == 0:
@@ -74,8 +73,7 @@ class ResumeStates:
         Returns:
             Whether there was one.
 
-        Raises:
-            UserError: There are states, but all are damaged, or they are of an earlier version.
+        Raises UserError if there are states, but all are damaged, or they are of an earlier version.
         """
         found = all_gather(sorted(self.folder.glob("state-*.pt"), reverse=True))[0]
         for path in found:

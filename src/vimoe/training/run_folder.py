@@ -75,8 +75,7 @@ class RunFolder:
         Returns:
             The augmentation that changes: by recipe key, the old value and the new one.
 
-        Raises:
-            UserError: It holds the run of another recipe.
+        Raises UserError if it holds the run of another recipe.
         """
         recipe_file = self.path / "recipe.yaml"
         if not recipe_file.exists():
@@ -101,8 +100,7 @@ class RunFolder:
         Args:
             inputs: All that the result depends on, by name, in plain JSON types.
 
-        Raises:
-            UserError: It holds something else.
+        Raises UserError if it holds something else.
         """
         note = self.path / "made_by.json"
         if not note.exists():
@@ -127,8 +125,7 @@ class RunFolder:
 
         What a killed process left half-written is removed.
 
-        Raises:
-            UserError: Another living process holds it.
+        Raises UserError if another living process holds it.
         """
         try:
             self.path.mkdir(parents=True, exist_ok=True)
@@ -172,11 +169,7 @@ class RunFolder:
         write_text(self.path / "summary.csv", table.getvalue())
 
     def read_rows(self) -> list[Row]:
-        """The rows of `metrics.jsonl`, none when there is no such file.
-
-        Raises:
-            UserError: The file is damaged.
-        """
+        """The rows of `metrics.jsonl`, none when there is no such file. Raises UserError if the file is damaged."""
         path = self.path / "metrics.jsonl"
         try:
             rows = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []

@@ -19,8 +19,7 @@ from vimoe.vit.model_config import read_config
 def open_recipe_data(recipe: Recipe) -> Splits:
     """The recipe's images, in the form its model wants them.
 
-    Raises:
-        UserError: The data cannot be used, or timm does not know the model.
+    Raises UserError if the data cannot be used, or timm does not know the model.
     """
     form = None if recipe.dataset in EMBEDDED else _recipe_form(recipe)
     splits = (recipe.train_split, recipe.val_split, recipe.test_split)

@@ -64,8 +64,7 @@ class Position:
 class Trainer:
     """All that changes while a run goes on: weights (of `model`, in place), optimiser, position, rows, broken images.
 
-    Raises:
-        UserError: The data is smaller than a step, or the recipe asks for what cannot be done.
+    Raises UserError if the data is smaller than a step, or the recipe asks for what cannot be done.
     """
 
     def __init__(self, model: nn.Module, splits: Splits, task: Task, recipe: Recipe, run: RunFolder) -> None:
@@ -142,16 +141,14 @@ class Trainer:
     def resume(self) -> None:
         """Go back to where the run folder stands.
 
-        Raises:
-            UserError: No resume state is whole, or the training images are not those that the run began with.
+        Raises UserError if no resume state is whole, or the training images are not those that the run began with.
         """
         self.states.read(self._restore)
 
     def write_state(self) -> None:
         """Write all that a later process needs to go on from here; all processes call this together.
 
-        Raises:
-            UserError: The weights are no longer finite, or a file cannot be written.
+        Raises UserError if the weights are no longer finite, or a file cannot be written.
         """
         self._check_finite("norm of the weights", total_norm(self.model), self.position.batch - 1)
         found = all_gather(self.broken)
@@ -284,8 +281,7 @@ class Trainer:
     def _sync(self, *numbers: float) -> list[float]:
         """Look at the losses since the last time; gives the sum of each number over all processes.
 
-        Raises:
-            UserError: A loss is not finite.
+        Raises UserError if a loss is not finite.
         """
         losses = torch.stack(self._losses).tolist() if self._losses else []
         self._losses = []
@@ -304,11 +300,7 @@ class Trainer:
             )
 
     def _skip(self, split: str, line: str) -> None:
-        """List a broken image.
-
-        Raises:
-            UserError: Too many training images are broken.
-        """
+        """List a broken image. Raises UserError if too many training images are broken."""
         found = self.broken[split]
         if line in found:
             return

@@ -28,8 +28,7 @@ def find_backbone(model: nn.Module) -> Backbone:
     Args:
         model: A timm ViT, or a module that holds one.
 
-    Raises:
-        UserError: There is none, or more than one, or it does not start from patches.
+    Raises UserError if there is none, or more than one, or it does not start from patches.
     """
     found = [
         Backbone(owner, list(child.children()))

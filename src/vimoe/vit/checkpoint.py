@@ -51,8 +51,7 @@ def save(
         model_args: Arguments of `timm.create_model` that timm could not note down itself.
         extra: More entries for `config.json`, such as `label_names`.
 
-    Raises:
-        UserError: The model was not made by `timm.create_model` or was cut since, or the folder cannot be written.
+    Raises UserError if the model was not made by `timm.create_model` or was cut since, or the folder cannot be written.
     """
     config, folder, model = get_config(model), a_path(folder), _unwrapped(model)
     if not getattr(model, "pretrained_cfg", {}).get("architecture"):
@@ -151,9 +150,8 @@ def load(
         num_classes: Classes of the head; where they are others than the folder's, the head is new and untrained.
         model_args: Arguments of `timm.create_model` that change no weight, such as `drop_path_rate`.
 
-    Raises:
-        UserError: The folder is missing, foreign, damaged, its weights do not fit its configuration, the model cannot
-            be given this size or head, or there is no such device.
+    Raises UserError if the folder is missing, foreign, damaged, its weights do not fit its configuration, the model
+    cannot be given this size or head, or there is no such device.
     """
     folder = model_folder(folder)
     entries = read_config(folder)

@@ -35,8 +35,7 @@ def cost(model: nn.Module, image_size: int | tuple[int, int] | None = None) -> C
         model: A timm ViT, dense or upcycled, or a module that holds one.
         image_size: Height and width in pixels; by default what the model was made for.
 
-    Raises:
-        UserError: The model cannot take images of this size.
+    Raises UserError if the model cannot take images of this size.
     """
     layers, idle = moe_layers(model).values(), 0
     stored = sum(parameter.numel() for parameter in model.parameters())

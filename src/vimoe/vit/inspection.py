@@ -40,8 +40,7 @@ def compare_costs(
         num_classes: Classes of the head; the model's own by default.
         upcycling: Arguments of `vimoe.upcycle`.
 
-    Raises:
-        UserError: timm does not know the model, or it cannot be upcycled so.
+    Raises UserError if timm does not know the model, or it cannot be upcycled so.
     """
     model = _weightless(name, image_size, num_classes)
     dense = cost(model, image_size)

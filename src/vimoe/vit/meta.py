@@ -58,8 +58,7 @@ def input_shape(vit: nn.Module) -> tuple[int, int, int]:
 def height_and_width(name: str, size: Any) -> tuple[int, int]:
     """Pixels of an image given as one number or two.
 
-    Raises:
-        UserError: It is neither, or not positive; the line says `name`.
+    Raises UserError if it is neither, or not positive; the line says `name`.
     """
     pair = tuple(size) if isinstance(size, list | tuple) else (size, size)
     if len(pair) != 2 or any(not isinstance(n, Integral) or isinstance(n, bool) or n < 1 for n in pair):
@@ -70,8 +69,7 @@ def height_and_width(name: str, size: Any) -> tuple[int, int]:
 def read_token_layout(backbone: Backbone, layers: Sequence[int]) -> TokenLayout:
     """Send two weightless images through the ViT and look at what reaches the FFNs of `layers`.
 
-    Raises:
-        UserError: The FFNs do not see `[batch, tokens, width]`, or the model does not take an image alone.
+    Raises UserError if the FFNs do not see `[batch, tokens, width]`, or the model does not take an image alone.
     """
     vit = backbone.vit
     seen: dict[int, Sequence[int]] = {}

@@ -23,11 +23,7 @@ def a_path(path: Any) -> Path:
 
 
 def model_folder(path: str | Path) -> Path:
-    """The model folder of a run (`model/` in it), or the path itself.
-
-    Raises:
-        UserError: It is no path.
-    """
+    """The model folder of a run (`model/` in it), or the path itself. Raises UserError if it is no path."""
     folder = a_path(path)
     inner = folder / "model"
     return inner if exists(inner / CONFIG) and not exists(folder / CONFIG) else folder  # Path.exists raises on some
@@ -36,8 +32,7 @@ def model_folder(path: str | Path) -> Path:
 def read_config(path: str | Path) -> dict[str, Any]:
     """The entries of a model folder's `config.json`, or of a run folder's.
 
-    Raises:
-        UserError: It is missing, no JSON, or not a model's.
+    Raises UserError if it is missing, no JSON, or not a model's.
     """
     folder = model_folder(path)
     try:

@@ -24,8 +24,7 @@ class LayerPlan:
         reason: Why, in words.
         evidence: The numbers that decided, by name; nothing is made of them when the plan is carried out.
 
-    Raises:
-        UserError: A value has another type than it must; numpy's numbers become Python's.
+    Raises UserError if a value has another type than it must; numpy's numbers become Python's.
     """
 
     layer: int
@@ -109,27 +108,21 @@ class Plan:
     def from_dict(cls, values: Any) -> Self:
         """Read what `to_dict` wrote, or what somebody made of it by hand.
 
-        Raises:
-            UserError: A key is missing or unknown, or a value has another type than it must.
+        Raises UserError if a key is missing or unknown, or a value has another type than it must.
         """
         if not isinstance(values, dict) or not isinstance(values.get("layers"), list):
             raise UserError("not a plan: it must hold a list named layers")
         return cls(tuple(_layer_from_dict(part) for part in values["layers"]), str(values.get("split", "")))
 
     def save(self, path: str | Path) -> None:
-        """Write the plan as JSON, whole or not at all.
-
-        Raises:
-            UserError: The file cannot be written.
-        """
+        """Write the plan as JSON, whole or not at all. Raises UserError if the file cannot be written."""
         write_text(Path(path), json.dumps(self.to_dict(), indent=2) + "\n")
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
         """Read a plan, written by `save` or edited by hand.
 
-        Raises:
-            UserError: There is none, or it cannot be understood.
+        Raises UserError if there is none, or it cannot be understood.
         """
         try:
             return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))

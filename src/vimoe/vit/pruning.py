@@ -25,8 +25,7 @@ def shared_ffn(layer: MoELayer, share: float = 1.0) -> nn.Module:
         share: Share of the FFN's output that it carried after upcycling (`MoEConfig.shared_share`);
             its last linear map is divided by it.
 
-    Raises:
-        UserError: The layer has no shared expert.
+    Raises UserError if the layer has no shared expert.
     """
     ffn = layer.shared_expert
     if ffn is None:
@@ -108,8 +107,7 @@ def prune(model: Model, plan: Plan | Mapping[int, Sequence[int]]) -> Model:
     Returns:
         `model` itself, with its `moe_config` brought up to date (and removed when no MoE layer is left).
 
-    Raises:
-        UserError: The model is dense, or the plan does not fit it. The model is then unchanged.
+    Raises UserError if the model is dense, or the plan does not fit it. The model is then unchanged.
     """
     config = get_config(model)
     if config is None:

@@ -42,8 +42,7 @@ def record_routing(model: nn.Module) -> Iterator[RoutingRecord]:
     Costs nothing outside it, nests, and leaves nothing behind, also after an exception.
     What activation checkpointing computes again is not recorded again.
 
-    Raises:
-        UserError: The model has no MoE layer.
+    Raises UserError if the model has no MoE layer.
     """
     layers = moe_layers(model)
     if not layers:

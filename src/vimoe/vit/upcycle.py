@@ -67,8 +67,7 @@ def upcycle(
     Returns:
         `model` itself; the ViT's configuration stands in its `moe_config` (see `get_config`).
 
-    Raises:
-        UserError: A setting is out of range or does not fit this model. The model is then unchanged.
+    Raises UserError if a setting is out of range or does not fit this model. The model is then unchanged.
     """
     if moe_layers(model):
         raise UserError("this model has MoE layers already: upcycle a dense model, or prune this one first")
@@ -102,8 +101,7 @@ def install(
 ) -> None:
     """Put the MoE layers of `config` into a dense model, in place.
 
-    Raises:
-        UserError: The configuration does not fit this model. The model is then unchanged.
+    Raises UserError if the configuration does not fit this model. The model is then unchanged.
     """
     backbone = backbone or find_backbone(model)
     if config.layers[-1] >= len(backbone.blocks):

@@ -25,8 +25,7 @@ def model_from_file(architecture: str, path: Path, num_classes: int, **model_arg
         num_classes: Classes of the head; the file's own head is kept where it has as many, else it is new.
         model_args: More arguments for `timm.create_model`; position embeddings are resampled to its `img_size`.
 
-    Raises:
-        UserError: The file is missing, damaged, not weights alone, or not of this architecture.
+    Raises UserError if the file is missing, damaged, not weights alone, or not of this architecture.
     """
     try:
         classes, depth, overlay = _jax(path) if path.suffix == ".npz" else _torch(path, architecture)

@@ -24,8 +24,7 @@ def widen(model: Model, layers: Sequence[int], factor: int) -> Model:
         layers: Block numbers from 0.
         factor: Hidden units after against before; top_k + 1 makes it as large as an MoE layer with a shared expert.
 
-    Raises:
-        UserError: An FFN is not one that this can be done with. The model is then unchanged.
+    Raises UserError if an FFN is not one that this can be done with. The model is then unchanged.
     """
     blocks = find_backbone(model).blocks
     ffns = [blocks[layer].get_submodule("mlp") for layer in layers]
