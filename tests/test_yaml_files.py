@@ -19,6 +19,14 @@ HOSTILE = {
     + "".join(f"a{i}: &a{i} {{<<: [{', '.join([f'*a{i - 1}'] * 9)}]}}\n" for i in range(1, 10)),
     "itself": "a: &a [*a]",
     "long": "a: [" + "1," * (MAX_NODES + 1) + "]",
+    "set": "model_args: !!set {a, b}",
+    "set inside": "model_args: {a: !!set {b}}",
+    "binary": "model: !!binary aGVsbG8=",
+    "date": "data_dir: 2020-01-01",
+    "no date": "data_dir: 2020-13-41",
+    "pairs": "model_args: !!pairs [a: 1]",
+    "ordered": "model_args: !!omap [a: 1]",
+    "digits": "seed: " + "1" * 5_000,
     "python": "a: !!python/object/apply:os.system [exit]",
 }
 

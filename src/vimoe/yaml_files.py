@@ -39,12 +39,23 @@ class _Loader(yaml.SafeLoader):
         self.weights: dict[str, int] = {}
 
 
+def _refuse(_: _Loader, node: Node) -> None:
+    kind = node.tag.rpartition(":")[2]
+    raise yaml.constructor.ConstructorError(
+        None, None, f"a {kind} is no plain value; text that looks like one needs quotes", node.start_mark
+    )
+
+
+for _kind in ("binary", "timestamp", "set", "omap", "pairs"):
+    _Loader.add_constructor(f"tag:yaml.org,2002:{_kind}", _refuse)
+
+
 def parse_yaml(text: str) -> Any:
     """The value of a YAML text.
 
     Raises:
-        ValueError: It is no YAML, or a value such as a date is out of range.
-        yaml.YAMLError: The same, or it goes beyond a limit.
+        ValueError: A number has too many digits.
+        yaml.YAMLError: It is no YAML, holds what is no plain value, or goes beyond a limit.
     """
     return yaml.load(text, _Loader)
 
@@ -59,7 +70,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
         raise
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"cannot read {path}: {getattr(error, 'strerror', None) or error}") from error
-    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date such as 2024-13-13
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: thousands of digits
         raise UserError(f"{path} is not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} must hold keys and values, got {type(content).__name__}")

@@ -1,16 +1,20 @@
 """What the hostile cases start from: a small finished run, a folder of images, masks, tars; made once."""
 
+import gc
 import os
+import pkgutil
 import shutil
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+import vimoe as package
 from tests.data.archives import image_bytes, write_tar
 from tests.data.image_files import write_folder
 from tests.data.scenes_on_disk import write_ade20k
-from tests.hostile.fork import vimoe
+from vimoe.cli import main
 
 MODEL = '{"patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2}'
 TRAIN = ["train", "--model-args", MODEL, "--epochs", "1", "--batch-size", "8", "--device", "cpu", "--workers", "0"]
@@ -39,15 +43,15 @@ class World:
             )
         self.run, self.started = root / "run", root / "started"
         self.train = [*TRAIN, *MOE, "--img-size", "8", "--data-dir", str(self.images), "--max-broken", "0.5"]
-        self._must([*self.train, "--output", str(self.run)], root)
-        self._must(["analyze", str(self.run), "--workers", "0", "--device", "cpu"], root)
-        self._must([*self.train, "--output", str(self.started), "--epochs", "2"], root)
+        assert main([*self.train, "--output", str(self.run)]) == 0
+        assert main(["analyze", str(self.run), "--workers", "0", "--device", "cpu"]) == 0
+        assert main([*self.train, "--output", str(self.started), "--epochs", "2"]) == 0
         shutil.rmtree(self.started / "model")
-
-    @staticmethod
-    def _must(arguments: list[str], folder: Path) -> None:
-        outcome = vimoe(arguments, folder)
-        assert outcome.code == 0, (arguments, outcome)
+        # Whatever is loaded and warm by now no case has to load again.
+        for module in pkgutil.walk_packages(package.__path__, "vimoe."):
+            if not module.name.endswith("__main__"):
+                import_module(module.name)
+        gc.freeze()
 
     def copy(self, source: Path, target: Path) -> Path:
         """A copy to spoil; large files are linked, and must be replaced rather than written over."""

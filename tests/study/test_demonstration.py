@@ -88,3 +88,12 @@ def test_the_control_takes_as_many_steps_as_the_vimoe(tmp_path: Path, name: str,
     assert alike(stages.control, stages.vimoe)
     assert stages.vimoe.last == last
     assert stages.dense.seed == 3
+
+
+def test_a_folder_of_something_else_is_refused_before_a_byte_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "recipe.yaml").write_text("epochs: 1\n")
+    assert main(["demo", "--output", str(tmp_path)]) == 2
+    assert "holds something else (recipe.yaml): choose another --output" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["recipe.yaml"]

@@ -169,3 +169,13 @@ def test_every_gpu_is_offered_where_there_are_some(monkeypatch: pytest.MonkeyPat
 def test_a_folder_without_a_study_has_no_figures(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="cannot read"):
         publish(tmp_path)
+
+
+def test_a_folder_that_no_study_made_is_refused_before_a_byte_is_written(begun: list[str], tmp_path: Path) -> None:
+    tiny = study(tmp_path, TINY)
+    RunFolder(tiny.output).write_recipe(recipe(tiny.output))
+    for call in (execute, dry_run):
+        with pytest.raises(UserError, match=r"runs holds something else \(recipe\.yaml\): choose another --output"):
+            call(tiny)
+    assert [path.name for path in tiny.output.iterdir()] == ["recipe.yaml"]
+    assert begun == []

@@ -1,9 +1,30 @@
 from pathlib import Path
 
-from vimoe.study.run_result import read_result
+import numpy as np
+import pytest
+
+from tests.data.image_files import write_folder
+from tests.training.tiny import recipe
+from vimoe.errors import UserError
+from vimoe.study.run_result import RIGHT_FILE, measure, read_result
+from vimoe.training.fit import train
 
 
 def test_a_run_without_a_result_that_can_be_read_has_none(tmp_path: Path) -> None:
     assert read_result(tmp_path) is None
     (tmp_path / "result.json").write_text('{"metric": "to')
     assert read_result(tmp_path) is None
+
+
+def test_broken_test_images_are_left_out_counted_and_listed_and_too_many_stop_the_run(tmp_path: Path) -> None:
+    images = write_folder(tmp_path / "images", {"train": 4, "val": 2, "test": 3})
+    (images / "test" / "grass" / "000.jpg").write_bytes(b"")
+    settings = {"data_dir": str(images), "img_size": 8, "epochs": 1, "batch_size": 4, "workers": 0, "augment": False}
+    some = recipe(tmp_path / "run", **settings, max_broken=0.2)
+    run = train(some)
+    result = measure(run, some)
+    assert result["test_images"] == 8
+    assert len(np.load(run.path / RIGHT_FILE)["right"]) == 8
+    assert "grass/000.jpg" in (run.path / "skipped-test.csv").read_text()
+    with pytest.raises(UserError, match=r"1 of the 9 images to evaluate on are broken, .* 0\.1 allows: .*000\.jpg"):
+        measure(run, recipe(tmp_path / "run", **settings, max_broken=0.1))

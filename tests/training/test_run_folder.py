@@ -135,7 +135,9 @@ def test_a_folder_made_from_something_else_is_refused_and_nothing_is_written(tmp
     run.check_inputs({"run": "abc", "plan": [1, 2]})
     with pytest.raises(UserError, match="made holds what came of another run and plan: choose another --output"):
         run.check_inputs({"run": "abd", "plan": [1]})
-    for text in ("", "[]", "{}", "null"):
+    with pytest.raises(UserError, match="made holds what came of another verb: choose another --output"):
+        run.check_inputs({"verb": "study"})
+    for text in ("", "[]", "{}", "null", "3", "[" * 100_000):
         (run.path / "made_by.json").write_text(text)
         with pytest.raises(UserError, match=r"made_by\.json is damaged: choose another --output"):
             run.check_inputs({"run": "abc"})

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -84,7 +85,7 @@ def test_how_images_are_seen_is_checked_with_one_line(
         ({"vimoe_widened": {"layers": [0], "factor": 0}}, "factor in vimoe_widened must be a whole number …, got 0"),
         ({"pretrained_cfg": {"mean": [0.5]}}, "mean and std in pretrained_cfg must have a number for each channel …"),
         (
-            {"pretrained_cfg": {"input_size": [1, 32, 32]}},
+            {"pretrained_cfg": {"input_size": [1, 32, 32]}, "model_args": {}},
             "mean and std in pretrained_cfg must have a number for each …",
         ),
     ],
@@ -135,3 +136,16 @@ def test_a_damaged_configuration_is_read_or_refused(data: Any, folder: Path, who
         form = image_form(read_config(folder)["pretrained_cfg"])
         assert len(form.mean) == len(form.std) == form.input_size[0]
         vimoe.load(folder)
+
+
+@pytest.mark.parametrize("said", [None, [3, 224, 224], [3, 16, 16]])
+def test_the_size_of_the_images_is_the_models_own_whatever_else_the_file_says(said: Any, tmp_path: Path) -> None:
+    vimoe.save(make(img_size=32), tmp_path)
+    entries = json.loads((tmp_path / "config.json").read_text())
+    entries["pretrained_cfg"]["input_size"] = said
+    entries["pretrained_cfg"] = {key: value for key, value in entries["pretrained_cfg"].items() if value is not None}
+    (tmp_path / "config.json").write_text(json.dumps(entries))
+    form = image_form(read_config(tmp_path)["pretrained_cfg"])
+    assert form.input_size == (3, 32, 32)
+    with torch.no_grad():
+        vimoe.load(tmp_path)(torch.zeros(1, *form.input_size))

@@ -108,7 +108,18 @@ def run_demo(folder: Path, seed: int, device: str, task: str = "classification")
 
     Returns:
         The report's path.
+
+    Raises:
+        UserError: The folder holds something else, or another process works in it.
     """
+    home, made_by = RunFolder(folder), {"verb": "demo", "task": task, "seed": seed}
+    home.check_inputs(made_by)
+    with home.locked():
+        home.write_inputs(made_by)
+        return _all_stages(folder, seed, device, task)
+
+
+def _all_stages(folder: Path, seed: int, device: str, task: str) -> Path:
     # One thread: a model this small only waits for others, and the figures do not depend on the number of cores.
     torch.set_num_threads(1)
     course, stages, device = COURSES[task], demo_recipes(folder, seed, device, task), pick_device(device)

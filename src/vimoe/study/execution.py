@@ -22,6 +22,9 @@ from vimoe.training.progress import duration
 from vimoe.training.recipe import load_recipe
 from vimoe.training.run_folder import RunFolder
 
+# A study may grow in its folder: each run's own recipe says whether it is the same one.
+MADE_BY = {"verb": "study"}
+
 
 class Progress(NamedTuple):
     """Where a study stands: by name, the results of runs that are done, and a line for each that failed."""
@@ -62,8 +65,9 @@ def dry_run(study: Study, jobs: int = 1, detect: float = 0.5, pilot: Path | None
 
 
 def standing(study: Study) -> Progress:
-    """What of the study is done. Raises UserError if a folder holds the run of another recipe."""
+    """What of the study is done. Raises UserError if a folder holds another recipe's run, or no study's."""
     runs = list_runs(study)
+    RunFolder(study.output).check_inputs(MADE_BY)
     for run in runs:
         if not run.recovers:  # its folder holds the recipe of the recovery
             RunFolder(Path(run.recipe.output)).check(run.recipe)
@@ -108,7 +112,9 @@ def execute(study: Study, jobs: int | None = None) -> Progress:
         about = f"  about {duration(rest)} left" if left and rest else ""
         _say(f"{len(progress.runs) - len(left):4}/{len(progress.runs)}  {run.name}  {line}{about}")
 
-    with RunFolder(study.output).locked():
+    home = RunFolder(study.output)
+    with home.locked():
+        home.write_inputs(MADE_BY)
         gather(progress.runs, progress.results, study.output)
         if left:
             run_all(list(left), do_run, jobs, devices, note)

@@ -49,20 +49,28 @@ def measure(run: RunFolder, recipe: Recipe) -> Result:
     """All metrics of a finished run.
 
     The routing counts of the validation split, and of a classifier which test images it has right (`right`, `[N]`
-    bool), are written into the run's folder.
+    bool), are written into the run's folder; broken test images are left out, counted (`test_images` is how many were
+    read) and listed there.
 
     Returns:
         `seed`, `metric` (the task's main metric), every metric of the task as `val_…` and `test_…`, `stored_params`,
         `activated_params`, `macs`, the `steps` of training with the `shown_images` and `seconds` that they took, and
         of an MoE model `routing_degree` and `layers`: by block, its `Specialisation` and how many `experts_touched`
         an image's choices fall on.
+
+    Raises:
+        UserError: More test images are broken than the recipe's `max_broken` allows.
     """
     device = pick_device(recipe.device)
     splits = open_recipe_data(recipe)
     task = recipe_task(recipe, splits)
     model = load_model(run.model, device)
     last = run.read_rows()[-1]
-    test = task.evaluate(model, splits.test, device, recipe.workers)
+    broken: list[str] = []
+    try:
+        test = task.evaluate(model, splits.test, device, recipe.workers, broken.append, recipe.max_broken)
+    finally:
+        run.write_skipped(broken, "test")
     if isinstance(task, Classification):
         right = image_scores(model, batches(splits.test, workers=recipe.workers), device=device)
         write_arrays(run.path / RIGHT_FILE, right=right.bool().numpy())

@@ -108,11 +108,12 @@ class RunFolder:
                 raise UserError(f"{self.path} holds something else ({', '.join(taken)}): choose another --output")
             return
         try:
-            before: dict[str, Any] = json.loads(note.read_text(encoding="utf-8"))
-            other = [key for key in inputs if before[key] != inputs[key]]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{note} is damaged: choose another --output") from error
-        if other:
+            before = json.loads(note.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            before = None
+        if not before or not isinstance(before, dict):
+            raise UserError(f"{note} is damaged: choose another --output")
+        if other := [key for key in inputs if key not in before or before[key] != inputs[key]]:
             raise UserError(f"{self.path} holds what came of another {' and '.join(other)}: choose another --output")
 
     def write_inputs(self, inputs: Mapping[str, Any]) -> None:
@@ -179,11 +180,11 @@ class RunFolder:
             raise UserError(f"{path} is damaged: not every line is an epoch's")
         return rows
 
-    def write_skipped(self, lines: Collection[str], rank: int = 0) -> None:
-        """Write the list of broken images that the process of this number has met."""
+    def write_skipped(self, lines: Collection[str], part: int | str = 0) -> None:
+        """Write the list of broken images that the process of this number, or the evaluation of this name, has met."""
         if lines:
             quoted = (line.replace('"', '""') for line in sorted(lines))
-            name = f"skipped-{rank}.csv" if rank else "skipped.csv"
+            name = f"skipped-{part}.csv" if part else "skipped.csv"
             write_text(self.path / name, "reason\n" + "".join(f'"{line}"\n' for line in quoted))
 
 

@@ -11,6 +11,7 @@ import timm
 
 from vimoe.errors import UserError
 from vimoe.moe.config import MoEConfig
+from vimoe.vit.meta import height_and_width
 
 CONFIG, MOE_KEY, WIDENED_KEY = "config.json", "vimoe", "vimoe_widened"
 
@@ -30,7 +31,7 @@ def model_folder(path: str | Path) -> Path:
 
 
 def read_config(path: str | Path) -> dict[str, Any]:
-    """The entries of a model folder's `config.json`, or of a run folder's.
+    """The entries of a model folder's `config.json`, or of a run folder's; `input_size` is what the model takes.
 
     Raises UserError if it is missing, no JSON, or not a model's.
     """
@@ -47,7 +48,16 @@ def read_config(path: str | Path) -> dict[str, Any]:
         check_config(entries)
     except UserError as error:
         raise UserError(f"{folder / CONFIG} does not describe a model: {error}") from error
+    _state_input_size(entries)
     return entries
+
+
+def _state_input_size(entries: dict[str, Any]) -> None:
+    """Have `pretrained_cfg` say the size that `model_args` make: without it, or with another, timm takes others."""
+    cfg, args = entries["pretrained_cfg"], entries.get("model_args", {})
+    if size := args.get("img_size"):
+        channels = args.get("in_chans") or (cfg.get("input_size") or [3])[0]
+        cfg["input_size"] = [channels, *height_and_width("img_size", size)]
 
 
 Test = Callable[[Any], bool]
@@ -86,6 +96,7 @@ _RULES: dict[str, dict[str, tuple[Test, str]]] = {
     },
     "model_args": {
         "depth": (_DEPTH, "a whole number from 1 to 1024"),
+        "in_chans": (_SIZE, "a whole number from 1 to 16384"),
         "img_size": (lambda value: _SIZE(value) or _each(_SIZE, 2)(value), "one or two whole numbers up to 16384"),
     },
     WIDENED_KEY: {
@@ -114,7 +125,8 @@ def check_config(entries: dict[str, Any]) -> None:
     cfg = {key: value for key, value in entries["pretrained_cfg"].items() if value is not None}
     if not cfg:
         raise UserError("pretrained_cfg is empty")
-    channels = cfg.get("input_size", [3])[0]  # where these are missing, timm takes ImageNet's
+    args = entries.get("model_args", {})
+    channels = args.get("in_chans") or cfg.get("input_size", [3])[0]  # where these are missing, timm takes ImageNet's
     if any(len(cfg.get(key, "RGB")) != channels for key in ("mean", "std")):
         raise UserError("mean and std in pretrained_cfg must have a number for each channel of input_size")
     if MOE_KEY in entries:
