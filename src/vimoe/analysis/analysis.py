@@ -7,13 +7,7 @@ from torch import Tensor, nn
 
 from vimoe.analysis.ablation_scores import ablated_scores
 from vimoe.analysis.ablations import Answer, layer_ablations, without_experts
-from vimoe.analysis.analysis_result import (
-    AblationResult,
-    Analysis,
-    ExpertAnalysis,
-    LayerAnalysis,
-    Neighbours,
-)
+from vimoe.analysis.analysis_result import AblationResult, Analysis, ExpertAnalysis, LayerAnalysis, Neighbours
 from vimoe.analysis.behaviour import Behaviour, agreement
 from vimoe.analysis.counts import RoutingCounts
 from vimoe.analysis.expert_similarity import classes_of_expert, output_similarity

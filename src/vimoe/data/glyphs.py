@@ -126,10 +126,7 @@ def draw_views(batch: int, side: int, generator: torch.Generator, strength: floa
     turn, scale, aspect, shear, right, down = (2 * torch.rand(6, batch, generator=generator) - 1) * strength
     cos, sin, scale, aspect = (_TURN * turn).cos(), (_TURN * turn).sin(), (_SCALE * scale).exp(), _ASPECT * aspect
     across, along = scale * aspect.exp(), scale / aspect.exp()
-    rows = [
-        [cos * across, (_SHEAR * shear - sin) * scale, _SHIFT * right],
-        [sin * scale, cos * along, _SHIFT * down],
-    ]
+    rows = [[cos * across, (_SHEAR * shear - sin) * scale, _SHIFT * right], [sin * scale, cos * along, _SHIFT * down]]
     affine = torch.stack([torch.stack(row, -1) for row in rows], -2)
     contrast = 1 - min(1.0, _FADED * strength) * torch.rand(batch, generator=generator)
     noise = torch.randn(batch, 1, side, side, generator=generator).mul_(_NOISE * strength)

@@ -104,12 +104,7 @@ def _write_onnx(program: torch.export.ExportedProgram, path: Path, facts: Facts)
     try:
         with _quiet():
             onnx_program: Any = torch.onnx.export(
-                program,
-                dynamo=True,
-                opset_version=OPSET,
-                input_names=["images"],
-                output_names=outputs,
-                verbose=False,
+                program, dynamo=True, opset_version=OPSET, input_names=["images"], output_names=outputs, verbose=False
             )
     except Exception as error:  # the exporter raises whatever its passes do
         raise UserError(f"torch.onnx cannot export this model: {first_line(error)}") from error

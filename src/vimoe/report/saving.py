@@ -86,10 +86,7 @@ def embed_pixels(figure: Figure) -> str:
 
 @contextmanager
 def _laid_out(figure: Figure, salt: str) -> Iterator[None]:
-    with (
-        matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": salt}),
-        warnings.catch_warnings(),
-    ):
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": salt}), warnings.catch_warnings():
         # Names in scripts that the font lacks: boxes in the PNG, text in the SVG.
         warnings.filterwarnings("ignore", "Glyph .* missing from font")
         if engine := figure.get_layout_engine():

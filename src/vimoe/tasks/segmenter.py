@@ -68,12 +68,7 @@ class Segmenter(nn.Module):
 
 
 def build_segmenter(
-    backbone: nn.Module,
-    decoder: DecoderName,
-    num_classes: int,
-    *,
-    blocks: Sequence[int] | None = None,
-    dim: int = 512,
+    backbone: nn.Module, decoder: DecoderName, num_classes: int, *, blocks: Sequence[int] | None = None, dim: int = 512
 ) -> Segmenter:
     """Put a decoder on a ViT, which loses its classifier.
 

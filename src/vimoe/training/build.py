@@ -91,11 +91,7 @@ def _create(recipe: Recipe, splits: Splits, num_classes: int, **changes: Any) ->
         return model_from_file(recipe.model, recipe.start, num_classes, drop_path_rate=recipe.drop_path, **args)
     try:
         model: nn.Module = timm.create_model(
-            recipe.model,
-            pretrained=recipe.pretrained,
-            num_classes=num_classes,
-            drop_path_rate=recipe.drop_path,
-            **args,
+            recipe.model, pretrained=recipe.pretrained, num_classes=num_classes, drop_path_rate=recipe.drop_path, **args
         )
     except Exception as error:  # timm raises whatever its models raise
         raise UserError(f"timm cannot make the model {recipe.model!r} with {args}: {first_line(error)}") from error

@@ -27,11 +27,7 @@ def build_optimisation(model: nn.Module, recipe: Recipe, steps: int) -> tuple[to
         # One pass over a parameter instead of a dozen: an MoE model has many that few multiply-adds go through.
         fused = {"fused": True} if "fused" in inspect.signature(kind).parameters else {}
         optimizer = timm.optim.create_optimizer_v2(
-            model,
-            opt=recipe.opt,
-            lr=recipe.lr,
-            param_group_fn=lambda model: _parameter_groups(model, recipe),
-            **fused,
+            model, opt=recipe.opt, lr=recipe.lr, param_group_fn=lambda model: _parameter_groups(model, recipe), **fused
         )
         schedule, _ = timm.scheduler.create_scheduler_v2(
             optimizer,

@@ -89,11 +89,7 @@ def _gathered(model: nn.Module) -> dict[str, Any]:
 
 
 def _write(
-    model: nn.Module,
-    state: dict[str, Any],
-    folder: Path,
-    entries: dict[str, Any],
-    model_args: dict[str, Any] | None,
+    model: nn.Module, state: dict[str, Any], folder: Path, entries: dict[str, Any], model_args: dict[str, Any] | None
 ) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
