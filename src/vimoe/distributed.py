@@ -16,10 +16,7 @@ T = TypeVar("T")
 
 @contextmanager
 def process_group(device: str) -> Iterator[None]:
-    """Join the process group that `torchrun` describes, for as long as the block lasts.
-
-    Args:
-        device: A torch device; with CUDA each process takes its own.
+    """Join the process group that `torchrun` describes, for as long as the block lasts; with CUDA, of its own device.
 
     Raises UserError if the processes do not find each other, or another one has died.
     """

@@ -24,12 +24,7 @@ ABLATIONS = {
 
 @dataclass(frozen=True)
 class AblationResult:
-    """What became of the score when a layer was ablated in one way.
-
-    Attributes:
-        name: One of `ABLATIONS`.
-        lost: Percentage points lost against the intact model on the same images; negative for a gain.
-    """
+    """What one of `ABLATIONS` cost: points lost against the intact model on the same images, negative for a gain."""
 
     name: str
     lost: Estimate
@@ -37,12 +32,7 @@ class AblationResult:
 
 @dataclass(frozen=True)
 class ClassShare:
-    """A class among what an expert gets.
-
-    Attributes:
-        share: Its share of the expert's assignments.
-        lift: That share over the class's share of all assignments: 1 for no preference.
-    """
+    """A class's share of an expert's assignments, and `lift`, that share over its share of all: 1 for no preference."""
 
     label: int
     share: float
@@ -91,11 +81,9 @@ class LayerAnalysis:
 
 @dataclass(frozen=True)
 class Neighbours:
-    """Two MoE layers, one after the other.
+    """Two MoE layers, one after the other, and how much of one's choice is known from the other's.
 
-    Attributes:
-        agreement: How much of one's choice is known from the other's: mutual information over the smaller entropy,
-            0 to 1.
+    That is their mutual information over the smaller entropy, 0 to 1.
     """
 
     first: int

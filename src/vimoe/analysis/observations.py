@@ -21,12 +21,7 @@ _Placed = Iterator[tuple[NDArray[np.integer], NDArray[np.integer], NDArray[np.in
 
 
 class Observations(ABC):
-    """The choices of one layer.
-
-    Attributes:
-        images: How many there are.
-        shape: Classes, experts.
-    """
+    """The choices of one layer on so many images; `shape` is classes, experts."""
 
     images: int
     shape: tuple[int, int]
@@ -55,11 +50,9 @@ class Observations(ABC):
 
 
 class ImageObservations(Observations):
-    """Choices of images that have one class each.
+    """Choices of images that have one class each, their `labels` `[N]`.
 
-    Args:
-        labels: `[N]` class of each image.
-        used: For each batch, `[images, E]` how many of an image's choices fell on each expert.
+    `used` says for each batch, `[images, E]`, how many of an image's choices fell on each expert.
     """
 
     def __init__(self, labels: NDArray[np.integer], used: Sequence[NDArray[np.integer]], num_classes: int) -> None:

@@ -38,11 +38,8 @@ class ExpertMap(NamedTuple):
 def patch_classes(masks: Tensor, patch_size: tuple[int, int], num_classes: int) -> Tensor:
     """The class of each patch: the one that more than half of its labelled pixels have.
 
-    Args:
-        masks: `[B, H, W]` int64, `IGNORE` for unlabelled pixels. Sizes are rounded up to whole patches.
-
-    Returns:
-        `[B, h, w]` int64, -1 where no class has more than half of the labelled pixels or none is labelled.
+    From `[B, H, W]` int64, `IGNORE` for unlabelled pixels, to `[B, h, w]`, -1 where there is no such class. Sizes are
+    rounded up to whole patches.
     """
     (height, width), (rows, columns) = masks.shape[-2:], patch_size
     padded = F.pad(masks, (0, -width % columns, 0, -height % rows), value=IGNORE)
@@ -56,10 +53,9 @@ def patch_classes(masks: Tensor, patch_size: tuple[int, int], num_classes: int) 
 
 
 def patch_experts(segmenter: Segmenter, images: Tensor) -> dict[int, Tensor]:
-    """The experts that each patch of `[B, C, H, W]` images chose, prefix tokens left out.
+    """By block number, the experts that each patch of `[B, C, H, W]` images chose, prefix tokens left out.
 
-    Returns:
-        By block number, `[B, h, w, k]` int64 on the CPU, the strongest choice first.
+    They are `[B, h, w, k]` int64 on the CPU, the strongest choice first.
 
     Raises UserError if the model has no MoE layer.
     """

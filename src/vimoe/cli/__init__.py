@@ -42,11 +42,10 @@ verbs:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run `vimoe` with these arguments (those of the process by default).
+    """Run `vimoe` with these arguments (those of the process by default), and return the exit code.
 
-    Returns:
-        The exit code: 0; 2 after one line on stderr for what the user can mend; 130 after an interrupt; 141 if the
-        reader of the output has gone.
+    0; 2 after one line on stderr for what the user can mend; 130 after an interrupt; 141 if the reader of the output
+    has gone.
     """
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     _open_closed_streams()

@@ -19,9 +19,7 @@ if TYPE_CHECKING:
 class Parser(argparse.ArgumentParser):
     """argparse with flags in groups, defaults in the help, and a `UserError` for every mistake.
 
-    Args:
-        verb: The verb, one of `VERBS`.
-        more: What there is to say beyond its line there.
+    `more` is what there is to say of a verb beyond its line in `VERBS`.
     """
 
     def __init__(self, verb: str, more: str = "") -> None:

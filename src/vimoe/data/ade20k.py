@@ -25,12 +25,9 @@ CLASS_FILES = ("classes.txt", "objectInfo150.txt")
 
 
 def find_ade20k(root: Path, wanted: Wanted = AS_USUAL, reduce_zero_label: bool = True) -> Found:
-    """Find the splits and classes of a folder in ADE20K's layout.
+    """Find the splits and classes of a folder in ADE20K's layout; for `reduce_zero_label` see `labels_of`.
 
     What is only in `images` or only in `annotations`, such as a test split without masks, is no split.
-
-    Args:
-        reduce_zero_label: Masks say 0 for unlabelled and 1 to K for the classes; else 0 to K - 1, and 255.
 
     Raises UserError if the folder, a split or the names of the classes are missing, or an image or a mask stands alone.
     """

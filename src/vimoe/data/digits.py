@@ -39,12 +39,7 @@ def digits() -> Splits:
 
 
 def shift_by_a_pixel(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Move each image by -1, 0 or 1 pixel along each axis, the background filling in.
-
-    Args:
-        images: `[B, C, H, W]`.
-        generator: Where the shifts are drawn from.
-    """
+    """Move each of `[B, C, H, W]` images by -1, 0 or 1 pixel along each axis, the background filling in."""
     batch, _, height, width = images.shape
     padded = F.pad(images, (1, 1, 1, 1), value=float(images.min()))
     top, left = torch.randint(0, 3, (2, batch, 1), generator=generator)

@@ -34,12 +34,7 @@ _ALIKE = 0.97
 
 
 class GlyphBank(NamedTuple):
-    """Drawings of all classes in the four sans faces.
-
-    Attributes:
-        ink: `[classes, faces, side, side]` uint8.
-        code_points: By class, ascending.
-    """
+    """Drawings of all classes in the four sans faces, `[classes, faces, side, side]`; code points are ascending."""
 
     ink: NDArray[np.uint8]
     code_points: tuple[int, ...]

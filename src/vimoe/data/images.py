@@ -23,13 +23,9 @@ def labelled(read: Callable[[Any], Image.Image], where: Any, label: int) -> tupl
 
 
 class Images(Dataset[tuple[Tensor, Any]]):
-    """Images with their targets; an item is (image `[C, H, W]` fp32, label or mask `[H, W]` int64).
+    """Images with their targets; an item is (image `[C, H, W]` fp32, label or mask `[H, W]` int64)."""
 
-    Attributes:
-        from_files: Whether an item has to be read and decoded, which is work for other processes.
-    """
-
-    from_files = False
+    from_files = False  # whether an item has to be read and decoded, which is work for other processes
 
     def __len__(self) -> int:
         raise NotImplementedError

@@ -23,12 +23,7 @@ LONGEST = 4
 
 
 class JointAugmentation(NamedTuple):
-    """How training images are augmented together with their masks.
-
-    Attributes:
-        hflip: Chance of a mirrored image.
-        color_jitter: Strength of the change of colours; 0.5 is MMSegmentation's.
-    """
+    """How training images are augmented with their masks: chance of mirroring, and strength of `colour_change`."""
 
     hflip: float = 0.5
     color_jitter: float = 0.5

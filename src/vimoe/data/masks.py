@@ -40,9 +40,8 @@ def labels_of(
 ) -> tuple[NDArray[np.int64], int | None]:
     """From a mask's values to labels, and the first value that is no class.
 
-    Args:
-        reduce_zero_label: Whether 0 says unlabelled and the classes are 1 to `num_classes`, as in ADE20K; else they
-            are 0 to `num_classes` - 1. `IGNORE` says unlabelled in both.
+    With `reduce_zero_label` 0 says unlabelled and the classes are 1 to `num_classes`, as in ADE20K; else they are 0 to
+    `num_classes` - 1. `IGNORE` says unlabelled in both.
     """
     first = 1 if reduce_zero_label else 0
     labels = values - first

@@ -73,9 +73,7 @@ def compose(scans: Tensor, labels: Tensor, size: int, drawn: torch.Generator) ->
 def change_colours(images: Tensor, generator: torch.Generator) -> Tensor:
     """Exchange the channels of each image, and change its contrast and brightness a little; nothing moves.
 
-    Args:
-        images: `[B, C, H, W]` normalised.
-        generator: A CPU generator, whatever the images' device.
+    Images are `[B, C, H, W]`, normalised; the generator is the CPU's, whatever their device.
     """
     batch, channels = images.shape[:2]
     order = torch.rand(batch, channels, generator=generator).argsort(1).to(images.device)
@@ -92,11 +90,9 @@ def _scans(part: Images, mean: float, std: float) -> tuple[Tensor, Tensor]:
 
 
 def _placed(scans: Tensor, corners: Tensor, drawn: torch.Generator) -> Tensor:
-    """Scans enlarged, tilted a little and laid near the middle of a corner: ink `[S, 1, SIDE, SIDE]`.
+    """Scans `[S, 1, 8, 8]` enlarged, tilted a little and laid near the middle of a corner: ink `[S, 1, SIDE, SIDE]`.
 
-    Args:
-        scans: `[S, 1, 8, 8]`.
-        corners: `[S]`, 0 to 3 in reading order.
+    Corners are 0 to 3 in reading order.
     """
     count = len(scans)
     larger, tilt, right, down = torch.rand(4, count, generator=drawn)

@@ -95,10 +95,8 @@ def _read_torchvision(name: str, sets: Mapping[str, Any], row: Row) -> Image.Ima
 def find_hugging_face(name: str, cache: str | None, wanted: Wanted = AS_USUAL) -> Found:
     """A data set of the Hugging Face Hub, or a folder that its library can read or has saved.
 
-    The images are the first column of images; the labels the column `label`, or the first one of class labels.
-
-    Args:
-        cache: Where the library keeps what it prepares; None for its own place.
+    The images are the first column of images; the labels the column `label`, or the first one of class labels. What
+    the library prepares is kept in `cache`, None for its own place.
 
     Raises UserError if the library is not installed, or the data set is not there or has no such columns.
     """

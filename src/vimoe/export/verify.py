@@ -50,9 +50,7 @@ class Verification(NamedTuple):
 def verify(exported: Exported, batch_sizes: tuple[int, ...] = (1, 7)) -> Verification:
     """Run the file and the eager model on images that reach every expert of every layer.
 
-    Args:
-        exported: What `export_model` gave back.
-        batch_sizes: Images at once; each is tried on all images. A file made for one image is tried with one.
+    Each of the batch sizes is tried on all images; a file made for one image is tried with one.
 
     Raises UserError if ONNX is not installed, or the file does not run.
     """

@@ -24,11 +24,7 @@ class Order(NamedTuple):
 
 
 def sort_by_expert(expert_ids: Tensor, num_experts: int) -> Order:
-    """Stable order of the assignments by expert.
-
-    Args:
-        expert_ids: `[S, k]` int64.
-    """
+    """Stable order of the assignments `[S, k]` by expert."""
     flat = expert_ids.flatten()
     sorted_ids, forward = flat.sort(stable=True)
     places = torch.arange(flat.numel(), device=flat.device)

@@ -22,11 +22,9 @@ from vimoe.moe.rows import Rows
 
 
 class Stacked(nn.Module):
-    """The `weight` and `bias` of a linear map or a layer norm, for E experts.
+    """The `weight` and `bias` of an `nn.Linear` or `nn.LayerNorm`, copied for E experts.
 
-    Args:
-        module: The `nn.Linear` or `nn.LayerNorm` to copy; `weight` becomes `[E, out, in]` or `[E, H]`,
-            `bias` `[E, out]` or `[E, H]`, None where the module has none.
+    `weight` becomes `[E, out, in]` or `[E, H]`, `bias` `[E, out]` or `[E, H]`, None where the module has none.
     """
 
     weight: nn.Parameter
@@ -159,11 +157,7 @@ class Experts(nn.Module):
         self.num_experts = len(experts)
 
     def to_ffn(self, weights: Tensor) -> nn.Module:
-        """A plain FFN whose parameters are the weighted sum of the experts'.
-
-        Args:
-            weights: `[E]`; a one-hot vector gives back a single expert.
-        """
+        """A plain FFN whose parameters are the sum of the experts' by `weights` `[E]`; one-hot gives back an expert."""
         ffn = copy.deepcopy(self._skeleton[0])
         for path, _ in list(ffn.named_parameters()):
             stacked = self.get_parameter(path)

@@ -16,13 +16,9 @@ def assignments(expert_ids: Tensor, num_experts: int) -> Tensor:
 
 
 def expert_load(expert_ids: Tensor, num_experts: int) -> Tensor:
-    """Share of the assignments that each expert gets, over all processes.
+    """`[E]` fp32 share of the assignments that each expert gets, over all processes, by this one's `[S, k]`.
 
-    Args:
-        expert_ids: `[S, k]` int64, the chosen experts of this process.
-
-    Returns:
-        `[E]` fp32, sums to 1 (all zero when nothing was assigned anywhere).
+    It sums to 1 (all zero when nothing was assigned anywhere).
     """
     counts = assignments(expert_ids, num_experts)
     all_reduce_sum(counts)
@@ -51,24 +47,16 @@ def load_balance_loss(probs: Tensor, expert_ids: Tensor) -> Tensor:
 def importance_loss(probs: Tensor) -> Tensor:
     """Squared coefficient of variation of the experts' total probability (Shazeer et al. 2017, eq. 7).
 
-    Args:
-        probs: `[S, E]` router probabilities.
-
-    Returns:
-        A scalar, 0 when every expert has the same total.
+    `probs` are `[S, E]`; 0 when every expert has the same total.
     """
     importance = probs.sum(0)
     return importance.var(correction=0) / importance.mean().square().clamp(min=torch.finfo(probs.dtype).tiny)
 
 
 def z_loss(logits: Tensor) -> Tensor:
-    """Mean squared log-partition of the router (ST-MoE, Zoph et al. 2022, eq. 5): keeps logits small.
+    """Mean squared log-partition of the router's logits `[S, E]` (ST-MoE, Zoph et al. 2022, eq. 5): keeps them small.
 
-    Args:
-        logits: `[S, E]` router logits.
-
-    Returns:
-        A scalar; 0 when there is nothing to route.
+    0 when there is nothing to route.
     """
     return logits.logsumexp(-1).square().sum() / max(logits.shape[0], 1)
 

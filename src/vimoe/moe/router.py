@@ -29,14 +29,11 @@ class Selection(NamedTuple):
 
 
 def straight_through_gates(log_probs: Tensor) -> Tensor:
-    """Gates that sum to 1 in value and have the gradient of log p.
+    """Gates that sum to 1 in value and have the gradient of log p, from log-probabilities `[S, k]`.
 
     For chosen probabilities p_1..p_k the value is g_i = p_i / Σ_j p_j and the gradient is
     g_i · ∇log p_i, so that k = 1 gives the value 1 with gradient ∇log p, and k = E gives
     exactly the softmax with its own gradient.
-
-    Args:
-        log_probs: `[S, k]` log-probabilities of the chosen experts.
     """
     values = log_probs.detach().softmax(-1)
     return values * (log_probs - log_probs.detach()).exp()
@@ -59,8 +56,7 @@ def select_experts(logits: Tensor, top_k: int, gate: Gate, noise: Tensor | None 
 class Router(nn.Module):
     """`Linear(D, E, bias=False)` in fp32, whatever autocast says, and a top-k choice.
 
-    Args:
-        noise: Add normal noise of σ = 1/E to the logits in training (V-MoE, Riquelme et al. 2021, section 2.1).
+    `noise` adds normal noise of σ = 1/E to the logits in training (V-MoE, Riquelme et al. 2021, section 2.1).
     """
 
     def __init__(self, dim: int, num_experts: int, top_k: int, gate: Gate, noise: bool = False) -> None:

@@ -45,8 +45,7 @@ class RowsOfOne:
 class LoopRows:
     """All rows belong to one expert, and the others' rows follow: any device and float dtype, no double backward.
 
-    Args:
-        slices: Shared by all experts of one forward.
+    All experts of one forward share `slices`.
     """
 
     def __init__(self, expert: int, slices: Slices) -> None:
@@ -89,11 +88,8 @@ class Slices:
 class GroupedRows:
     """`torch.nn.functional.grouped_mm`: one kernel for all experts and no host synchronisation.
 
-    fp32, bf16 and fp16; every width must fill whole 16-byte units; no double backward.
-
-    Args:
-        ends: `[E]` int32, the row at which each expert ends.
-        num_rows: R.
+    fp32, bf16 and fp16; every width must fill whole 16-byte units; no double backward. `ends` are `[E]` int32, the row
+    at which each expert ends.
     """
 
     def __init__(self, ends: Tensor, num_rows: int) -> None:
@@ -113,9 +109,7 @@ class GroupedRows:
 class GatheredRows:
     """Each selection multiplies its rows with a copy of its own expert's weights: plain torch operations.
 
-    Args:
-        expert_ids: `[S]` int64, the expert of each selection.
-        rows_each: n, the rows of a selection; R = S·n.
+    `expert_ids` are `[S]` int64, and each selection has `rows_each` rows.
     """
 
     def __init__(self, expert_ids: Tensor, rows_each: int) -> None:

@@ -39,11 +39,7 @@ class Series:
 
 @dataclass(frozen=True)
 class Panel:
-    """One set of axes.
-
-    Attributes:
-        level: A name and a value for each seed, drawn as a horizontal line with a band of a standard deviation.
-    """
+    """One set of axes; `level` is a name and a value for each seed, drawn as a horizontal line with a band."""
 
     title: str
     series: Sequence[Series]

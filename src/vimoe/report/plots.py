@@ -63,9 +63,7 @@ def removal_curve(analysis: Analysis, control: tuple[str, Estimate] | None = Non
     """The score as MoE layers are removed one after the other: a point for each layer that was tried.
 
     Accepted steps are joined; a refused one stands beside the line, and the next one starts from the line again.
-
-    Args:
-        control: Name and score of a dense model on the same images, drawn as a line with its interval.
+    `control`, the name and score of a dense model on the same images, is a line with its interval.
     """
     steps = [step for step in analysis.steps if not step.drop]
     figure = Figure(figsize=(max(4.8, 1.6 + 0.55 * len(steps)), 3.2), layout="constrained")
@@ -141,11 +139,9 @@ def ablations(analysis: Analysis) -> Figure:
 def training_curves(
     rows: Mapping[str, Sequence[Mapping[str, Any]]], routed: Sequence[Mapping[str, Any]] = ()
 ) -> Figure:
-    """Training loss and validation metric of several runs over their epochs, and the experts in use.
+    """Training loss and validation metric of runs (name to the rows of `metrics.jsonl`) over their epochs.
 
-    Args:
-        rows: Name of a run to the rows of its `metrics.jsonl`, one or more.
-        routed: The rows of the run that trained the routers, if there is one.
+    Beside them the experts in use, by the rows of the run that trained the routers, if there is one.
     """
     first = next(iter(rows.values()))[0]
     panels = {"loss": "training loss"}

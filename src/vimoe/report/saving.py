@@ -25,11 +25,9 @@ _DPI, _QUALITY = 120, 75
 
 
 class Drawing(NamedTuple):
-    """A figure in a page.
+    """A figure in a page, with the width in CSS pixels at which its text has the size that it was drawn for.
 
-    Attributes:
-        width: CSS pixels at which its text has the size that it was drawn for.
-        boxes: By label of its axes, such as `block 11`, where these lie, as CSS for an element over the figure.
+    `boxes` say by label of its axes, such as `block 11`, where these lie, as CSS for an element over the figure.
     """
 
     svg: Markup

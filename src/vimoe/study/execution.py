@@ -51,9 +51,8 @@ class Progress(NamedTuple):
 def dry_run(study: Study, jobs: int = 1, detect: float = 0.5, pilot: Path | None = None) -> str:
     """The runs of a study with their cost, how long they take as far as finished runs tell, and what they can show.
 
-    Args:
-        detect: The difference between two settings that the study should find, in points.
-        pilot: The folder of a study whose seeds say how much differences spread; by default this one's.
+    `detect` is the difference between two settings, in points, that the study should find; how much differences spread
+    say the seeds of a `pilot`'s folder, by default this study's own.
 
     Raises UserError if the study asks for what cannot be done, or the pilot's folder holds no study.
     """

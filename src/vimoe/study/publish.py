@@ -19,10 +19,7 @@ from vimoe.study.study_tables import comparisons_table, planned_table, power_lin
 
 
 def publish(folder: Path) -> str:
-    """Make all tables and figures from what `gather` wrote, and nothing else.
-
-    Returns:
-        What the study says about its own power, in one line.
+    """Make all tables and figures from what `gather` wrote; gives one line on what the study says of its own power.
 
     Raises UserError if the folder holds no study's tables.
     """

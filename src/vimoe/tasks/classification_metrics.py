@@ -9,11 +9,7 @@ from vimoe.tasks.task import finite
 
 
 class ClassificationMetrics:
-    """Counts from which accuracy, its mean over classes, likelihood and calibration are made.
-
-    Args:
-        bins: Equal bins of confidence for the calibration error.
-    """
+    """Counts from which accuracy, its mean over classes, likelihood and calibration (in equal bins) are made."""
 
     columns = ("images", "top-1 %")
 

@@ -9,11 +9,9 @@ from vimoe.errors import UserError
 
 
 class ConfusionMatrix:
-    """Pixels by label and prediction, those labelled `IGNORE` left out.
+    """Pixels by label and prediction, `[label, prediction]` on the CPU, those labelled `IGNORE` left out.
 
-    Attributes:
-        counts: `[label, prediction]` int64, on the CPU.
-        images: How many images they are of, int64; whoever adds images counts them.
+    Whoever adds images counts them in `images`.
     """
 
     columns = ("pixels", "IoU %", "accuracy %")
@@ -23,11 +21,7 @@ class ConfusionMatrix:
         self.images = torch.zeros((), dtype=torch.int64)
 
     def add(self, prediction: Tensor, target: Tensor) -> None:
-        """Count the pixels of some images.
-
-        Args:
-            prediction: Classes, int64 of any shape, on any device.
-            target: Labels of the same shape, or `IGNORE`.
+        """Count the pixels of some images: classes and labels (or `IGNORE`), int64 of any shape, on any device.
 
         Raises UserError if the shapes differ, or a labelled pixel's value is no class.
         """

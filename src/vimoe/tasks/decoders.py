@@ -30,10 +30,7 @@ class MultiLevelDecoder(nn.Module):
     The pyramid is that of BEiT (Bao et al. 2021): the features of one grid, brought to 4, 2, 1 and 1/2 times its
     size. Pooled context joins the coarsest level (PPM); each finer level adds what comes from above (FPN); all levels
     together decide. Ours: GroupNorm, which needs neither large batches nor other processes, where UPerNet has
-    BatchNorm; no dropout, no auxiliary head.
-
-    Args:
-        dim: Channels inside the decoder.
+    BatchNorm; no dropout, no auxiliary head. Inside there are `dim` channels.
     """
 
     def __init__(self, width: int, num_classes: int, dim: int = 512) -> None:
@@ -66,11 +63,7 @@ class MultiLevelDecoder(nn.Module):
 
 
 class PooledContext(nn.Module):
-    """Pyramid pooling (PSPNet, Zhao et al. 2017): the image's mean over 1, 4, 9 and 36 regions beside each place.
-
-    Args:
-        grids: Regions along each axis.
-    """
+    """Pyramid pooling (PSPNet, Zhao et al. 2017): the image's mean over 1, 4, 9 and 36 regions beside each place."""
 
     def __init__(self, width: int, dim: int, grids: Sequence[int] = (1, 2, 3, 6)) -> None:
         super().__init__()

@@ -21,9 +21,8 @@ from vimoe.tasks.windows import View, probabilities
 class Segmentation(Task):
     """Cross-entropy over labelled pixels, and mean intersection over union.
 
-    Args:
-        view: How images are looked at in evaluation; its `short_side` is kept with the model.
-        reduce_zero_label: Whether masks in files say 0 for unlabelled; kept with the model.
+    Evaluation looks at images as `view` says. Its `short_side` and `reduce_zero_label` (whether masks in files say 0
+    for unlabelled) are kept with the model.
 
     Raises UserError if there are so many classes that one would have the number of unlabelled pixels.
     """

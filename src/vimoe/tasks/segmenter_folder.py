@@ -85,11 +85,7 @@ def save_segmenter(
 
 
 def load_segmenter(folder: str | Path, device: str | torch.device = "cpu", **model_args: Any) -> Segmenter:
-    """Read a segmentation model's folder; in eval mode.
-
-    Args:
-        folder: What `save_segmenter` wrote.
-        model_args: As of `vimoe.load`.
+    """Read a segmentation model's folder; in eval mode. `model_args` are those of `vimoe.load`.
 
     Raises UserError if the folder is missing, foreign or damaged, holds a classifier, or its parts do not fit each
     other.

@@ -31,13 +31,9 @@ class Metrics(Protocol):
 
 
 class Task(ABC):
-    """A task: how wrong an output is, how good a model is, and how a finished model is kept.
+    """A task: how wrong an output is, how good a model is, and how a finished model is kept."""
 
-    Attributes:
-        metric: The name of the metric that says which model is better (higher is).
-    """
-
-    metric: ClassVar[str]
+    metric: ClassVar[str]  # the name of the metric that says which model is better (higher is)
 
     @abstractmethod
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:

@@ -39,12 +39,7 @@ class RoutingHealth:
         return totals
 
     def restore(self, totals: Mapping[int, Tensor], first: bool) -> None:
-        """Go on from these totals.
-
-        Args:
-            totals: What `totals` gave.
-            first: Whether this process is the one that brings them in.
-        """
+        """Go on from what `totals` gave; the `first` process brings it in."""
         self._sums = {}
         for number, sums in totals.items():
             weight = self._layers[number].router.weight

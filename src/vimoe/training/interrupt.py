@@ -4,6 +4,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from types import FrameType
 
 
@@ -11,6 +12,7 @@ class InterruptedRun(Exception):  # noqa: N818  (no error: the run can go on)
     """A run that was asked to stop and has written its state."""
 
 
+@dataclass
 class StopRequest:
     """Whether somebody asked the run to stop.
 
@@ -19,20 +21,17 @@ class StopRequest:
         at_once: Nothing has to be finished first: a signal raises `InterruptedRun` where it meets the program.
     """
 
-    def __init__(self) -> None:
-        self.asked = False
-        self.at_once = False
+    asked: bool = False
+    at_once: bool = False
 
 
 @contextmanager
 def listening(*, at_once: bool = False) -> Iterator[StopRequest]:
     """Catch the first SIGINT or SIGTERM inside the block; a no-op outside the main thread.
 
-    Args:
-        at_once: How the request begins; whoever can finish a step first sets its attribute to false.
+    Whoever can finish a step first sets the request's `at_once` to false.
     """
-    request = StopRequest()
-    request.at_once = at_once
+    request = StopRequest(at_once=at_once)
     if threading.current_thread() is not threading.main_thread():
         yield request
         return

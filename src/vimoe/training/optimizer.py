@@ -15,10 +15,7 @@ from vimoe.vit.blocks import find_backbone, moe_layers
 
 
 def build_optimisation(model: nn.Module, recipe: Recipe, steps: int) -> tuple[torch.optim.Optimizer, Any]:
-    """Optimiser and schedule; the schedule counts steps and scales the rate of each group by its `lr_scale`.
-
-    Args:
-        steps: Optimiser steps an epoch.
+    """Optimiser and schedule for so many steps an epoch; it counts steps, and scales each group's rate by `lr_scale`.
 
     Raises UserError if timm does not know the optimiser or the schedule.
     """

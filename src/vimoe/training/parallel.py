@@ -77,8 +77,7 @@ def no_sync(ddp_model: nn.Module, keep: bool) -> Iterator[None]:
 def gather_model(model: nn.Module, unsharded: nn.Module) -> nn.Module:
     """The whole model on the CPU where its parameters are sharded (filled on process 0 alone), else itself.
 
-    Args:
-        unsharded: A weightless copy of it, from before its parameters were sharded.
+    `unsharded` is a weightless copy of it, from before its parameters were sharded.
     """
     if not isinstance(model, FSDPModule):
         return model

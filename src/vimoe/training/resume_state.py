@@ -28,12 +28,9 @@ class ResumeStates:
         self._newest: Path | None = None  # that is known to be good
 
     def write(self, state: State, epoch: int, batch: int) -> None:
-        """Write a state and read it back; only then all others but the last good one are removed.
+        """Write the first process's state and read it back; only then all others but the last good one are removed.
 
-        Args:
-            state: Numbers, text and tensors in dictionaries and lists; the first process's is written.
-            epoch: Where the run stands, from 0.
-            batch: Batches of the epoch that are done.
+        A state is numbers, text and tensors in dictionaries and lists, after so many epochs and batches of the next.
 
         Raises UserError if the file cannot be written.
         """
@@ -65,13 +62,9 @@ class ResumeStates:
         self._newest = newest
 
     def read(self, restore: Callable[[State], None]) -> bool:
-        """Restore the newest state that is whole.
+        """Restore the newest state that is whole, and say whether there was one.
 
-        Args:
-            restore: Takes the state; raises anything where its content makes no sense.
-
-        Returns:
-            Whether there was one.
+        `restore` takes the state, and raises anything where its content makes no sense.
 
         Raises UserError if there are states, but all are damaged, or they are of an earlier version.
         """

@@ -67,13 +67,10 @@ class RunFolder:
         return (self.model / "config.json").exists()
 
     def check(self, recipe: Recipe, resume_changed: bool = False) -> dict[str, list[Any]]:
-        """Make sure that the folder, if it holds a run, holds one of this recipe.
+        """Make sure that the folder, if it holds a run, holds one of this recipe, but for what changes no bit.
 
-        Args:
-            resume_changed: Whether the augmentation may be another one from now on.
-
-        Returns:
-            The augmentation that changes: by recipe key, the old value and the new one.
+        With `resume_changed` the augmentation may be another one from now on: by recipe key, the old value and the new
+        one are returned.
 
         Raises UserError if it holds the run of another recipe.
         """
@@ -97,8 +94,7 @@ class RunFolder:
     def check_inputs(self, inputs: Mapping[str, Any]) -> None:
         """Make sure that the folder is new, or was made by the same inputs (see `write_inputs`); writes nothing.
 
-        Args:
-            inputs: All that the result depends on, by name, in plain JSON types.
+        They are all that the result depends on, by name, in plain JSON types.
 
         Raises UserError if it holds something else.
         """

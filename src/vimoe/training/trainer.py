@@ -241,8 +241,7 @@ class Trainer:
     def train_batch(self, images: Tensor, labels: Tensor) -> Tensor:
         """Forward and backward of one batch, and the optimiser's step where it completes one.
 
-        Returns:
-            The mean loss of this process's images, on the device: nothing is waited for.
+        Gives the mean loss of this process's images, on the device: nothing is waited for.
         """
         recipe, batch = self.recipe, self.position.epoch * self.batches + self.position.batch
         completes = (self.position.batch + 1) % recipe.accumulate == 0

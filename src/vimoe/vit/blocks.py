@@ -11,11 +11,9 @@ SUPPORTED = "plain timm ViTs: vit_*, DINOv2, DINOv3, DeiT, CLIP and SigLIP image
 
 
 class Backbone(NamedTuple):
-    """The ViT inside a model (or the model itself).
+    """The ViT inside a model (or the model itself), which turns images into tokens, and its transformer blocks.
 
-    Attributes:
-        vit: The module that owns the blocks and turns images into tokens.
-        blocks: Its transformer blocks, from the first to the last; each has `attn` and `mlp`.
+    Each of these, from the first to the last, has `attn` and `mlp`.
     """
 
     vit: nn.Module
@@ -23,10 +21,7 @@ class Backbone(NamedTuple):
 
 
 def find_backbone(model: nn.Module) -> Backbone:
-    """Find the one sequence of transformer blocks that have an FFN of their own.
-
-    Args:
-        model: A timm ViT, or a module that holds one.
+    """Find the one sequence of transformer blocks that have an FFN of their own, in a timm ViT or what holds one.
 
     Raises UserError if there is none, or more than one, or it does not start from patches.
     """

@@ -56,9 +56,7 @@ class LayerPlan:
 class Plan:
     """What is to become of the MoE layers of a model; a layer that is not named stays as it is.
 
-    Attributes:
-        layers: By block.
-        split: The split whose images decided, empty where none did: what is reported comes from another one.
+    `split` is the one whose images decided, empty where none did: what is reported comes from another one.
     """
 
     layers: tuple[LayerPlan, ...]

@@ -18,12 +18,9 @@ Model = TypeVar("Model", bound=nn.Module)
 
 
 def shared_ffn(layer: MoELayer, share: float = 1.0) -> nn.Module:
-    """The shared expert as the block's FFN, scaled up to what it carries alone.
+    """The shared expert, taken out of the layer, as the block's FFN, scaled up to what it carries alone.
 
-    Args:
-        layer: An MoE layer with a shared expert, which is taken out of it.
-        share: Share of the FFN's output that it carried after upcycling (`MoEConfig.shared_share`);
-            its last linear map is divided by it.
+    Its last linear map is divided by the share of the FFN's output that it carried after upcycling.
 
     Raises UserError if the layer has no shared expert.
     """
@@ -37,11 +34,7 @@ def shared_ffn(layer: MoELayer, share: float = 1.0) -> nn.Module:
 
 
 def mean_ffn(layer: MoELayer, load: Tensor | None = None) -> nn.Module:
-    """The load-weighted mean of the experts' parameters as the block's FFN (a uniform mean without a load).
-
-    Args:
-        load: `[E]` share of the assignments that each expert got, any positive scale.
-    """
+    """The experts' mean by `load` (`[E]`, any positive scale), or a uniform one without, as the block's FFN."""
     if load is None:
         load = torch.ones(layer.experts.num_experts)
     return layer.experts.to_ffn(load.double() / load.double().sum())
@@ -54,9 +47,7 @@ def merged_ffn(layer: MoELayer, config: MoEConfig, load: Tensor | None = None) -
     et al. 2022): the maps into the hidden layer are the mean of the shared expert's and the experts' mean, each
     weighed by the share of the output it started with; the maps out of it are added, as the outputs are.
 
-    Args:
-        layer: An MoE layer with a shared expert, which is taken out of it, and gates that sum to 1.
-        load: `[E]` weights of the experts' mean, any positive scale; uniform by default.
+    The layer's gates sum to 1; its shared expert is taken out of it. For `load` see `mean_ffn`.
     """
     mean, ffn = mean_ffn(layer, load), shared_ffn(layer)
     routed = config.routed_share / (config.routed_share + config.shared_share)
@@ -74,10 +65,7 @@ def plain_ffn(layer: MoELayer, config: MoEConfig, load: Tensor | None = None) ->
     """What becomes of a layer that keeps no expert; the layer is used up.
 
     Without a shared expert, the experts' mean. With one, both merged; but where the gates are raw probabilities, how
-    much the experts add differs from image to image, and the shared expert stands alone.
-
-    Args:
-        load: `[E]` share of the assignments that each expert got, any positive scale.
+    much the experts add differs from image to image, and the shared expert stands alone. For `load` see `mean_ffn`.
     """
     if not config.shared_expert:
         return mean_ffn(layer, load)
