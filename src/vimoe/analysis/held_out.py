@@ -42,12 +42,8 @@ def held_out(
 ) -> HeldOut:
     """Images for a classifier, or images with masks for a segmentation model.
 
-    Images with masks are looked at whole; those from files may have any size and go one by one.
-
-    Args:
-        images: Without augmentation.
-        short_side: Pixels that the shorter side of images with masks is brought to first; None for its own.
-        on_broken: Called with a line on every broken image.
+    They come without augmentation. Images with masks are looked at whole, their shorter side brought to `short_side`
+    pixels first (None for its own); those from files may have any size and go one by one.
     """
     if not isinstance(model, Segmenter):
         return HeldOut(partial(batches, images, batch_size, workers, on_broken))

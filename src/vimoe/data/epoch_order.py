@@ -17,13 +17,8 @@ def epoch_order(
     """The batches of one epoch: a permutation that depends on seed and epoch alone, the incomplete batch dropped.
 
     With repeats (repeated augmentation, Berman et al. 2019, MultiGrain) an epoch has the same number of batches of
-    fewer images, the views of an image side by side. Number `i + size * r` stands for view r of image i.
-
-    Args:
-        batch_size: Images a batch, over all processes.
-        epoch: The epoch, from 0.
-        repeats: Views of each image.
-        part: This process's rank and the world size; each gets its share of every batch.
+    fewer images, the views of an image side by side. Number `i + size * r` stands for view r of image i. Of every
+    batch a process gets its `part`, by rank and world size.
     """
     order = torch.randperm(size, generator=generator("order", seed, epoch))
     place = torch.arange(size - size % batch_size)

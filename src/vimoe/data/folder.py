@@ -89,14 +89,7 @@ def _scan(root: Path) -> list[os.DirEntry[str]]:
 def label_by_class(
     tree: Mapping[str, Mapping[str, Sequence[Any]]], root: Path
 ) -> tuple[dict[str, Samples], tuple[str, ...]]:
-    """Number the classes of a data set in their order.
-
-    Args:
-        tree: By split and class, where the images are.
-        root: The data set, for the message.
-
-    Returns:
-        The same, as labelled samples by split, and the names of the classes.
+    """From where images are, by split and class, to labelled samples by split, and the names of the classes in order.
 
     Raises UserError if the splits have different classes.
     """

@@ -32,17 +32,11 @@ _FADED, _NOISE = 0.5, 0.075  # of the contrast at most, and the standard deviati
 
 
 class Views(NamedTuple):
-    """What is random in a batch of glyph images.
+    """What is random in a batch of glyph images."""
 
-    Attributes:
-        affine: `[B, 2, 3]`, as `affine_grid` takes it.
-        contrast: `[B]`, at most 1.
-        noise: `[B, 1, side, side]`, added to pixel values.
-    """
-
-    affine: Tensor
-    contrast: Tensor
-    noise: Tensor
+    affine: Tensor  # `[B, 2, 3]`, as `affine_grid` takes it
+    contrast: Tensor  # `[B]`, at most 1
+    noise: Tensor  # `[B, 1, side, side]`, added to pixel values
 
 
 def glyphs(
@@ -111,12 +105,9 @@ def open_glyphs(arguments: Mapping[str, Any]) -> Splits:
 
 
 def augment_glyphs(images: Tensor, generator: torch.Generator, strength: float = 1.0) -> Tensor:
-    """Turn, scale, shear, shift and fade each drawing and add noise, each image its own.
+    """Turn, scale, shear, shift and fade each drawing `[B, 1, side, side]` and add noise, each image its own.
 
-    Args:
-        images: `[B, 1, side, side]` drawings, normalised, on any device.
-        generator: A CPU generator, so that every device draws the same.
-        strength: 0 for none.
+    They are normalised, on any device; a CPU generator lets every device draw the same. Strength 0 is none.
     """
     return show(images, draw_views(len(images), images.shape[-1], generator, strength))
 

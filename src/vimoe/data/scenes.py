@@ -47,15 +47,10 @@ def digit_scenes() -> Splits:
 
 
 def compose(scans: Tensor, labels: Tensor, size: int, drawn: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Draw scenes.
+    """Draw scenes from scans `[N, 1, 8, 8]`, ink between 0 and 1, and their digits `[N]`.
 
-    Args:
-        scans: `[N, 1, 8, 8]`, ink between 0 and 1.
-        labels: `[N]` int64, the digit that each shows.
-
-    Returns:
-        Images `[size, 3, SIDE, SIDE]` between 0 and 1, and masks `[size, SIDE, SIDE]` int64, 0 on the ground and
-        the digit plus 1 on a digit.
+    They are images `[size, 3, SIDE, SIDE]` between 0 and 1, and masks `[size, SIDE, SIDE]` int64, 0 on the ground and
+    the digit plus 1 on a digit.
     """
     images = _ground(size, drawn)
     masks = torch.zeros(size, SIDE, SIDE, dtype=torch.int64)

@@ -115,12 +115,8 @@ def is_split(inside: Collection[str], wanted: Wanted) -> bool:
 def check_classes(found: Sequence[str], expected: Sequence[str], whose: str) -> None:
     """Make sure that a data set has the classes that a model learned, in their order.
 
-    Args:
-        found: The data set's.
-        expected: The model's.
-        whose: How the message begins, such as `the images have other classes than the model`.
-
-    Raises UserError if they differ; the line names the first class that only one of them has.
+    Raises UserError if they differ; the line begins with `whose` (such as `the images have other classes than the
+    model`) and names the first class that only one of them has.
     """
     if tuple(found) == tuple(expected):
         return

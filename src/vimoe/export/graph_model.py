@@ -50,14 +50,10 @@ class GraphModel(nn.Module):
         self._chosen.append(selection.expert_ids)
 
     def forward(self, images: Tensor) -> tuple[Tensor, ...]:
-        """Logits and, where there are MoE layers, the chosen experts.
+        """Logits and, where there are MoE layers, the chosen experts, of fp32 images normalised as in training.
 
-        Args:
-            images: `[B, C, H, W]` fp32, normalised as in training.
-
-        Returns:
-            fp32 logits `[B, classes]` (or `[B, classes, H, W]`), and `expert_ids` int64: `[B, L, k]` under image
-            routing, `[B, L, T, k]` under token routing, with L the MoE layers from the first to the last.
+        From `[B, C, H, W]` to fp32 logits `[B, classes]` (or `[B, classes, H, W]`), and `expert_ids` int64:
+        `[B, L, k]` under image routing, `[B, L, T, k]` under token routing, L the MoE layers from first to last.
         """
         self._chosen = []
         logits = self.model(images.to(self.dtype)).float()

@@ -20,15 +20,8 @@ def probe_images(
 
     Noise images differ in strength and coarseness. For what is left, an image is changed by gradient ascent on the
     expert's logit against the best other one, for at most `steps` steps. What no image reaches, as after a collapse,
-    is given back.
-
-    Args:
-        model: A model with MoE layers, in eval mode.
-        image_shape: Channels, height, width.
-        steps: Steps of the ascent.
-
-    Returns:
-        `[B, C, H, W]` images, and by block number the experts that none of them reaches.
+    is given back: `[B, C, H, W]` images, and by block number the experts that none of them reaches. The model is in
+    eval mode.
     """
     images = _noise(image_shape)
     missing = _unreached(model, images)

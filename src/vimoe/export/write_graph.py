@@ -25,13 +25,7 @@ OPSET = 20
 
 
 class Exported(NamedTuple):
-    """An exported file.
-
-    Attributes:
-        facts: What it says of itself.
-        model: The eager model that it was made from.
-        image_shape: Channels, height, width.
-    """
+    """An exported file, what it says of itself, and the eager model that it was made from, for images `[C, H, W]`."""
 
     path: Path
     facts: Facts
@@ -42,12 +36,9 @@ class Exported(NamedTuple):
 def export_model(
     folder: Path, path: Path, kind: str = "onnx", precision: Precision = "fp32", dynamic_batch: bool = True
 ) -> Exported:
-    """Export the model of a folder.
+    """Export the model of a folder, as `onnx` or `torch`; for `precision` see `GraphModel`.
 
-    Args:
-        kind: `onnx` or `torch`.
-        precision: See `GraphModel`.
-        dynamic_batch: Whether the graph takes any number of images; else one at a time.
+    With `dynamic_batch` the graph takes any number of images, else one at a time.
 
     Raises UserError if the folder cannot be read, the model cannot be exported, ONNX is not installed, or the file
     cannot be written.

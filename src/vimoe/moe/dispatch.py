@@ -39,13 +39,7 @@ def dispatch(x: Tensor, order: Order, top_k: int) -> Tensor:
 
 
 def combine(y: Tensor, order: Order, gates: Tensor) -> Tensor:
-    """Weighted sum of the experts' outputs: `[S·k, n, D]`, sorted by expert, to `[S, n, D]`.
-
-    Args:
-        y: The experts' outputs.
-        order: What `sort_by_expert` gave.
-        gates: `[S, k]`.
-    """
+    """Weighted sum of the experts' outputs: `[S·k, n, D]`, sorted by expert, and gates `[S, k]` to `[S, n, D]`."""
     return _Combine.apply(y, order.forward, order.inverse, gates)
 
 

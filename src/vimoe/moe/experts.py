@@ -104,28 +104,11 @@ class Experts(nn.Module):
         self.train(ffn.training)
 
     def forward(self, x: Tensor, expert_ids: Tensor, gates: Tensor) -> Tensor:
-        """Σ_i gate_i · E_i(x).
-
-        Args:
-            x: `[S, n, D]`: S selections of n rows each.
-            expert_ids: `[S, k]` int64.
-            gates: `[S, k]`.
-
-        Returns:
-            `[S, n, D]`.
-        """
+        """Σ_i gate_i · E_i(x), `[S, n, D]` for S selections of n rows; ids (int64) and gates are `[S, k]`."""
         return compute_experts(self.feed_forward, self.num_experts, self.backend, x, expert_ids, gates)
 
     def feed_forward(self, x: Tensor, rows: Rows) -> Tensor:
-        """The FFN's own arithmetic on rows.
-
-        Args:
-            x: `[R, D]`.
-            rows: Which expert each row belongs to.
-
-        Returns:
-            `[R, D]`.
-        """
+        """The FFN's own arithmetic on `x` `[R, D]`; `rows` says which expert each row belongs to."""
         if self.unpacked:
             gate = rows.linear(x, self.fc1_g.weight, self.fc1_g.bias)
             hidden = self.act(gate) * rows.linear(x, self.fc1_x.weight, self.fc1_x.bias)

@@ -29,14 +29,7 @@ def load_balance_loss(probs: Tensor, expert_ids: Tensor) -> Tensor:
     """E · Σ_e f_e · P_e (Switch Transformer, Fedus et al. 2021, eq. 4), 1 at perfect balance for every k.
 
     f is the share of the top-k assignments over all processes and carries no gradient;
-    P is the mean probability, through which the gradient flows.
-
-    Args:
-        probs: `[S, E]` router probabilities.
-        expert_ids: `[S, k]` int64, the chosen experts.
-
-    Returns:
-        A scalar; 0 when there is nothing to route.
+    P is the mean of `probs` `[S, E]`, through which the gradient flows. 0 when there is nothing to route.
     """
     num_experts = probs.shape[-1]
     load = expert_load(expert_ids, num_experts)

@@ -30,12 +30,7 @@ def expert_maps(maps: Sequence[ExpertMap], counts: RoutingCounts, columns: int =
     """Each image beside its classes and, for every MoE layer, the experts that its patches chose, the last first.
 
     The same colour in two layers means the same number, not the same expert. The legend says which classes the last
-    layer's experts serve.
-
-    Args:
-        maps: One or more images; all with the same layers.
-        counts: The model's routing counts.
-        columns: Panels in a row at most; more layers go on in further rows.
+    layer's experts serve. All maps have the same layers; more than fill a row of panels go on in further ones.
     """
     num_experts = dict(zip(counts.layers, counts.num_experts, strict=True))
     numbers = sorted(maps[0].experts, reverse=True)

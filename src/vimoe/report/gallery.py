@@ -52,10 +52,7 @@ def thumbnails(
 ) -> dict[int, Thumbnail]:
     """The images at these places, as the model sees them.
 
-    Args:
-        batches: Normalised images `[B, C, H, W]` with labels `[B]` (or masks), in the analysis' own order.
-        places: Numbers of the wanted images in that order.
-        form: How they were normalised.
+    Batches are images `[B, C, H, W]`, normalised as `form` says, with labels `[B]` (or masks), in the analysis' order.
     """
     wanted, found, first = set(places), dict[int, Thumbnail](), 0
     for images, labels in batches:

@@ -50,10 +50,7 @@ def save_figure(figure: Figure, path: Path) -> None:
 def embed(figure: Figure, name: str, words: str) -> Drawing:
     """The figure as an SVG element that takes the font and the colour of the text around it.
 
-    Args:
-        figure: Of its axes, those labelled `block N` get a box.
-        name: Another one for each figure of a page, so that no two ids are the same.
-        words: What it shows, for those who cannot see it.
+    Each figure of a page has another name, so that no two ids are the same; `words` are for those who cannot see it.
     """
     with _laid_out(figure, name):
         buffer = io.StringIO()

@@ -77,14 +77,10 @@ def standing(study: Study) -> Progress:
 def execute(study: Study, jobs: int | None = None) -> Progress:
     """Do all runs of the study that are not done yet, with a line of progress for each.
 
-    The study's own files are brought up to date after each run.
+    The study's own files are brought up to date after each run. By default one run for each GPU goes at once, or one.
 
-    Args:
-        jobs: Runs at once; by default one for each GPU, or one.
-
-    Raises:
-        UserError: The study asks for what cannot be done, or another process works on it; nothing is begun then.
-        InterruptedRun: The process was asked to stop.
+    Raises UserError if the study asks for what cannot be done, or another process works on it (nothing is begun then),
+    InterruptedRun if the process was asked to stop.
     """
     progress = standing(study)
     left = [run for run in progress.runs if run.name not in progress.results]
@@ -126,9 +122,8 @@ def do_run(run: StudyRun) -> None:
     A run that recovers is what the plan of the run that it needs makes of that one. The plan is made on the
     validation split, and `seconds` of the result are those of analysis and recovery.
 
-    Raises:
-        UserError: Something in the recipe cannot be done.
-        InterruptedRun: The process was asked to stop; the state is written.
+    Raises UserError if something in the recipe cannot be done, InterruptedRun if the process was asked to stop; the
+    state is written then.
     """
     folder = RunFolder(Path(run.recipe.output))
     if read_result(folder.path):

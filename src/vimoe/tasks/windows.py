@@ -11,7 +11,7 @@ from vimoe.data.mask_augmentation import size_factor
 from vimoe.errors import UserError
 from vimoe.tasks.task import finite
 
-Model = Callable[[Tensor], Tensor]
+Model = Callable[[Tensor], Tensor]  # `[n, C, h, w]` to logits `[n, classes, h, w]`
 
 
 @dataclass(frozen=True)
@@ -50,14 +50,8 @@ class View:
 def probabilities(model: Model, images: Tensor, view: View) -> Tensor:
     """Class probabilities of images of one size, at that size.
 
-    Several scales and flips are averaged after the softmax, as mmsegmentation does.
-
-    Args:
-        model: From `[B, C, h, w]` to logits `[B, classes, h, w]`.
-        images: `[B, C, H, W]`.
-
-    Returns:
-        `[B, classes, H, W]` fp32.
+    From `[B, C, H, W]` to `[B, classes, H, W]` fp32. Several scales and flips are averaged after the softmax, as
+    mmsegmentation does.
 
     Raises UserError if the logits are not finite.
     """
@@ -79,14 +73,7 @@ def sliding_window(model: Model, images: Tensor, view: View) -> Tensor:
     """Logits of overlapping windows, averaged where they overlap.
 
     The last window of each axis ends at the border, as in mmsegmentation; an image smaller than a window is one
-    window of its own size.
-
-    Args:
-        model: From `[n, C, h, w]` to logits `[n, classes, h, w]`.
-        images: `[B, C, H, W]`.
-
-    Returns:
-        `[B, classes, H, W]` fp32.
+    window of its own size. From `[B, C, H, W]` to `[B, classes, H, W]` fp32.
     """
     height, width = images.shape[-2:]
     window = view.window or max(height, width)

@@ -30,12 +30,10 @@ from vimoe.training.trainer import Trainer
 def train(recipe: Recipe, resume_changed: bool = False) -> RunFolder:
     """Run a recipe to its end, or from where its folder stands; every process of a `torchrun` calls it.
 
-    Args:
-        resume_changed: Go on also where the folder's run had another augmentation so far.
+    With `resume_changed` also where the folder's run had another augmentation so far.
 
-    Raises:
-        UserError: Something in the recipe cannot be done, or a step failed.
-        InterruptedRun: The process was asked to stop; the state is written.
+    Raises UserError if something in the recipe cannot be done or a step failed, InterruptedRun if the process was asked
+    to stop; the state is written then.
     """
     check_data_keys(recipe)
     run = RunFolder(Path(recipe.output))

@@ -13,13 +13,9 @@ Item = TypeVar("Item")
 
 
 class Progress:
-    """Progress and speed of one epoch.
+    """Progress and speed of an epoch (counted from 1) of which the `first` steps were done before.
 
-    Args:
-        epoch: The epoch, from 1.
-        first: How many of them were done before.
-        interval: Seconds between two lines where there is no terminal.
-        loud: Whether to show anything (process 0 does).
+    Where there is no terminal, `interval` seconds lie between two lines; only a `loud` one (process 0) shows any.
     """
 
     def __init__(self, epoch: int, epochs: int, steps: int, first: int, interval: float, loud: bool) -> None:

@@ -14,14 +14,7 @@ from vimoe.vit.upcycle import get_config, upcycle
 
 
 class CostComparison(NamedTuple):
-    """A model before and after upcycling.
-
-    Attributes:
-        name: timm's name of the model.
-        dense: Its cost as it is.
-        upcycled: Its cost with MoE layers.
-        config: The MoE layers.
-    """
+    """The cost of a model, by timm's name, as it is and with the MoE layers of `config`."""
 
     name: str
     dense: Cost
@@ -34,11 +27,8 @@ def compare_costs(
 ) -> CostComparison:
     """Count a timm model before and after upcycling, on the meta device: no weights, no download.
 
-    Args:
-        name: timm's name of the model.
-        image_size: Pixels of a side; the model's own by default.
-        num_classes: Classes of the head; the model's own by default.
-        upcycling: Arguments of `vimoe.upcycle`.
+    Pixels of a side and classes of the head are the model's own by default; `upcycling` are arguments of
+    `vimoe.upcycle`.
 
     Raises UserError if timm does not know the model, or it cannot be upcycled so.
     """

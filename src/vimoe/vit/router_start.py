@@ -15,12 +15,10 @@ MOST_ROWS, LOGIT = 16_384, 10.0
 
 
 def start_routers_at_centroids(model: nn.Module, images: Tensor, generator: torch.Generator) -> None:
-    """Set each router's rows to the centroids of its inputs (spherical k-means), in place.
+    """Set the rows of each router of a freshly upcycled model to the centroids of its inputs, in place.
 
-    Args:
-        model: A model with MoE layers, freshly upcycled; it is left in the mode it came in.
-        images: `[B, C, H, W]` training images on the model's device, some hundreds.
-        generator: A CPU generator: decides where the clusters begin.
+    They come from spherical k-means on some hundred training images `[B, C, H, W]` on the model's device; a CPU
+    generator decides where the clusters begin. The model is left in the mode it came in.
     """
     layers = moe_layers(model)
     seen: dict[int, list[Tensor]] = {number: [] for number in layers}
@@ -47,14 +45,9 @@ def start_routers_at_centroids(model: nn.Module, images: Tensor, generator: torc
 
 
 def spherical_kmeans(rows: Tensor, clusters: int, generator: torch.Generator, steps: int = 25) -> Tensor:
-    """Directions that rows gather around (Dhillon and Modha 2001), begun as k-means++ begins.
+    """Directions `[K, D]` of length 1 that rows `[N, D]` gather around (Dhillon and Modha 2001), begun as k-means++.
 
-    Args:
-        rows: `[N, D]`.
-        steps: Assignments and means.
-
-    Returns:
-        `[K, D]` of length 1; a cluster that lost all its rows keeps its direction.
+    A cluster that lost all its rows keeps its direction.
     """
     rows = F.normalize(rows, dim=1)
     first = torch.randint(len(rows), (1,), generator=generator)
