@@ -29,10 +29,7 @@ def share_of_right_labels(outputs: Tensor, labels: Tensor) -> Tensor:
 
 
 def share_of_right_pixels(outputs: Tensor, masks: Tensor) -> Tensor:
-    """`[B]` share of each image's labelled pixels whose class is right, 1 where none is labelled.
-
-    `outputs` are `[B, classes, H, W]`, `masks` `[B, H, W]`.
-    """
+    """Share of right labelled pixels, 1 where none is labelled: `[B, classes, H, W]` and `[B, H, W]` to `[B]`."""
     masks = masks.cpu()
     labelled = (masks != IGNORE).flatten(1)
     right = (outputs.argmax(1).cpu() == masks).flatten(1) & labelled

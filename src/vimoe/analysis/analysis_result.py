@@ -160,10 +160,7 @@ class Analysis:
 
     @classmethod
     def load(cls, path: Path) -> typing.Self:
-        """Read what `save` wrote.
-
-        Raises UserError if the file is missing, damaged or something else, or a value has another type than it must.
-        """
+        """Read what `save` wrote. Raises UserError if the file is missing, damaged, or of another form."""
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError as error:

@@ -101,10 +101,7 @@ def finished_run(path: Path) -> tuple[RunFolder, Recipe]:
 
 
 def run_images(run: RunFolder, recipe: Recipe, dataset: str | None = None, data_dir: str | None = None) -> Splits:
-    """A finished run's images as its model wants them, without augmentation.
-
-    Raises UserError if they cannot be used, or have other classes than the model.
-    """
+    """A run's images as its model evaluates them. Raises UserError if they are unusable, or of other classes."""
     config = read_config(run.model)
     source = replace(recipe, data_dir=data_dir or recipe.data_dir, augment=False)
     if dataset and dataset != recipe.dataset:

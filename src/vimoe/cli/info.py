@@ -37,10 +37,7 @@ def run(arguments: Sequence[str]) -> None:
 
 
 def describe_folder(path: Path, image_size: int | None = None) -> str:
-    """The cost of the model in a run or model folder, its MoE layers, and the run's plan.
-
-    Raises UserError if it holds no model that can be read, or an unreadable plan.
-    """
+    """A folder's model, its cost and MoE layers, and the run's plan. Raises UserError if one of them cannot be read."""
     from vimoe.report.tables import Table, cost_rows
     from vimoe.tasks.model import load_model
     from vimoe.vit.cost import cost

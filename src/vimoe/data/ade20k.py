@@ -44,10 +44,7 @@ def find_ade20k(root: Path, wanted: Wanted = AS_USUAL, reduce_zero_label: bool =
 def read_pair(
     image_file: Path, mask_file: Path, num_classes: int, reduce_zero_label: bool
 ) -> tuple[Image.Image, Tensor]:
-    """The image in RGB and its mask `[H, W]` int64, at their own size.
-
-    Raises BrokenImageError if one of them cannot be used, or their sizes differ.
-    """
+    """The image in RGB and its mask `[H, W]` int64. Raises BrokenImageError if one is unusable, or sizes differ."""
     image = read_image(image_file)
     mask = read_mask(mask_file, num_classes, reduce_zero_label)
     height, width = mask.shape

@@ -93,10 +93,7 @@ def glyphs(
 
 
 def open_glyphs(arguments: Mapping[str, Any]) -> Splits:
-    """`glyphs` with arguments that a user wrote.
-
-    Raises UserError if there is no such argument, or its value cannot be used.
-    """
+    """`glyphs` with a user's arguments. Raises UserError if there is no such one, or its value cannot be used."""
     known = inspect.signature(glyphs).parameters
     for name in arguments:
         if name not in known:

@@ -22,10 +22,7 @@ _SPREAD = {"L;2": 85, "L;4": 17}
 
 
 def read_mask(path: Path, num_classes: int, reduce_zero_label: bool) -> Tensor:
-    """The labels `[H, W]` int64 of a mask file, upright: 0 to `num_classes` - 1, or `IGNORE`.
-
-    Raises BrokenImageError if the file cannot be used.
-    """
+    """`[H, W]` int64 labels of a mask file, upright, or `IGNORE`. Raises BrokenImageError if it cannot be used."""
     with opened(path, kind=" as a mask") as image:
         values = _values(image)
     labels, wrong = labels_of(values, num_classes, reduce_zero_label)

@@ -87,10 +87,7 @@ class OneSplit(NamedTuple):
     name: str = ""
 
     def choose(self, there: Collection[str], where: str) -> dict[str, str]:
-        """The same split under its own name.
-
-        Raises UserError if the split is not there, or it has no name and there are several.
-        """
+        """The split under its own name. Raises UserError if it is not there, or has no name and there are several."""
         if UNSPLIT in there:
             return {UNSPLIT: UNSPLIT}
         wanted = USUAL.get(self.name, ()) if self.name else (*USUAL["test"], *USUAL["val"])

@@ -38,10 +38,7 @@ def load_balance_loss(probs: Tensor, expert_ids: Tensor) -> Tensor:
 
 
 def importance_loss(probs: Tensor) -> Tensor:
-    """Squared coefficient of variation of the experts' total probability (Shazeer et al. 2017, eq. 7).
-
-    `probs` are `[S, E]`; 0 when every expert has the same total.
-    """
+    """Squared coefficient of variation of the sums of `[S, E]` over S (Shazeer et al. 2017, eq. 7); 0 at balance."""
     importance = probs.sum(0)
     return importance.var(correction=0) / importance.mean().square().clamp(min=torch.finfo(probs.dtype).tiny)
 

@@ -19,10 +19,7 @@ from vimoe.study.study_tables import comparisons_table, planned_table, power_lin
 
 
 def publish(folder: Path) -> str:
-    """Make all tables and figures from what `gather` wrote; gives one line on what the study says of its own power.
-
-    Raises UserError if the folder holds no study's tables.
-    """
+    """Make all tables and figures; gives a line on the study's power. Raises UserError if the folder holds no study."""
     table = read_table(folder)
     rows = table.rows
     if not rows:

@@ -134,10 +134,7 @@ def gather(runs: Sequence[StudyRun], results: Mapping[str, Result], folder: Path
 
 
 def read_table(folder: Path) -> StudyTable:
-    """Read what `gather` wrote; only `study.csv` must be there.
-
-    Raises UserError if there is no such file, or it is no study's table.
-    """
+    """Read what `gather` wrote. Raises UserError if there is no `study.csv`, or a file is no study's."""
     path = folder / "study.csv"
     curves: dict[str, list[dict[str, float]]] = {}
     try:

@@ -22,10 +22,7 @@ class ClassificationMetrics:
         self._hits = torch.zeros(bins, dtype=torch.float64)
 
     def add(self, logits: Tensor, labels: Tensor) -> None:
-        """Count a batch: logits `[B, classes]` fp32 and labels `[B]` int64, -1 for none, both on the CPU.
-
-        Raises UserError if a logit is not finite.
-        """
+        """Count CPU logits `[B, classes]` and labels `[B]` (-1: none). Raises UserError if a logit is not finite."""
         logits, labels = finite(logits)[labels >= 0], labels[labels >= 0]
         classes, bins = len(self.images), len(self._hits)
         top = logits.topk(min(5, classes), dim=-1).indices

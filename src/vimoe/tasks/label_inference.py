@@ -38,10 +38,7 @@ class Prediction(NamedTuple):
 
 
 def find_images(patterns: Sequence[str]) -> list[Path]:
-    """Files as they are named, folders searched through, globs expanded; in this order, each once.
-
-    Raises UserError if a name matches nothing.
-    """
+    """Files, those of folders and of globs, in this order, each once. Raises UserError if a name matches nothing."""
     found: dict[Path, None] = {}
     for pattern in patterns:
         matches = [pattern] if pattern and Path(pattern).exists() else sorted(glob.glob(pattern, recursive=True))

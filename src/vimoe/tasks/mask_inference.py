@@ -36,10 +36,7 @@ class MaskPrediction(NamedTuple):
 
 
 def default_view(folder: Path) -> View:
-    """How the model of a folder looked at images while it was trained: whole, and at what size.
-
-    Raises UserError if the folder holds no segmentation model.
-    """
+    """How the model of a folder saw images in training: whole, at this size. Raises UserError if it is no segmenter."""
     return View(short_side=read_segmentation(folder).short_side)
 
 

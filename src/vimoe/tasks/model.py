@@ -11,10 +11,7 @@ from vimoe.vit.model_config import read_config
 
 
 def load_model(folder: Path, device: str = "cpu") -> nn.Module:
-    """A classifier or a `Segmenter`, as the folder says; in eval mode.
-
-    Raises UserError, see `vimoe.load` and `load_segmenter`.
-    """
+    """A classifier or a `Segmenter`, as the folder says, in eval mode; raises as `vimoe.load` and `load_segmenter`."""
     return load_segmenter(folder, device) if holds_segmenter(folder) else load(folder, device)
 
 
@@ -24,10 +21,7 @@ def model_form(folder: Path) -> ImageForm:
 
 
 def model_classes(folder: Path) -> tuple[str, ...] | None:
-    """The names of the classes that a model learned, by label; None where its folder does not name them.
-
-    Raises UserError if it is no model folder.
-    """
+    """The names of the classes by label, None where a model folder has none. Raises UserError if it is none."""
     config = read_config(folder)
     names = config.get("label_names") or config.get(KEY, {}).get("class_names")
     return tuple(names) if names else None

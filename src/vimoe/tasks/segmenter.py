@@ -105,10 +105,7 @@ def _decoder(name: DecoderName, width: int, num_classes: int, dim: int) -> Linea
 
 
 def check_token_routing(model: nn.Module) -> None:
-    """Make sure that patches are routed one by one, where there are MoE layers.
-
-    Raises UserError if whole images are routed.
-    """
+    """Make sure that MoE layers route patches one by one. Raises UserError if whole images are routed."""
     config = get_config(model)
     if config is not None and config.routing == "image":
         raise UserError(

@@ -109,10 +109,7 @@ def holds_segmenter(folder: Path) -> bool:
 
 
 def read_segmentation(folder: Path) -> SegmentationEntry:
-    """The entry `segmentation` of a folder's `config.json`.
-
-    Raises UserError if the folder is not a model's, or the entry is missing or malformed.
-    """
+    """A model folder's entry `segmentation`. Raises UserError if the folder or the entry is none."""
     entries = read_config(folder).get(KEY)
     if entries is None:
         raise UserError(f"{folder} holds no segmentation model: its {CONFIG} has no entry {KEY!r}")

@@ -25,10 +25,7 @@ from vimoe.vit.widen import widen
 
 
 def build_model(recipe: Recipe, splits: Splits) -> nn.Module:
-    """The recipe's model for this data, in training mode.
-
-    Raises UserError if timm does not know the model, or it does not fit the data.
-    """
+    """The recipe's model, in training mode. Raises UserError if timm does not know it, or it does not fit the data."""
     torch.manual_seed(generator("init", recipe.seed).initial_seed())
     classes = len(splits.class_names)
     start = recipe.start

@@ -20,10 +20,7 @@ _DATA_KEYS = dict.fromkeys(key for keys in _READ.values() for key in keys)
 
 
 def check_data_keys(recipe: Recipe) -> None:
-    """Make sure that the recipe says nothing that its data set would ignore.
-
-    Raises UserError if it does; the first such key is named.
-    """
+    """Refuse a recipe that says what its data set would ignore, with a UserError that names the first such key."""
     read = _READ.get(recipe.dataset, _FILES)
     for field in fields(Recipe):
         value = getattr(recipe, field.name)

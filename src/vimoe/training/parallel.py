@@ -24,10 +24,7 @@ from vimoe.vit.blocks import find_backbone
 
 
 def pick_device(name: str) -> str:
-    """`auto` becomes `cuda` where there is one (under torchrun each process's own), else `cpu`.
-
-    Raises UserError if the device is not known, or not there.
-    """
+    """`auto` is `cuda` (each process's own) or else `cpu`. Raises UserError if there is no such device."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and "LOCAL_RANK" in os.environ:

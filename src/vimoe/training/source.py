@@ -17,10 +17,7 @@ from vimoe.vit.model_config import read_config
 
 
 def open_recipe_data(recipe: Recipe) -> Splits:
-    """The recipe's images, in the form its model wants them.
-
-    Raises UserError if the data cannot be used, or timm does not know the model.
-    """
+    """The images as their model wants them. Raises UserError if they are unusable, or timm knows no such model."""
     form = None if recipe.dataset in EMBEDDED else _recipe_form(recipe)
     splits = (recipe.train_split, recipe.val_split, recipe.test_split)
     if recipe.task == "segmentation":

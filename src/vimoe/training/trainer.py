@@ -139,10 +139,7 @@ class Trainer:
             self.task.save(whole, folder, self.splits)
 
     def resume(self) -> None:
-        """Go back to where the run folder stands.
-
-        Raises UserError if no resume state is whole, or the training images are not those that the run began with.
-        """
+        """Go back to where the folder stands. Raises UserError if no state is whole, or the images are others."""
         self.states.read(self._restore)
 
     def write_state(self) -> None:

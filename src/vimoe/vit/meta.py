@@ -56,10 +56,7 @@ def input_shape(vit: nn.Module) -> tuple[int, int, int]:
 
 
 def height_and_width(name: str, size: Any) -> tuple[int, int]:
-    """Pixels of an image given as one number or two.
-
-    Raises UserError if it is neither, or not positive; the line says `name`.
-    """
+    """Pixels of an image from one number or two. Raises UserError with `name` if it is neither, or not positive."""
     pair = tuple(size) if isinstance(size, list | tuple) else (size, size)
     if len(pair) != 2 or any(not isinstance(n, Integral) or isinstance(n, bool) or n < 1 for n in pair):
         raise UserError(f"{name} must be one or two positive whole numbers, got {size!r}")

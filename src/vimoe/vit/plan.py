@@ -118,10 +118,7 @@ class Plan:
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """Read a plan, written by `save` or edited by hand.
-
-        Raises UserError if there is none, or it cannot be understood.
-        """
+        """Read a plan, written by `save` or by hand. Raises UserError if there is none, or it makes no sense."""
         try:
             return cls.from_dict(json.loads(Path(path).read_text(encoding="utf-8")))
         except FileNotFoundError as error:
