@@ -58,7 +58,8 @@ def analyze(
     singly = [{number: answer} for number, found in ablations.items() for answer in found.values()]
     scores = iter(ablated_scores(model, seen.batches(), singly, seen.score, device))
     after = {number: {name: next(scores) for name in found} for number, found in ablations.items()}
-    layers = tuple(_measured(behaviour, counts, n, shuffles, before, after[n], places) for n in behaviour.layers)
+    at = range(behaviour.images) if places is None else places
+    layers = tuple(_measured(behaviour, counts, n, shuffles, before, after[n], at) for n in behaviour.layers)
     modules = moe_layers(model)
 
     def try_out(changes: Mapping[int, tuple[int, ...]]) -> Tensor:
@@ -128,13 +129,13 @@ def _measured(
     shuffles: int,
     before: Tensor,
     after: Mapping[str, Tensor],
-    places: Sequence[int] | None,
+    places: Sequence[int],
 ) -> LayerAnalysis:
     kept, table = behaviour.layers[number], counts.layer(number)
     load = table.sum(0) / table.sum()
 
     def named(images: Sequence[int]) -> tuple[int, ...]:
-        return tuple(images if places is None else (places[image] for image in images))
+        return tuple(places[image] for image in images)
 
     return LayerAnalysis(
         layer=number,

@@ -11,13 +11,11 @@ from vimoe.analysis.planning import MAX_DROP
 from vimoe.data.images import ImageFiles, Images
 from vimoe.data.splits import Splits, check_classes
 from vimoe.errors import UserError
-from vimoe.tasks.model import load_model
-from vimoe.tasks.segmenter_folder import KEY
+from vimoe.tasks.model import load_model, model_classes
 from vimoe.training.parallel import pick_device
 from vimoe.training.recipe import Recipe, load_recipe
 from vimoe.training.run_folder import RunFolder
 from vimoe.training.source import open_recipe_data
-from vimoe.vit.model_config import read_config
 from vimoe.vit.plan import Plan
 
 
@@ -102,12 +100,11 @@ def finished_run(path: Path) -> tuple[RunFolder, Recipe]:
 
 def run_images(run: RunFolder, recipe: Recipe, dataset: str | None = None, data_dir: str | None = None) -> Splits:
     """A run's images as its model evaluates them. Raises UserError if they are unusable, or of other classes."""
-    config = read_config(run.model)
     source = replace(recipe, data_dir=data_dir or recipe.data_dir, augment=False)
     if dataset and dataset != recipe.dataset:
         source = replace(source, dataset=dataset, dataset_args={})
     # The finished model says how it wants its images: what it started from may have gone since.
     splits = open_recipe_data(replace(source, initial_checkpoint=str(run.model)))
-    names = tuple(config.get("label_names") or config.get(KEY, {}).get("class_names") or splits.class_names)
+    names = model_classes(run.model) or splits.class_names
     check_classes(splits.class_names, names, "the images have other classes than the run")
     return splits

@@ -15,7 +15,7 @@ import io
 import json
 import operator
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from functools import partial
 from itertools import groupby, islice
 from pathlib import Path
@@ -64,18 +64,14 @@ def find_torchvision(name: str, root: Path, wanted: Wanted = AS_USUAL) -> Found:
             raise UserError(
                 f"torchvision cannot open {name} in {root}, and nothing is downloaded: {first_line(error)}"
             ) from error
-    class_names = tuple(
-        ", ".join(n) if isinstance(n, tuple) else str(n) for n in _class_names(next(iter(sets.values())))
-    )
+    first = next(iter(sets.values()))
+    names = first.classes if hasattr(first, "classes") else first.all_categories
+    class_names = tuple(", ".join(name) if isinstance(name, tuple) else str(name) for name in names)
     if all(hasattr(found, "samples") for found in sets.values()):
         files = {part: [(Path(path), label) for path, label in found.samples] for part, found in sets.items()}
         return Found(files, class_names, partial(labelled, read_image))
     parts = {part: [(Row(part, i), label) for i, label in enumerate(_labels(found))] for part, found in sets.items()}
     return Found(parts, class_names, partial(labelled, partial(_read_torchvision, name, sets)))
-
-
-def _class_names(found: Any) -> Sequence[Any]:
-    return found.classes if hasattr(found, "classes") else found.all_categories
 
 
 def _labels(found: Any) -> list[int]:

@@ -116,9 +116,9 @@ def _over_all_axes(
 def _gains(rows: Rows) -> dict[str, float]:
     """By run, the test metric less that of a dense run of the same seed that was trained alike, where there is one."""
     gains: dict[str, float] = {}
-    for row in rows:
-        for dense in rows:
-            if dense.kind == "dense" and dense.seed == row.seed and share_training(row, dense) and row.kind != "start":
+    for dense in (row for row in rows if row.kind == "dense"):
+        for row in rows:
+            if row.kind != "start" and row.seed == dense.seed and share_training(row, dense):
                 gains.setdefault(row.run, row.test - dense.test)
     return gains
 

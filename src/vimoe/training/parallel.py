@@ -2,7 +2,7 @@
 
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -61,13 +61,9 @@ def wrap_ddp(model: nn.Module, batch_size: int) -> nn.Module:
 @contextmanager
 def no_sync(ddp_model: nn.Module, keep: bool) -> Iterator[None]:
     """Inside the block gradients are only added up, not yet exchanged between processes, if `keep`."""
-    if isinstance(ddp_model, DistributedDataParallel) and keep:
-        with ddp_model.no_sync():
-            yield
-    elif isinstance(ddp_model, FSDPModule):
+    if isinstance(ddp_model, FSDPModule):
         ddp_model.set_requires_gradient_sync(not keep)
-        yield
-    else:
+    with ddp_model.no_sync() if keep and isinstance(ddp_model, DistributedDataParallel) else nullcontext():
         yield
 
 

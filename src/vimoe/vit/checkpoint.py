@@ -94,18 +94,14 @@ def _write(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as scratch:
-            _write_config(model, Path(scratch) / CONFIG, entries, model_args)
+            with _one_line("cannot describe this model"):
+                save_config_for_hf(model, str(Path(scratch) / CONFIG), model_config=entries, model_args=model_args)
             _check_readable(json.loads((Path(scratch) / CONFIG).read_text()), state)
             save_file({name: value.contiguous() for name, value in state.items()}, Path(scratch) / WEIGHTS)
             for name in (WEIGHTS, CONFIG):
                 os.replace(Path(scratch) / name, folder / name)
     except (OSError, SafetensorError, RuntimeError) as error:
         raise UserError(f"cannot write the model to {folder}: {first_line(error)}") from error
-
-
-def _write_config(model: nn.Module, path: Path, entries: dict[str, Any], model_args: dict[str, Any] | None) -> None:
-    with _one_line("cannot describe this model"):
-        save_config_for_hf(model, str(path), model_config=entries, model_args=model_args)
 
 
 def _check_readable(entries: dict[str, Any], state: Mapping[str, Tensor]) -> None:
@@ -158,12 +154,14 @@ def load(
         line = f"{len(wrong)} weights differ, the first is {wrong[0]}"
         raise UserError(f"{folder / WEIGHTS} does not fit {CONFIG}: {line}")
     with _one_line(f"{folder / CONFIG} does not describe a model"):
-        model = _make_model(entries, model_args, "cpu")
+        model: Any = _make_model(entries, model_args, "cpu")
     _fill(model, state)
     if img_size is not None:
         _resize(model, height_and_width("img_size", img_size))
     if num_classes is not None and model.num_classes != whole_number("num_classes", num_classes):
-        _new_head(model, num_classes)
+        with _one_line(f"the model cannot be given {num_classes} classes"):
+            model.reset_classifier(num_classes)
+        model.pretrained_cfg.pop("label_names", None)
     with _one_line(f"device {str(device)!r} cannot be used here"):
         return model.to(device).eval()
 
@@ -223,9 +221,3 @@ def _resize(model: nn.Module, size: tuple[int, int]) -> None:
     if size != input_shape(vit)[1:]:
         with _one_line(f"{type(vit).__name__} cannot be given images of {size[0]}x{size[1]} pixels"):
             vit.set_input_size(img_size=size)
-
-
-def _new_head(model: Any, num_classes: int) -> None:
-    with _one_line(f"the model cannot be given {num_classes} classes"):
-        model.reset_classifier(num_classes)
-    model.pretrained_cfg.pop("label_names", None)
