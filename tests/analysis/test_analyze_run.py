@@ -8,7 +8,7 @@ from tests.training.tiny import recipe
 from vimoe.analysis.analysis_result import Analysis
 from vimoe.analysis.analyze_run import analyze_run
 from vimoe.analysis.counts import RoutingCounts
-from vimoe.analysis.held_out import sample
+from vimoe.analysis.held_out import draw
 from vimoe.data.digits import digits
 from vimoe.errors import UserError
 from vimoe.training.fit import train
@@ -46,16 +46,16 @@ def test_a_run_is_analyzed_on_its_own_images_and_only_adds_to_its_folder(trained
 
 
 def test_a_sample_is_analyzed_as_what_it_is(trained: Path) -> None:
-    analysis, plan = analyze_run(trained, sampled=40, shuffles=99)
+    analysis, plan = analyze_run(trained, sample=40, shuffles=99)
     assert (analysis.images, analysis.split_images) == (40, 360)
     assert RoutingCounts.load(trained / "routing" / "val.npz").counts[0].sum(1).tolist() == [4] * 10
     named = {place for layer in analysis.layers for e in layer.experts for place in (*e.confident, *e.unsure)}
-    assert named <= set(sample(digits().val, 40).places)
+    assert named <= set(draw(digits().val, 40).places)
     assert max(named) >= 40
     assert [step.outcome for step in analysis.steps if not step.drop] == ["undecided"] * 2
     assert not any(part.pruned for part in plan.layers)
-    assert analyze_run(trained, sampled=40, shuffles=99) == (analysis, plan)
-    assert analyze_run(trained, sampled=1000, shuffles=99)[0].images == 360
+    assert analyze_run(trained, sample=40, shuffles=99) == (analysis, plan)
+    assert analyze_run(trained, sample=1000, shuffles=99)[0].images == 360
 
 
 def test_a_folder_that_another_process_works_in_is_refused(trained: Path) -> None:

@@ -1,7 +1,7 @@
 import timm
 import torch
 
-from vimoe.analysis.held_out import held_out, sample
+from vimoe.analysis.held_out import draw, held_out
 from vimoe.data.digits import digits
 from vimoe.data.images import ImageFiles, InMemory
 from vimoe.data.scenes import digit_scenes
@@ -43,22 +43,22 @@ def test_images_and_masks_are_brought_to_the_same_size_and_every_pass_gives_the_
 def test_a_sample_has_each_class_in_its_share_and_depends_on_the_seed_alone() -> None:
     labels = torch.tensor([0] * 60 + [1] * 30 + [2] * 10)
     images = InMemory(torch.arange(100.0)[:, None, None, None], labels)
-    drawn = sample(images, 20, seed=1)
+    drawn = draw(images, 20, seed=1)
     assert torch.bincount(torch.tensor([label for _, label in drawn])).tolist() == [12, 6, 2]
     assert [int(image) for image, _ in drawn] == drawn.places == sorted(set(drawn.places))
-    assert sample(images, 20, seed=1).places == drawn.places != sample(images, 20, seed=2).places
-    assert sample(images, 1000).places == list(range(100))
+    assert draw(images, 20, seed=1).places == drawn.places != draw(images, 20, seed=2).places
+    assert draw(images, 1000).places == list(range(100))
     assert not drawn.from_files
 
 
 def test_files_are_sampled_by_their_labels_and_none_is_opened() -> None:
     files = ImageFiles([(f"{i}.png", i % 4) for i in range(80)], read=None, transform=None)  # type: ignore[arg-type]
-    drawn = sample(files, 8)
+    drawn = draw(files, 8)
     assert sorted(place % 4 for place in drawn.places) == [0, 0, 1, 1, 2, 2, 3, 3]
     assert drawn.from_files
 
 
 def test_images_with_masks_are_sampled_at_random() -> None:
-    drawn = sample(digit_scenes().val, 10)
+    drawn = draw(digit_scenes().val, 10)
     assert len(set(drawn.places)) == len(drawn) == 10
     assert drawn[3][1].shape == (32, 32)

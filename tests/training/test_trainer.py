@@ -82,6 +82,20 @@ def test_a_run_stopped_inside_an_epoch_gives_the_bits_of_an_uninterrupted_one(
     assert [row["routing"] for row in one] == [row["routing"] for row in other]
 
 
+def test_routers_start_at_centroids_where_a_run_begins_and_not_where_it_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started: list[int] = []
+    monkeypatch.setattr(trainer, "start_routers_at_centroids", lambda model, *_: started.append(1))
+    settings = recipe(tmp_path, **{**EVERYTHING, "epochs": 1})
+    stop_after(monkeypatch, 3)
+    with pytest.raises(InterruptedRun):
+        train(settings)
+    assert started == [1]
+    train(settings)
+    assert started == [1]
+
+
 def test_a_damaged_newest_state_costs_one_state_and_no_bit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from vimoe.analysis.analysis import analyze
 from vimoe.analysis.analysis_result import Analysis
-from vimoe.analysis.held_out import Sample, held_out, sample
+from vimoe.analysis.held_out import Sample, draw, held_out
 from vimoe.analysis.planning import MAX_DROP
 from vimoe.data.images import ImageFiles, Images
 from vimoe.data.splits import Splits, check_classes
@@ -25,7 +25,7 @@ def analyze_run(
     dataset: str | None = None,
     data_dir: str | None = None,
     split: str = "val",
-    sampled: int | None = None,
+    sample: int | None = None,
     batch_size: int = 64,
     workers: int = 2,
     device: str = "auto",
@@ -41,7 +41,7 @@ def analyze_run(
         dataset: Instead of the recipe's.
         data_dir: Instead of the recipe's.
         split: `train`, `val` or `test`. `vimoe prune` reports on another one.
-        sampled: So many images of the split, each class in its share (see `sample`); all by default. Intervals are
+        sample: So many images of the split, each class in its share (see `draw`); all by default. Intervals are
             those of so many images drawn at random, which is a little wider than such a sample needs.
         shuffles: Shuffled tables behind every chance level.
         max_drop: Percentage points that the plan may lose.
@@ -53,7 +53,7 @@ def analyze_run(
     run, recipe = finished_run(path)
     splits = run_images(run, recipe, dataset, data_dir)
     whole: Images = getattr(splits, split)
-    images = whole if sampled is None else sample(whole, sampled, recipe.seed)
+    images = whole if sample is None else draw(whole, sample, recipe.seed)
     places = images.places if isinstance(images, Sample) else None
     device = pick_device(device)
     broken: dict[str, None] = {}  # in order, and each once however often it is met

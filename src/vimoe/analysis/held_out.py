@@ -73,7 +73,7 @@ class Sample(Images):
         return self.images[self.places[index]]
 
 
-def sample(images: Images, number: int, seed: int = 0) -> Sample:
+def draw(images: Images, number: int, seed: int = 0) -> Sample:
     """Draw images from a split, each class in its share as far as that can be.
 
     All images in the order of their classes, within a class at random, are counted off evenly from a random start.

@@ -39,19 +39,8 @@ def run(arguments: Sequence[str]) -> None:
     from vimoe.report.page import write_page
     from vimoe.report.run_report import analysis_report
 
-    analysis, plan = analyze_run(
-        args.run,
-        dataset=args.dataset,
-        data_dir=args.data_dir,
-        split=args.split,
-        sampled=args.sample,
-        batch_size=args.batch_size,
-        workers=args.workers,
-        device=args.device,
-        shuffles=args.shuffles,
-        max_drop=args.max_drop,
-        note=parser.note,
-    )
+    options = {name: value for name, value in vars(args).items() if name != "run"}
+    analysis, plan = analyze_run(args.run, note=parser.note, **options)
     command = shlex.join(["vimoe", "analyze", *arguments])
     report = write_page(analysis_report(args.run, command, args.dataset, args.data_dir), args.run / "report.html")
     print(analysis_table(analysis, plan))

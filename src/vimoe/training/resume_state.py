@@ -27,6 +27,10 @@ class ResumeStates:
         self.folder = folder
         self._newest: Path | None = None  # that is known to be good
 
+    def found(self) -> list[Path]:
+        """The states that are there, whole or not, the newest first."""
+        return all_gather(sorted(self.folder.glob("state-*.pt"), reverse=True))[0]
+
     def write(self, state: State, epoch: int, batch: int) -> None:
         """Write the first process's state and read it back; only then all others but the last good one are removed.
 
@@ -68,7 +72,7 @@ class ResumeStates:
 
         Raises UserError if there are states, but all are damaged, or they are of an earlier version.
         """
-        found = all_gather(sorted(self.folder.glob("state-*.pt"), reverse=True))[0]
+        found = self.found()
         for path in found:
             failures = [failure for failure in all_gather(_failure(path, restore)) if failure]
             if not failures:

@@ -79,7 +79,8 @@ class Trainer:
         if recipe.freeze:
             freeze_all_but_experts(model)
         model.to(self.device)
-        if recipe.router_start == "centroids" and recipe.upcycles:
+        self.states = ResumeStates(run.checkpoints)
+        if recipe.router_start == "centroids" and recipe.upcycles and not self.states.found():
             start_routers_at_centroids(model, self._first_images(), generator("routers", recipe.seed))
         if recipe.grad_checkpointing:
             model.set_grad_checkpointing()  # type: ignore[operator]
@@ -106,7 +107,6 @@ class Trainer:
         self.routing_weights = weights if any(weights.values()) and moe_layers(model) else {}
         self.position, self.rows, self.health = Position(), list[Row](), RoutingHealth(model)
         self.broken: dict[str, set[str]] = {"train": set(), "val": set()}  # a line for each image
-        self.states = ResumeStates(run.checkpoints)
         self.saved: Position | None = None
         self._losses: list[Tensor] = []  # of the batches since the last look at them
 
