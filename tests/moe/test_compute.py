@@ -65,6 +65,35 @@ def test_a_plain_sum_whose_gradient_has_stride_0_goes_backward_everywhere(kind, 
         assert_same(results(experts, x, ids, gates, None), wanted, tolerance=1e-5)
 
 
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("kind", KINDS)
+def test_inference_answers_as_training_does(kind, case):
+    experts = make_experts(kind, backend="reference", norm=True).double()
+    x, ids, gates, _ = inputs(case, torch.float64)
+    x, ids, gates = (torch.cat([value] * 3) for value in (x, ids, gates))  # beyond what is computed one by one
+    for selections in (len(ids), len(ids) // 3):
+        given = x[:selections], ids[:selections], gates[:selections]
+        experts.backend = "reference"
+        wanted = experts(*given)
+        for backend in ("loop", "gathered", "auto"):
+            experts.backend = backend
+            with torch.inference_mode():
+                torch.testing.assert_close(experts(*given), wanted.detach(), rtol=1e-12, atol=1e-12)
+
+
+def test_one_image_in_inference_is_neither_sorted_nor_copied_and_meets_one_expert(monkeypatch):
+    experts = make_experts(backend="auto")
+    x, ids, gates, _ = inputs("a batch of 1", torch.float32)
+    rows = []
+    feed_forward = experts.feed_forward
+    monkeypatch.setattr(experts, "feed_forward", lambda x, of: rows.append((x, of.expert)) or feed_forward(x, of))
+    monkeypatch.setattr("vimoe.moe.compute.sort_by_expert", None)
+    with torch.no_grad():
+        experts(x, ids[:, :1], gates[:, :1])
+    ((given, expert),) = rows
+    assert (given.data_ptr(), expert) == (x.data_ptr(), 3)
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_inputs_that_are_views_are_taken(backend):
     experts = make_experts(backend=backend, norm=True)

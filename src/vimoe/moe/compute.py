@@ -1,7 +1,8 @@
 """Five ways to compute Σ_i gate_i · E_i(x), equal in value and in every gradient.
 
 - `reference`: one token and one expert at a time; slow and obvious, the oracle for the others.
-- `loop`: sort by expert, one expert after the other, un-sort; any device and dtype.
+- `loop`: sort by expert, one expert after the other, un-sort; any device and dtype. In inference, idle experts are left
+  out, and few selections are computed one by one, without sorting.
 - `grouped`: the same with one grouped product for all experts; the host never waits for the device.
 - `dense`: every expert for every input, no shape that depends on data; for counting, and export under token routing.
 - `gathered`: each selection multiplies with a copy of its own expert's weights; no shape that depends on data and no
@@ -9,6 +10,8 @@
 """
 
 from collections.abc import Callable
+from functools import reduce
+from operator import add
 from typing import Literal
 
 import torch
@@ -23,6 +26,9 @@ from vimoe.moe.rows import GatheredRows, GroupedRows, LoopRows, Rows, RowsOfOne,
 Backend = Literal["auto", "reference", "loop", "grouped", "dense", "gathered"]
 FeedForward = Callable[[Tensor, Rows], Tensor]
 
+# Up to so many selections, inference neither sorts them nor copies rows: the products are all that takes time.
+FEW = 8
+
 
 def compute_experts(
     feed_forward: FeedForward, num_experts: int, backend: Backend, x: Tensor, expert_ids: Tensor, gates: Tensor
@@ -32,7 +38,8 @@ def compute_experts(
     Args:
         feed_forward: `[R, D]` rows and their experts to `[R, D]`.
         num_experts: Number of experts E.
-        backend: One of the five above; `auto` takes `grouped` on CUDA in bf16 and fp16, else `loop`.
+        backend: One of the five above; `auto` takes `grouped` on CUDA in bf16 and fp16, else `loop`. In inference
+            with few selections of several rows it takes `gathered` on CUDA and in compiled code.
             In exported and traced graphs `gathered` replaces all others where a selection has several rows, and
             `dense` where it has one; on the meta device `dense` does. torch.compile runs `loop` for `grouped` in a
             dtype in which it cannot trace `grouped_mm`.
@@ -64,6 +71,9 @@ def _pick_backend(backend: Backend, x: Tensor) -> Backend:
     dtype = autocast_dtype(x) or x.dtype
     half = dtype in (torch.bfloat16, torch.float16)
     if backend == "auto":
+        few = x.shape[0] <= FEW and x.shape[1] > 1 and not torch.is_grad_enabled()
+        if few and (x.is_cuda or torch.compiler.is_compiling()):
+            return "gathered"
         return "grouped" if x.is_cuda and half and x.shape[-1] % 8 == 0 else "loop"
     if backend == "grouped" and not half and torch.compiler.is_compiling() and not _grouped_mm_traces_fp32():
         return "loop"
@@ -98,13 +108,26 @@ def _reference(feed_forward: FeedForward, x: Tensor, expert_ids: Tensor, gates: 
 # Compiled code would be traced anew for every set of counts (torch 2.15 even fails on the second one).
 @torch.compiler.disable  # type: ignore[untyped-decorator]
 def _loop(feed_forward: FeedForward, num_experts: int, x: Tensor, expert_ids: Tensor, gates: Tensor) -> Tensor:
+    training = torch.is_grad_enabled()
+    if expert_ids.numel() <= FEW and not training:
+        return _one_by_one(feed_forward, x, expert_ids, gates)
     order = sort_by_expert(expert_ids, num_experts)
     parts = dispatch(x, order, expert_ids.shape[1]).split(order.counts.tolist())
     slices = Slices()
     # Expert by expert through the whole FFN, not map by map: what an expert's rows become stays in the cache,
     # and its buffers are small enough for the allocator to hand out again.
-    y = torch.cat([feed_forward(part.flatten(0, 1), LoopRows(e, slices)) for e, part in enumerate(parts)])
+    # In training an idle expert computes nothing, and gets the gradient 0.
+    busy = [(e, part.flatten(0, 1)) for e, part in enumerate(parts) if training or part.shape[0]]
+    y = torch.cat([feed_forward(rows, LoopRows(e, slices) if training else RowsOfOne(e)) for e, rows in busy])
     return combine(y.view(-1, x.shape[1], y.shape[-1]), order, gates)
+
+
+def _one_by_one(feed_forward: FeedForward, x: Tensor, expert_ids: Tensor, gates: Tensor) -> Tensor:
+    outputs = [
+        reduce(add, (gate * feed_forward(rows, RowsOfOne(e)) for e, gate in zip(ids, weights, strict=True)))
+        for rows, ids, weights in zip(x, expert_ids.tolist(), gates, strict=True)
+    ]
+    return torch.stack(outputs) if outputs else x
 
 
 def _grouped(feed_forward: FeedForward, num_experts: int, x: Tensor, expert_ids: Tensor, gates: Tensor) -> Tensor:
@@ -129,4 +152,5 @@ def _gathered(feed_forward: FeedForward, x: Tensor, expert_ids: Tensor, gates: T
     rows = x if top_k == 1 else x.repeat_interleave(top_k, 0)
     y = feed_forward(rows.flatten(0, 1), GatheredRows(expert_ids.flatten(), x.shape[1]))
     y = y.unflatten(0, (-1, top_k, x.shape[1])) if y.shape[0] else y.reshape(0, top_k, *x.shape[1:])
-    return (y * gates[..., None, None].to(y.dtype)).sum(1)
+    y = y * gates[..., None, None].to(y.dtype)
+    return y.squeeze(1) if top_k == 1 else y.sum(1)

@@ -36,6 +36,8 @@ def straight_through_gates(log_probs: Tensor) -> Tensor:
     exactly the softmax with its own gradient.
     """
     values = log_probs.detach().softmax(-1)
+    if not log_probs.requires_grad:
+        return values
     return values * (log_probs - log_probs.detach()).exp()
 
 

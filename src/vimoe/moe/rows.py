@@ -118,8 +118,9 @@ class GatheredRows:
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         rows = x.reshape(self.expert_ids.shape[0], self.rows_each, x.shape[-1])
-        out = torch.bmm(rows, weight[self.expert_ids].transpose(1, 2)).flatten(0, 1)
-        return out if bias is None else out + self.expand(bias).to(out.dtype)
+        out = torch.bmm(rows, weight[self.expert_ids].transpose(1, 2))
+        out = out if bias is None else out + bias[self.expert_ids].unsqueeze(1).to(out.dtype)
+        return out.flatten(0, 1)
 
     def expand(self, parameter: Tensor) -> Tensor:
         return parameter[self.expert_ids].repeat_interleave(self.rows_each, 0)
