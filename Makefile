@@ -42,6 +42,7 @@ lint: setup
 bench: setup
 	$(BIN)/python benchmarks/moe_layer.py
 	$(BIN)/python benchmarks/moe_layer.py --experts-scaling --dims 384 --tokens 32896
+	$(BIN)/python benchmarks/inference.py
 
 clean:
 	rm -rf .venv build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -43,9 +43,23 @@ def test_a_dense_model_has_no_moe_layers(tmp_path: Path, capsys: pytest.CaptureF
     assert capsys.readouterr().out.endswith("no MoE layers\n")
 
 
+def test_measure_adds_a_row_for_each_competitor_and_batch(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["--measure", "--batch", "1", "3", "--rounds", "1", "--threads", "1", "--no-exported"]
+    assert main(["info", str(run), *words]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    rows = [line.split() for line in lines[lines.index("") :] if line.startswith(("dense ", "ViMoE ", "pruned "))]
+    assert [row[:2] for row in rows] == [[name, n] for n in "13" for name in ("dense", "ViMoE", "pruned")]
+    assert [row[-1] for row in rows[::3]] == ["1.00", "1.00"]
+    assert any(line.startswith("A batch of 3 reads ") and " of 8 experts" in line for line in lines)
+
+
 @pytest.mark.parametrize(
     ("arguments", "line"),
     [
+        (["RUN", "--batch", "8"], "--batch needs --measure"),
+        (["vit_tiny_patch16_224", "--measure"], "--measure runs the model of a folder, and there is no folder vit_"),
+        (["RUN", "--measure", "--device", "quantum"], "device 'quantum' cannot be used here"),
+        (["RUN", "--measure", "--batch", "0"], "--batch: must be at least 1, got 0"),
         (["RUN", "--last", "2"], "--last is for timm names: the model in RUN is counted as it is"),
         (["RUN/nowhere"], "there is no folder RUN/nowhere"),
         (["RUN/.."], "RUN/.. is not a model folder: it holds no config.json"),

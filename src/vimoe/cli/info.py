@@ -1,10 +1,13 @@
 """`vimoe info`: what a model costs, made already or not."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from vimoe.cli.arguments import Parser, at_least
 from vimoe.errors import UserError
+
+LATENCY = ("measure", "batch", "rounds", "threads", "exported", "device")
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -21,19 +24,49 @@ def run(arguments: Sequence[str]) -> None:
     parser.flag("--top-k", "experts chosen for each image or token", 1, type=int)
     parser.flag("--shared-expert", "add an always-on expert", True)
     parser.flag("--routing", "one choice for each image or for each token", "image", choices=("image", "token"))
+    parser.group("latency of a folder's model")
+    parser.flag("--measure", "run it in turns with dense models of its size, pruned and exported", False)
+    parser.flag("--batch", "images at once, one or more numbers", [1], type=at_least(1), nargs="+")
+    parser.flag("--rounds", "measured runs of each", 20, type=at_least(1))
+    parser.flag("--threads", "of torch and onnxruntime (default: torch's own)", type=at_least(1))
+    parser.flag("--exported", "with onnxruntime, if it is installed", True)
+    parser.shared("--device")
     given, args = parser.given(arguments), vars(parser.parse(arguments))
-    name = args.pop("model")
+    name, how = args.pop("model"), {key: args.pop(key) for key in LATENCY}
+    if not how["measure"] and (needless := given.keys() & set(LATENCY[1:])):
+        raise UserError(f"--{min(needless)} needs --measure")
     if Path(name).is_dir():
-        for other in given.keys() - {"model", "image_size"}:
+        for other in given.keys() - {"model", "image_size", *LATENCY}:
             raise UserError(f"--{other.replace('_', '-')} is for timm names: the model in {name} is counted as it is")
         print(describe_folder(Path(name), args["image_size"]))
+        if how["measure"]:
+            print(f"\n{measure(Path(name), parser.note, how)}")
         return
     if "/" in name:
         raise UserError(f"there is no folder {name}")
+    if how["measure"]:
+        raise UserError(f"--measure runs the model of a folder, and there is no folder {name}")
     from vimoe.report.tables import cost_table
     from vimoe.vit.inspection import compare_costs
 
     print(cost_table(compare_costs(name, **args)))
+
+
+def measure(path: Path, note: Callable[[str], None], how: dict[str, Any]) -> str:
+    """The latencies of a folder's model and its competitors; `how` are the flags of the group."""
+    import torch
+
+    from vimoe.export.contenders import measure_folder
+    from vimoe.report.latency_table import latency_table
+    from vimoe.training.parallel import pick_device
+
+    device, threads = pick_device(how["device"]), torch.get_num_threads()
+    torch.set_num_threads(how["threads"] or threads)
+    try:
+        measured = measure_folder(path, how["batch"], device, how["rounds"], how["exported"], note)
+        return latency_table(measured, device, torch.get_num_threads()).text()
+    finally:
+        torch.set_num_threads(threads)
 
 
 def describe_folder(path: Path, image_size: int | None = None) -> str:

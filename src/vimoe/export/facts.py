@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from vimoe.data.transforms import image_form
+from vimoe.export.graph_model import Precision
 from vimoe.tasks.segmenter_folder import KEY as SEGMENTATION
 from vimoe.vit.model_config import MOE_KEY, read_config
 
@@ -29,11 +30,11 @@ class Facts(NamedTuple):
     class_names: list[str]
     moe: dict[str, Any] | None
     moe_blocks: list[int]
-    precision: str
+    precision: Precision
     versions: dict[str, str]
 
 
-def read_facts(folder: Path, moe_blocks: tuple[int, ...], precision: str) -> Facts:
+def read_facts(folder: Path, moe_blocks: tuple[int, ...], precision: Precision) -> Facts:
     """The facts of a model folder. Raises UserError if it is no model folder."""
     config = read_config(folder)
     form = image_form(config["pretrained_cfg"])

@@ -23,7 +23,7 @@ def probe_images(
     is given back: `[B, C, H, W]` images, and by block number the experts that none of them reaches. The model is in
     eval mode.
     """
-    images = _noise(image_shape)
+    images = noise_images(image_shape, NOISE_IMAGES)
     missing = _unreached(model, images)
     found = [images]
     for block, experts in missing.items():
@@ -34,12 +34,13 @@ def probe_images(
     return images, {block: experts for block, experts in _unreached(model, images).items() if experts}
 
 
-def _noise(image_shape: tuple[int, int, int]) -> Tensor:
+def noise_images(image_shape: tuple[int, int, int], number: int) -> Tensor:
+    """`[number, C, H, W]`, the same ones at every call: from one colour to fine noise, weak and strong."""
     generator = torch.Generator().manual_seed(0)
     channels, height, width = image_shape
     images = []
-    for i in range(NOISE_IMAGES):
-        cells = 2 ** (i % 5)  # from one colour to fine noise
+    for i in range(number):
+        cells = 2 ** (i % 5)
         small = torch.randn(1, channels, min(cells, height), min(cells, width), generator=generator)
         coarse = nn.functional.interpolate(small, size=(height, width), mode="nearest")
         images.append((0.5 + i % 3) * coarse + 0.1 * torch.randn(1, *image_shape, generator=generator))

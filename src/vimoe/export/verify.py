@@ -84,9 +84,10 @@ def verify(exported: Exported, batch_sizes: tuple[int, ...] = (1, 7)) -> Verific
     )
 
 
-def open_graph(path: Path) -> tuple[Run, bool]:
+def open_graph(path: Path, threads: int = 0) -> tuple[Run, bool]:
     """A function that runs an exported file on the CPU, and whether it takes any number of images.
 
+    onnxruntime takes as many `threads` as there are cores where 0 are given.
     Raises UserError if ONNX is not installed, or the file cannot be read.
     """
     try:
@@ -94,7 +95,9 @@ def open_graph(path: Path) -> tuple[Run, bool]:
             require_onnx()
             import onnxruntime
 
-            session = onnxruntime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+            options = onnxruntime.SessionOptions()
+            options.intra_op_num_threads = threads
+            session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
             any_batch = not isinstance(session.get_inputs()[0].shape[0], int)
             return lambda images: session.run(None, {"images": images.numpy()}), any_batch
         program = torch.export.load(path)

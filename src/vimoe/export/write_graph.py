@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 
 from vimoe.errors import UserError, first_line
 from vimoe.export.facts import Facts, read_facts
@@ -47,9 +48,15 @@ def export_model(
         raise UserError(f"format must be one of {', '.join(FORMATS)}, got {kind!r}")
     if kind == "onnx":
         require_onnx()
-    facts = read_facts(folder, (), precision)
+    return export_module(load_model(folder), read_facts(folder, (), precision), path, kind, dynamic_batch)
+
+
+def export_module(
+    module: nn.Module, facts: Facts, path: Path, kind: str = "onnx", dynamic_batch: bool = True
+) -> Exported:
+    """Export a classifier or `Segmenter` in memory, which is changed by it, with the `facts` of its folder."""
     size = (facts.image["size"][0], facts.image["size"][1])
-    model = GraphModel(load_model(folder), size, precision)
+    model = GraphModel(module, size, facts.precision)
     facts = facts._replace(moe_blocks=list(model.moe_blocks))
     shape = (facts.image["channels"], *size)
     program = trace(model, shape, dynamic_batch)
@@ -76,6 +83,15 @@ def trace(
             return torch.export.export(model, (images,), dynamic_shapes=shapes, strict=False)
     except Exception as error:  # torch.export raises whatever the model's code does under it
         raise UserError(f"torch.export cannot trace this model: {first_line(error)}") from error
+
+
+def has_onnx() -> bool:
+    """Whether what writes and runs ONNX files is there."""
+    try:
+        require_onnx()
+    except UserError:
+        return False
+    return True
 
 
 def require_onnx() -> None:

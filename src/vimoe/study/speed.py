@@ -1,9 +1,8 @@
 """What a model really takes: seconds an image and memory, measured."""
 
-import statistics
-import time
 import weakref
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from vimoe.export.latency import take_turns
 from vimoe.report.comparison import Speed
 from vimoe.tasks.classification import evaluating
 
@@ -23,20 +23,15 @@ def compare_speed(
     They run `rounds` times on images `[C, H, W]` of noise, so that routers choose as they please.
     """
     images = torch.randn(batch_size, *image_shape, generator=torch.Generator().manual_seed(0)).to(device)
-    peaks = [_peak_bytes(model, images) for model in models]  # also warms them up
-    seconds = [[_seconds(model, images) for model in models] for _ in range(rounds)]
-    medians = map(statistics.median, zip(*seconds, strict=True))
-    return [Speed(s / batch_size, peak, batch_size) for s, peak in zip(medians, peaks, strict=True)]
+    peaks = [_peak_bytes(model, images) for model in models]
 
+    def run(model: nn.Module) -> None:
+        with evaluating(model):
+            model(images)
 
-def _seconds(model: nn.Module, images: Tensor) -> float:
-    wait = torch.cuda.synchronize if images.is_cuda else lambda: None
-    with evaluating(model):
-        wait()
-        started = time.perf_counter()
-        model(images)
-        wait()
-        return time.perf_counter() - started
+    latencies = take_turns({str(i): partial(run, model) for i, model in enumerate(models)}, rounds, device)
+    pairs = zip(latencies.values(), peaks, strict=True)
+    return [Speed(latency.median / batch_size, peak, batch_size) for latency, peak in pairs]
 
 
 def _peak_bytes(model: nn.Module, images: Tensor) -> int:

@@ -1,0 +1,31 @@
+"""Measured latencies as a table."""
+
+from collections.abc import Sequence
+
+from vimoe.export.contenders import EXPORTED, Measured
+from vimoe.report.tables import Table
+
+
+def latency_table(measured: Sequence[Measured], device: str, threads: int) -> Table:
+    """A row a contender and batch size, each against the dense model of equal activated size where there is one."""
+    rows, notes = [], []
+    for batch, latencies, touched in measured:
+        for name, latency in latencies.items():
+            runtime = EXPORTED if name.endswith(EXPORTED) else ""
+            base = next((latencies[b + runtime] for b in ("wide", "dense") if b + runtime in latencies), latency)
+            low, high = latency.quartiles
+            row = [name, str(batch), f"{batch / latency.median:.1f}", f"{1e3 * latency.median:.2f}"]
+            rows.append([*row, f"{1e3 * low:.2f} to {1e3 * high:.2f}", f"{latency.over(base):.2f}"])
+        if touched is not None:
+            notes.append(
+                f"A batch of {batch} reads {touched.experts} of {touched.stored} experts: "
+                f"{touched.bytes / 1e6:.1f} of {touched.stored_bytes / 1e6:.1f} MB of their weights."
+            )
+    rounds = len(next(iter(measured[0].latencies.values())).seconds)
+    against = "wide (dense, as many activated parameters)" if "wide" in measured[0].latencies else "dense"
+    notes.append(
+        f"Milliseconds a batch, on noise: median and quartiles of {rounds} rounds in which all take turns; {device}, "
+        f"{threads} {'thread' if threads == 1 else 'threads'}. Ratio: to {against}, in onnxruntime to its export; "
+        "median of the rounds' ratios."
+    )
+    return Table(("model", "batch", "images/s", "ms", "quartiles", "ratio"), rows, notes)
