@@ -29,7 +29,7 @@ test-browser: setup
 	$(BIN)/python -m pytest -m browser
 
 soak: setup
-	$(BIN)/python -m pytest -m slow -s tests/training/test_kill.py
+	$(BIN)/python -m pytest -m slow -s tests/training/test_kill.py tests/study/test_kill.py
 
 hostile: setup
 	$(BIN)/python -m pytest -m hostile -s tests/hostile

@@ -1,19 +1,20 @@
 """`kill -9` at random moments, then the same command: the bits of a run that was never interrupted.
 
-`make soak` kills 50 times and prints how it went.
+`make soak` kills 50 times, and ten times under torchrun, and prints how it went.
 """
 
 import os
-import random
 import signal
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from tests.kills import soak, spawn
 from vimoe.training.run_folder import RunFolder
 from vimoe.vit.checkpoint import load
 
@@ -31,56 +32,43 @@ FLAGS = {
 }
 
 
-def start(output: Path, epochs: int, stderr: int = subprocess.DEVNULL) -> subprocess.Popen[bytes]:
+VIMOE = [sys.executable, "-c", "import sys; from vimoe.cli import main; sys.exit(main())"]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m", "vimoe"]
+
+
+def command(output: Path, epochs: int, *more: str, program: list[str] = VIMOE) -> list[str]:
     flags = [part for pair in FLAGS.items() for part in pair]
-    command = [sys.executable, "-c", "import sys; from vimoe.cli import main; sys.exit(main())", "train"]
-    command += [*flags, "--router-noise", "--epochs", str(epochs), "--output", str(output)]
-    return subprocess.Popen(command, stderr=stderr, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    return [*program, "train", *flags, "--router-noise", "--epochs", str(epochs), "--output", str(output), *more]
 
 
-def states(output: Path) -> set[Path]:
-    return set((output / "checkpoints").glob("state-*.pt"))
+def check(tmp_path: Path, kills: int, longest: float, *how: Any, **by: Any) -> str:
+    """Compare killed runs with one that was not; `how` and `by` are those of `command`."""
 
+    def start(folder: Path) -> int:
+        return spawn(command(folder / "run", *how, **by))
 
-def weights(output: Path) -> dict[str, torch.Tensor]:
-    return load(RunFolder(output).model).state_dict()
+    def weights(folder: Path) -> dict[str, torch.Tensor]:
+        return load(RunFolder(folder / "run").model).state_dict()
 
+    def compare(folder: Path) -> None:
+        killed = weights(folder)
+        assert whole.keys() == killed.keys()
+        assert all(torch.equal(whole[name], killed[name]) for name in whole)
 
-def killed_run(output: Path, kills: int, epochs: int, longest: float) -> int:
-    """Run to the end, killed up to `kills` times once it has begun to train; gives how often it was."""
-    chance, done = random.Random(0), 0
-    while True:
-        process = start(output, epochs)
-        before = states(output)
-        while done < kills and process.poll() is None:
-            if states(output) - before:
-                time.sleep(chance.uniform(0, longest))
-                if process.poll() is None:
-                    process.send_signal(signal.SIGKILL)
-                    done += 1
-                break
-            time.sleep(0.005)
-        if process.wait() == 0:
-            return done
-
-
-def check(tmp_path: Path, kills: int, epochs: int, longest: float) -> int:
-    assert start(tmp_path / "whole", epochs).wait() == 0
-    done = killed_run(tmp_path / "killed", kills, epochs, longest)
-    whole, killed = weights(tmp_path / "whole"), weights(tmp_path / "killed")
-    assert whole.keys() == killed.keys()
-    assert all(torch.equal(whole[name], killed[name]) for name in whole)
-    return done
+    assert os.waitpid(start(tmp_path), 0)[1] == 0
+    whole = weights(tmp_path)
+    # A launcher that is killed alone leaves its processes at work, and they hold the folder.
+    return soak(start, compare, tmp_path, kills, longest, states=True, alone=by.get("program") is not TORCHRUN)
 
 
 def test_kills_change_no_bit(tmp_path: Path) -> None:
-    assert check(tmp_path, kills=2, epochs=8, longest=0.2) >= 1  # a fast machine may finish before the second
+    check(tmp_path, 2, 0.2, 8)
 
 
 def test_sigterm_ends_with_a_line_and_the_same_command_goes_on(tmp_path: Path) -> None:
     output = tmp_path / "run"
-    process = start(output, epochs=30, stderr=subprocess.PIPE)
-    while not states(output):
+    process = subprocess.Popen(command(output, 30), stderr=subprocess.PIPE, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    while not list((output / "checkpoints").glob("state-*.pt")):
         assert process.poll() is None
         time.sleep(0.01)
     process.send_signal(signal.SIGTERM)
@@ -92,6 +80,9 @@ def test_sigterm_ends_with_a_line_and_the_same_command_goes_on(tmp_path: Path) -
 
 @pytest.mark.slow
 def test_soak(tmp_path: Path) -> None:
-    done = check(tmp_path, kills=50, epochs=40, longest=0.6)
-    print(f"\n{done} kills, every bit the same")
-    assert done == 50
+    print(f"\ntrain: {check(tmp_path, 50, 0.6, 40)}")
+
+
+@pytest.mark.slow
+def test_soak_under_torchrun_with_fsdp(tmp_path: Path) -> None:
+    print(f"\ntrain --fsdp on two processes: {check(tmp_path, 10, 2.0, 8, '--fsdp', program=TORCHRUN)}")

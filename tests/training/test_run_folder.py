@@ -127,6 +127,15 @@ def test_what_a_killed_process_left_half_written_is_removed_and_nothing_else(tmp
     assert left == [".lock", "model/config.json"]
 
 
+def test_a_run_does_not_begin_in_the_folder_of_a_study_or_a_demo(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    run.write_inputs({"verb": "study"})
+    with pytest.raises(UserError, match="is the folder of a study: choose another --output"):
+        run.check(recipe(tmp_path))
+    run.write_inputs({"run": "abc"})  # of prune, which trains there
+    run.check(recipe(tmp_path))
+
+
 def test_a_folder_made_from_something_else_is_refused_and_nothing_is_written(tmp_path: Path) -> None:
     run = RunFolder(tmp_path / "made")
     run.check_inputs({"run": "abc", "plan": [1, 2]})

@@ -78,6 +78,8 @@ class RunFolder:
         if not recipe_file.exists():
             if self.finished:
                 raise UserError(f"{self.path} holds a model that was not trained there: choose another --output")
+            if verb := self._made_by().get("verb"):
+                raise UserError(f"{self.path} is the folder of a {verb}: choose another --output")
             return {}
         old, new = asdict(_resolved(load_recipe(recipe_file))), asdict(_resolved(recipe))
         differing = {key: [old[key], new[key]] for key in new if old[key] != new[key] and key not in _MAY_DIFFER}
@@ -98,19 +100,24 @@ class RunFolder:
 
         Raises UserError if it holds something else.
         """
-        note = self.path / "made_by.json"
-        if not note.exists():
+        before = self._made_by()
+        if not before:
             if taken := [name for name in _OF_A_RUN if (self.path / name).exists()]:
                 raise UserError(f"{self.path} holds something else ({', '.join(taken)}): choose another --output")
-            return
-        try:
-            before = json.loads(note.read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError):
-            before = None
-        if not before or not isinstance(before, dict):
-            raise UserError(f"{note} is damaged: choose another --output")
-        if other := [key for key in inputs if key not in before or before[key] != inputs[key]]:
+        elif other := [key for key in inputs if key not in before or before[key] != inputs[key]]:
             raise UserError(f"{self.path} holds what came of another {' and '.join(other)}: choose another --output")
+
+    def _made_by(self) -> dict[str, Any]:
+        note = self.path / "made_by.json"
+        if not note.exists():
+            return {}
+        try:
+            inputs = json.loads(note.read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            inputs = None
+        if not inputs or not isinstance(inputs, dict):
+            raise UserError(f"{note} is damaged: choose another --output")
+        return inputs
 
     def write_inputs(self, inputs: Mapping[str, Any]) -> None:
         """Note what the folder is being made from, before anything else is written into it."""
