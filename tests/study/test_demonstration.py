@@ -1,10 +1,10 @@
 """The demo's own story at a size that takes seconds; `make demo` runs it at full size."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-import yaml
 
 from vimoe.analysis.ablation_scores import image_scores
 from vimoe.analysis.held_out import held_out
@@ -13,26 +13,31 @@ from vimoe.cli import main
 from vimoe.moe.layer import MoELayer
 from vimoe.report.comparison import change
 from vimoe.study import demonstration
+from vimoe.study.grid import list_runs
+from vimoe.study.study_file import Study, read_study
 from vimoe.tasks.model import load_model
 from vimoe.training.recipe import Recipe, load_recipe
 from vimoe.training.source import open_recipe_data
 from vimoe.vit.upcycle import get_config
 
-TINY = {"patch_size": 4, "embed_dim": 16, "depth": 3, "num_heads": 2, "weight_init": "jax"}
+NARROW = {"patch_size": 4, "embed_dim": 16, "depth": 3}
 
 
 @pytest.fixture(params=["classification", "segmentation"])
 def task(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """The same stages on a narrow model for an epoch or two."""
+    """The same stages on few images and a narrow model, for an epoch or two."""
 
-    def small(path: Path) -> Recipe:
-        if not path.name.startswith("demo_"):
-            return load_recipe(path)
-        changes = {"model_args": TINY, "epochs": 2, "batch_size": 128, "warmup_epochs": 0.5}
-        return Recipe(**{**yaml.safe_load(path.read_text()), **changes})
+    def small(path: Path, output: Path, **instead: str) -> Study:
+        study = read_study(path, output, **instead)
+        few = {"dataset_args": {"side": 12, "scripts": ["Greek"], "train_images": 512, "val_images": 400}}
+        few["dataset_args"]["test_images"] = 300
+        changes = {"model_args": study.base["model_args"] | NARROW, "epochs": 1, "batch_size": 128}
+        points = [(name, {**factors, "last": min(3, factors["last"])}) for name, factors in study.points]
+        more = few if study.base["dataset"] == "glyphs" else {}
+        return replace(study, base={**study.base, **changes, **more}, start={"epochs": 2}, points=tuple(points))
 
-    monkeypatch.setattr(demonstration, "load_recipe", small)
-    short = {name: course._replace(last=3, tuning=1, recovery=1) for name, course in demonstration.COURSES.items()}
+    monkeypatch.setattr(demonstration, "read_study", small)
+    short = {name: course._replace(recovery=1) for name, course in demonstration.COURSES.items()}
     monkeypatch.setattr(demonstration, "COURSES", short)
     return str(request.param)
 
@@ -51,22 +56,23 @@ def test_the_whole_story_is_told_and_told_the_same_again(
     first = capsys.readouterr().out
     for words in ("dense", "ViMoE, all layers", "ViMoE, pruned and recovered", "The report lies in"):
         assert words in first
-    plan = json.loads((tmp_path / "a" / "vimoe" / "plan.json").read_text())
+    (vimoe,) = (path.parent for path in (tmp_path / "a").rglob("analysis.json"))
+    plan = json.loads((vimoe / "plan.json").read_text())
     assert [part["layer"] for part in plan["layers"]] == [0, 1, 2]
     kept = [part["layer"] for part in plan["layers"] if part["action"] == "keep"]
     pruned = load_model(tmp_path / "a" / "pruned" / "model")
     config = get_config(pruned)
     assert (list(config.layers) if config else []) == kept
     assert sum(isinstance(module, MoELayer) for module in pruned.modules()) == len(kept)
-    assert (tmp_path / "a" / "vimoe" / "routing" / "val.npz").exists()
+    assert (vimoe / "routing" / "val.npz").exists()
     assert (tmp_path / "a" / "report.html").exists()
 
-    control, moe = (load_recipe(tmp_path / "a" / name / "recipe.yaml") for name in ("control_recovered", "pruned"))
+    control, moe = (load_recipe(tmp_path / "a" / name / "recipe.yaml") for name in ("dense_recovered", "pruned"))
     assert alike(control, moe)
 
     # The conclusion is the paired difference on the test images.
-    splits = open_recipe_data(load_recipe(tmp_path / "a" / "dense" / "recipe.yaml"))
-    models = [load_model(tmp_path / "a" / name / "model") for name in ("control_recovered", "pruned")]
+    splits = open_recipe_data(load_recipe(tmp_path / "a" / "pruned" / "recipe.yaml"))
+    models = [load_model(tmp_path / "a" / name / "model") for name in ("dense_recovered", "pruned")]
     seen = held_out(models[0], splits.test, len(splits.class_names))
     lost = mean_loss(*(image_scores(model, seen.batches(), seen.score) for model in models))
     assert change(lost, " points (95 %: ") in first
@@ -82,12 +88,15 @@ def test_the_whole_story_is_told_and_told_the_same_again(
     assert figures(first) == figures(second)
 
 
-@pytest.mark.parametrize(("name", "last"), [("classification", 12), ("segmentation", 6)])
-def test_the_control_takes_as_many_steps_as_the_vimoe(tmp_path: Path, name: str, last: int) -> None:
-    stages = demonstration.demo_recipes(tmp_path, seed=3, device="cpu", task=name)
-    assert alike(stages.control, stages.vimoe)
-    assert stages.vimoe.last == last
-    assert stages.dense.seed == 3
+@pytest.mark.parametrize(("name", "last"), [("classification", 4), ("segmentation", 6)])
+def test_all_variants_take_as_many_steps_from_the_same_model(tmp_path: Path, name: str, last: int) -> None:
+    runs = list_runs(demonstration.demo_study(tmp_path, seed=3, device="cpu", task=name))
+    found = {run.kind: run for run in runs if run.kind != "start"}
+    assert found.keys() == {"moe", "dense", "wide"}
+    assert all(alike(run.recipe, found["moe"].recipe) for run in found.values())
+    assert len({run.needs for run in found.values()}) == 1
+    assert found["moe"].recipe.last == found["wide"].recipe.last == last
+    assert found["dense"].recipe.seed == 3
 
 
 def test_a_folder_of_something_else_is_refused_before_a_byte_is_written(

@@ -1,5 +1,6 @@
-"""The demo: a dense ViT, its control, the ViMoE, and the ViMoE pruned to the layers that are worth it."""
+"""The demo: a study of one seed (a dense ViT, its controls, the ViMoE), its plan carried out, and a page about it."""
 
+import os
 import sys
 from dataclasses import replace
 from importlib.resources import as_file, files
@@ -15,90 +16,62 @@ from vimoe.analysis.held_out import held_out
 from vimoe.analysis.paired import mean_loss, mean_score
 from vimoe.data.images import Images
 from vimoe.data.splits import Splits
+from vimoe.errors import UserError
 from vimoe.report.comparison import Variant, comparison_sentence, comparison_table
 from vimoe.report.page import write_page
 from vimoe.report.results import decision_table
 from vimoe.report.run_report import analysis_report
+from vimoe.study.execution import execute
+from vimoe.study.grid import StudyRun
 from vimoe.study.prune_run import prune_run
 from vimoe.study.recovery import recovery
+from vimoe.study.study_file import Study, read_study
 from vimoe.tasks.model import load_model
 from vimoe.training.fit import train
 from vimoe.training.parallel import pick_device
-from vimoe.training.recipe import Recipe, load_recipe
+from vimoe.training.recipe import load_recipe
 from vimoe.training.run_folder import RunFolder
 from vimoe.training.source import open_recipe_data
 from vimoe.vit.cost import cost
-
-NUM_EXPERTS = 8
 
 
 class Course(NamedTuple):
     """What the demo of a task does.
 
     Attributes:
-        recipe: The file of the dense model's recipe, in this folder.
+        study: The study file, in this folder, with a start, and a dense, a wide and an MoE variant.
         title: Of the report.
-        learns: What the dense model learns.
-        last: How many of the last blocks become MoE layers: all of them.
-        tuning: Epochs of fine-tuning.
+        learns: What the models learn.
         recovery: Epochs of recovery after pruning.
     """
 
-    recipe: str
+    study: str
     title: str
     learns: str
-    last: int
-    tuning: int
     recovery: int
 
 
 COURSES = {
     "classification": Course(
-        "demo_digits.yaml", "A Mixture-of-Experts from a dense ViT: digits", "digits", last=12, tuning=12, recovery=4
+        "demo_glyphs.yaml", "A Mixture-of-Experts from a dense ViT: glyphs", "letters and digits of many scripts", 2
     ),
     "segmentation": Course(
         "demo_scenes.yaml",
         "A Mixture-of-Experts from a dense ViT: scenes of digits",
         "to label every pixel of scenes of digits",
-        last=6,
-        tuning=4,
-        recovery=2,
+        2,
     ),
 }
 NOTE = (
     "Changes are against the dense model above with as many steps. Intervals are over test images; this is one seed, "
-    "and another one would move every row. Seconds are of training since the dense model (for that one, its own)."
+    "and another one would move every row. Seconds are of training since the first dense model (for that one, its own)."
 )
 
 
-class Stages(NamedTuple):
-    """The recipes of the demo; the second and the third start from the model that the first one leaves."""
-
-    dense: Recipe
-    control: Recipe
-    vimoe: Recipe
-
-
-def demo_recipes(folder: Path, seed: int, device: str, task: str = "classification") -> Stages:
-    """What `vimoe demo` trains before it prunes: the control goes on for as many steps as the ViMoE is fine-tuned."""
-    course = COURSES[task]
-    with as_file(files("vimoe.study") / course.recipe) as path:
-        dense = replace(load_recipe(path), seed=seed, device=device, output=str(folder / "dense"))
-    # The dense model knows its images by heart by now: augmented ones give the routers something to learn from.
-    tuning = replace(
-        dense,
-        augment=True,
-        smoothing=0.0,
-        warmup_epochs=0.5,
-        epochs=course.tuning,
-        lr=dense.lr / 2,
-        initial_checkpoint=str(folder / "dense" / "model"),
-    )
-    return Stages(
-        dense=dense,
-        control=replace(tuning, output=str(folder / "control")),
-        vimoe=replace(tuning, output=str(folder / "vimoe"), last=course.last, num_experts=NUM_EXPERTS),
-    )
+def demo_study(folder: Path, seed: int, device: str, task: str = "classification") -> Study:
+    """What `vimoe demo` trains before it prunes: all variants start from one dense model and take as many steps."""
+    with as_file(files("vimoe.study") / COURSES[task].study) as path:
+        return replace(read_study(path, folder, device=device), seeds=(seed,))
 
 
 def run_demo(folder: Path, seed: int, device: str, task: str = "classification") -> Path:
@@ -110,42 +83,34 @@ def run_demo(folder: Path, seed: int, device: str, task: str = "classification")
         The report's path.
 
     Raises:
-        UserError: The folder holds something else, or another process works in it.
+        UserError: A run failed.
     """
-    home, made_by = RunFolder(folder), {"verb": "demo", "task": task, "seed": seed}
-    home.check_inputs(made_by)
-    with home.locked():
-        home.write_inputs(made_by)
-        return _all_stages(folder, seed, device, task)
-
-
-def _all_stages(folder: Path, seed: int, device: str, task: str) -> Path:
     # One thread: a model this small only waits for others, and the figures do not depend on the number of cores.
     torch.set_num_threads(1)
-    course, stages, device = COURSES[task], demo_recipes(folder, seed, device, task), pick_device(device)
-    splits = open_recipe_data(stages.dense)
-    _say(f"1/5  a dense ViT learns {course.learns}")
-    dense = train(stages.dense)
-    _say("2/5  its copy becomes a Mixture-of-Experts in all blocks, and is fine-tuned")
-    vimoe = train(stages.vimoe)
-    _say("3/5  the control: the dense model goes on for the same number of steps")
-    control = train(stages.control)
-    _say("4/5  what is each layer worth? Layers that matter stay, the others become plain FFNs")
+    course, device = COURSES[task], pick_device(device)
+    _say(f"1/3  a dense ViT learns {course.learns}; copies of it go on: dense, widened, and as a Mixture-of-Experts")
+    progress = execute(demo_study(folder, seed, device, task), jobs=min(3, os.cpu_count() or 1))
+    if progress.failures:
+        raise UserError(progress.failure_line())
+    start, dense, wide, vimoe = (_of(progress.runs, name) for name in ("start", "dense", "wide", "moe"))
+    _say("2/3  what is each layer worth? Layers that matter stay, the others become plain FFNs")
     analysis, plan = analyze_run(vimoe.path, device=device)
     _say(decision_table(analysis, plan).text())
-    _say("5/5  the pruned model recovers, and the control is trained as long")
+    _say("3/3  the pruned model recovers, and the dense one is trained as long")
     pruned = RunFolder(prune_run(vimoe.path, recover=course.recovery, output=folder / "pruned", device=device).output)
-    again = folder / "control_recovered"
-    recovered = train(recovery(stages.control, control.model, course.recovery, again, device))
+    recipe = load_recipe(dense.path / "recipe.yaml")
+    recovered = train(recovery(recipe, dense.model, course.recovery, folder / "dense_recovered", device))
     # Name, the runs that trained it since the dense model, and the model that it is compared with.
     compared: list[tuple[str, list[RunFolder], RunFolder | None]] = [
-        ("dense", [dense], None),
-        ("dense, as many steps as the ViMoE", [control], None),
-        ("ViMoE, all layers", [vimoe], control),
-        ("dense, as many steps as the pruned", [control, recovered], None),
+        ("dense", [start], None),
+        ("dense, as many steps as the ViMoE", [dense], None),
+        ("dense, FFNs widened twofold", [wide], dense),
+        ("ViMoE, all layers", [vimoe], dense),
+        ("dense, as many steps as the pruned", [dense, recovered], None),
         ("ViMoE, pruned and recovered", [vimoe, pruned], recovered),
     ]
-    scores = {runs[-1].path: _scores(runs[-1], splits.test, splits, device) for _, runs, _ in compared}
+    splits = open_recipe_data(recipe)
+    scores = {runs[-1].path: _scores(runs[-1], splits, splits.test, device) for _, runs, _ in compared}
     variants = [
         Variant(
             name=name,
@@ -156,10 +121,10 @@ def _all_stages(folder: Path, seed: int, device: str, task: str) -> Path:
         )
         for name, runs, other in compared
     ]
-    metric, images = analysis.metric, len(splits.test)
-    table = comparison_table(variants, metric, images, NOTE)
-    sentence = comparison_sentence(variants[4], variants[3], metric, images)
-    runs = {"dense": dense, "dense, trained on": control, "ViMoE, pruned": pruned, "ViMoE, all layers": vimoe}
+    metric = analysis.metric
+    table = comparison_table(variants, metric, len(splits.test), NOTE)
+    sentence = comparison_sentence(variants[-1], variants[-2], metric, len(splits.test))
+    shown = {"dense": start, "dense, trained on": dense, "ViMoE, pruned": pruned, "ViMoE, all layers": vimoe}
     command = f"vimoe demo --seed {seed}" + ("" if task == "classification" else f" --task {task}")
     found = analysis_report(vimoe.path, command)
     report = replace(
@@ -167,16 +132,20 @@ def _all_stages(folder: Path, seed: int, device: str, task: str) -> Path:
         title=course.title,
         conclusion=sentence,
         tables=[table, *found.tables],
-        rows={name: run.read_rows() for name, run in runs.items()},
-        recipes={name: (run.path / "recipe.yaml").read_text() for name, run in runs.items()},
-        control=("dense, as many steps", mean_score(_scores(control, splits.val, splits, device))),
+        rows={name: run.read_rows() for name, run in shown.items()},
+        recipes={name: (run.path / "recipe.yaml").read_text() for name, run in shown.items()},
+        control=("dense, as many steps", mean_score(_scores(dense, splits, splits.val, device))),
     )
     path = write_page(report, folder / "report.html")
     print(f"\n{table.text()}\n\n{sentence}\nThe report lies in {path}")
     return path
 
 
-def _scores(run: RunFolder, images: Images, splits: Splits, device: str) -> Tensor:
+def _of(runs: list[StudyRun], kind: str) -> RunFolder:
+    return RunFolder(next(Path(run.recipe.output) for run in runs if run.kind == kind))
+
+
+def _scores(run: RunFolder, splits: Splits, images: Images, device: str) -> Tensor:
     """`[N]` share of each image that a finished run's model has right."""
     model = load_model(run.model, device)
     seen = held_out(model, images, len(splits.class_names))
