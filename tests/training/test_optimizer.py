@@ -7,7 +7,7 @@ from tests.training.tiny import recipe
 from vimoe.data.digits import digits
 from vimoe.training.build import build_model
 from vimoe.training.fit import train
-from vimoe.training.optimizer import base_rate, build_optimisation, freeze_all_but_experts
+from vimoe.training.optimizer import base_rate, build_optimisation, freeze
 from vimoe.vit.checkpoint import load
 
 
@@ -73,10 +73,10 @@ def test_routed_experts_learn_at_their_own_rate(tmp_path: Path, layer_decay: flo
 
 def test_a_frozen_model_learns_in_its_moe_layers_and_head_alone(tmp_path: Path) -> None:
     model = build_model(recipe(tmp_path, last=1, num_experts=3), digits())
-    freeze_all_but_experts(model)
+    freeze(model, "experts", 2)
     learning = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     assert learning == {name for name, _ in model.named_parameters() if name.startswith(("blocks.2.mlp.", "head."))}
-    run = train(recipe(tmp_path / "run", last=1, num_experts=3, epochs=1, freeze=True))
+    run = train(recipe(tmp_path / "run", last=1, num_experts=3, epochs=1, freeze="experts"))
     fresh = build_model(recipe(tmp_path, last=1, num_experts=3), digits()).state_dict()
     trained = load(run.model).state_dict()
     assert {name for name in trained if not torch.equal(trained[name], fresh[name])} == learning
@@ -95,3 +95,10 @@ def test_routers_learn_at_their_own_rate(tmp_path: Path) -> None:
     assert rates["blocks.2.mlp.experts.fc1.weight"] == pytest.approx(0.025)
     assert rates["blocks.2.mlp.shared_expert.fc1.weight"] == rates["head.weight"] == pytest.approx(0.05)
     assert len(rates) == len(names)
+
+
+def test_a_frozen_trunk_ends_before_the_first_block_that_is_to_learn(tmp_path: Path) -> None:
+    model = build_model(recipe(tmp_path), digits())
+    freeze(model, "trunk", 2)
+    learning = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    assert learning == {n for n, _ in model.named_parameters() if n.startswith(("blocks.2.", "norm.", "head."))}

@@ -30,6 +30,10 @@ class Images(Dataset[tuple[Tensor, Any]]):
     def __len__(self) -> int:
         raise NotImplementedError
 
+    def at_epoch(self, epoch: int) -> "Images":
+        """What an epoch of training shows: these images, unless their views were drawn beforehand."""
+        return self
+
 
 class ImageFiles(Images):
     """Images from files; `transform` makes of image and target what the model sees."""

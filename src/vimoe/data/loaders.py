@@ -65,6 +65,7 @@ def training_batches(
 
     Raises UserError if dozens of images in a row cannot be read, or a worker was killed.
     """
+    images = images.at_epoch(epoch)
     order = epoch_order(len(images), batch_size, seed, epoch, repeats, part)[first:]
     views = [[(seed, epoch, number) for number in numbers] for numbers in order]
     for batch in _load(images, views, workers, on_broken):
@@ -84,6 +85,38 @@ def batches(
     mine = range(rank(), math.ceil(len(images) / world_size()) * world_size(), world_size())
     order = [list(mine[start : start + batch_size]) for start in range(0, len(mine), batch_size)]
     return (batch for batch in _load(images, order, workers, on_broken) if batch is not None)
+
+
+def every_image(
+    images: Images,
+    view: int | None = None,
+    batch_size: int = 256,
+    workers: int = 0,
+    on_broken: OnBroken | None = None,
+) -> Iterator[tuple[Tensor, Tensor, dict[int, str]]]:
+    """All images once, in their own order, on this process alone; none is left out.
+
+    Args:
+        view: Which augmented view of training images; None for images as evaluation sees them.
+
+    Returns:
+        Batches of images, labels, and by number what is wrong with images that cannot be read: they are blank under a
+        label of `NOBODY` in evaluation, while in training they are the next one and `on_broken` is called with a line.
+
+    Raises UserError if no image of a batch can be read.
+    """
+    numbers = [list(range(first, min(first + batch_size, len(images)))) for first in range(0, len(images), batch_size)]
+    keys: _Keys = numbers if view is None else [[(0, view, number) for number in batch] for batch in numbers]
+    for wanted, batch in zip(numbers, _load(images, keys, workers, on_broken), strict=True):
+        if batch is None:
+            raise UserError(f"{len(wanted)} images in a row cannot be read: are they there?")
+        if len(batch[1]) == len(wanted):
+            yield *batch, {}
+            continue
+        items = {number: _Items(images)[number] for number in wanted}
+        broken = {number: lines[0] for number, (item, lines) in items.items() if item is None}
+        blank = torch.zeros_like(batch[0][0]), NOBODY
+        yield *stack([item or blank for item, _ in items.values()]), broken
 
 
 class _Items(Dataset[Item]):

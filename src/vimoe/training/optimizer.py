@@ -12,6 +12,7 @@ from torch import nn
 from vimoe.errors import UserError
 from vimoe.training.recipe import Recipe
 from vimoe.vit.blocks import find_backbone, moe_layers
+from vimoe.vit.trunk import trunk_state
 
 
 def build_optimisation(model: nn.Module, recipe: Recipe, steps: int) -> tuple[torch.optim.Optimizer, Any]:
@@ -68,11 +69,17 @@ def base_rate(optimizer: torch.optim.Optimizer) -> float:
     return max(group["lr"] / group.get("lr_scale", 1.0) for group in optimizer.param_groups if group.get("lr_scale", 1))
 
 
-def freeze_all_but_experts(model: nn.Module) -> None:
-    """Let nothing of the backbone learn but its MoE layers and its classifier; what stands around it learns."""
+def freeze(model: nn.Module, part: str, cut: int) -> None:
+    """Let a part of the model learn nothing: the `trunk` before block `cut`, or all but the `experts`.
+
+    With `experts`, MoE layers, the classifier and what stands around the backbone learn.
+    """
     backbone = find_backbone(model).vit
-    heads = [module for name, module in backbone.named_children() if name.startswith("head")]
-    learning = [*moe_layers(model).values(), *heads]
-    backbone.requires_grad_(False)
-    for part in learning:
-        part.requires_grad_(True)
+    if part == "trunk":
+        for parameter in trunk_state(model, cut).values():
+            parameter.requires_grad_(False)
+    elif part == "experts":
+        heads = [module for name, module in backbone.named_children() if name.startswith("head")]
+        backbone.requires_grad_(False)
+        for learning in (*moe_layers(model).values(), *heads):
+            learning.requires_grad_(True)

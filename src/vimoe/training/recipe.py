@@ -66,7 +66,10 @@ class Recipe:
         router_lr: Factor on the learning rate of the routers.
         baseline: Train a control instead of the MoE: `dense`, or `wide` with FFNs widened in the same blocks to the
             same activated parameters.
-        freeze: Train only the MoE layers and the head.
+        freeze: Train only a part: `experts` (the MoE layers and the head), or the blocks after the `trunk`, which ends
+            before the first MoE layer, or `last` blocks before the head. All is trained when empty.
+        cache_features: With a frozen trunk, compute its tokens once and keep them in this folder, or in `memory`.
+        feature_views: Augmented views of each training image in that cache; epochs take them in turn.
         epochs: Passes over the training data.
         batch_size: Images a step, over all processes.
         lr: Peak learning rate.
@@ -143,7 +146,9 @@ class Recipe:
     expert_lr: float = 1.0
     router_lr: float = 1.0
     baseline: Literal["", "dense", "wide"] = ""
-    freeze: bool = False
+    freeze: Literal["", "experts", "trunk"] = ""
+    cache_features: str = ""
+    feature_views: int = 1
     epochs: int = 20
     batch_size: int = 64
     lr: float = 1e-3
@@ -197,8 +202,19 @@ class Recipe:
                 raise UserError(f"{name} must be between 1 and {MOST_PIXELS} pixels, got {pixels}")
         if self.workers > MOST_WORKERS:
             raise UserError(f"workers must be at most {MOST_WORKERS}, got {self.workers}")
+        if self.cache_features:
+            self._check_cache()
         if self.warmup_epochs >= self.epochs:
             raise UserError(f"warmup_epochs must be less than the {self.epochs} epochs, got {self.warmup_epochs}")
+
+    def _check_cache(self) -> None:
+        if self.freeze != "trunk" or self.task != "classification":
+            raise UserError(
+                "cache_features is for classification with a frozen trunk: add freeze: trunk, or leave it out"
+            )
+        for key in ("drop_path", "mixup", "cutmix", "fsdp"):  # what would reach into the trunk, or cut it elsewhere
+            if getattr(self, key):
+                raise UserError(f"cache_features keeps what a frozen trunk saw: it cannot go with {key}")
 
     @property
     def upcycles(self) -> bool:
@@ -218,7 +234,7 @@ _SHARES = (
     *("val_share", "max_broken", "layer_decay", "smoothing", "drop_path", "scale", "hflip", "reprob"),
     "model_ema_decay",
 )
-_COUNTS = ("num_experts", "top_k", "epochs", "batch_size", "accumulate", "aug_repeats")
+_COUNTS = ("num_experts", "top_k", "feature_views", "epochs", "batch_size", "accumulate", "aug_repeats")
 _NOT_NEGATIVE = (
     *(
         "last",

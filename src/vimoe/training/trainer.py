@@ -24,9 +24,10 @@ from vimoe.distributed import all_gather, all_reduce_numbers, is_distributed, ra
 from vimoe.errors import UserError
 from vimoe.moe.losses import routing_loss
 from vimoe.tasks.task import Task
+from vimoe.training.feature_cache import cached_features
 from vimoe.training.health import RoutingHealth
 from vimoe.training.interrupt import InterruptedRun, StopRequest
-from vimoe.training.optimizer import base_rate, build_optimisation, freeze_all_but_experts
+from vimoe.training.optimizer import base_rate, build_optimisation, freeze
 from vimoe.training.parallel import (
     gather_model,
     load_tensors,
@@ -41,9 +42,10 @@ from vimoe.training.progress import Progress
 from vimoe.training.recipe import Recipe
 from vimoe.training.resume_state import ResumeStates, State
 from vimoe.training.run_folder import Row, RunFolder
-from vimoe.vit.blocks import moe_layers
+from vimoe.vit.blocks import find_backbone, moe_layers
 from vimoe.vit.meta import meta_clone
 from vimoe.vit.router_start import start_routers_at_centroids
+from vimoe.vit.trunk import tail
 
 # How often losses are looked at, and processes agree on stopping and on writing a state: a GPU is waited for then.
 SYNC_SECONDS = 1.0
@@ -76,14 +78,19 @@ class Trainer:
             raise UserError(
                 f"batch_size {recipe.batch_size} (accumulate {recipe.accumulate}) is larger than the training data"
             )
-        if recipe.freeze:
-            freeze_all_but_experts(model)
+        self.broken: dict[str, set[str]] = {"train": set(), "val": set()}  # a line for each image
+        self.cut = min(moe_layers(model), default=len(find_backbone(model).blocks) - recipe.last)
+        freeze(model, recipe.freeze, self.cut)
         model.to(self.device)
         self.states = ResumeStates(run.checkpoints)
-        if recipe.router_start == "centroids" and recipe.upcycles and not self.states.found():
-            start_routers_at_centroids(model, self._first_images(), generator("routers", recipe.seed))
         if recipe.grad_checkpointing:
             model.set_grad_checkpointing()  # type: ignore[operator]
+        if recipe.cache_features:
+            skip = partial(self._skip, "train")
+            self.splits = cached_features(splits, model, self.cut, recipe, self.device, skip)
+        running = self._running(model)
+        if recipe.router_start == "centroids" and recipe.upcycles and not self.states.found():
+            start_routers_at_centroids(running, self._first_images(), generator("routers", recipe.seed))
         self.ema = ModelEmaV3(model, decay=recipe.model_ema_decay) if recipe.model_ema else None
         self.unsharded = model
         if recipe.fsdp and is_distributed():
@@ -92,8 +99,8 @@ class Trainer:
             if self.average is not None:
                 shard_fsdp(self.average)
         if recipe.compile:
-            model.compile()
-        self.ddp_model = wrap_ddp(model, recipe.batch_size)
+            running.compile()
+        self.ddp_model = wrap_ddp(running, recipe.batch_size)
         self.optimizer, self.schedule = build_optimisation(model, recipe, self.steps)
         scaled = recipe.amp and recipe.amp_dtype == "float16"
         self.scaler = torch.amp.GradScaler(self.device.split(":")[0], enabled=scaled)
@@ -106,9 +113,12 @@ class Trainer:
         weights = {"balance": recipe.balance_weight, "importance": recipe.importance_weight, "z": recipe.z_weight}
         self.routing_weights = weights if any(weights.values()) and moe_layers(model) else {}
         self.position, self.rows, self.health = Position(), list[Row](), RoutingHealth(model)
-        self.broken: dict[str, set[str]] = {"train": set(), "val": set()}  # a line for each image
         self.saved: Position | None = None
         self._losses: list[Tensor] = []  # of the batches since the last look at them
+
+    def _running(self, model: nn.Module) -> nn.Module:
+        """The part of the model that runs: what is behind the trunk where the trunk's features are cached."""
+        return tail(model, self.cut) if self.recipe.cache_features else model
 
     def _first_images(self, most: int = 1024) -> Tensor:
         """Training images as the first epoch shows them, the same ones on every process."""
@@ -227,7 +237,9 @@ class Trainer:
         row: Row = {"epoch": epoch + 1, "loss": position.loss / max(1, position.batch), "lr": base_rate(self.optimizer)}
         row |= progress.metrics()
         skip = partial(self._skip, "val")
-        val = self.task.evaluate(self.eval_model, self.splits.val, self.device, recipe.workers, skip, recipe.max_broken)
+        val = self.task.evaluate(
+            self._running(self.eval_model), self.splits.val, self.device, recipe.workers, skip, recipe.max_broken
+        )
         row |= {f"val_{key}": value for key, value in val.items()}
         row["seconds"] = before + time.perf_counter() - started
         row["routing"] = self.health.metrics()

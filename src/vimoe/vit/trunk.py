@@ -20,7 +20,7 @@ def trunk_features(model: nn.Module, images: Tensor, cut: int) -> Tensor:
     """
     end = _Keep()
     vit = find_backbone(model).vit
-    _with_blocks(vit, [*vit.get_submodule("blocks").children()][:cut] + [end])(images)
+    _with_blocks(vit, [*[*vit.get_submodule("blocks").children()][:cut], end])(images)
     assert end.tokens is not None
     return end.tokens
 
@@ -42,11 +42,25 @@ def tail(model: nn.Module, cut: int) -> nn.Module:
     return rest
 
 
+def trunk_state(model: nn.Module, cut: int) -> dict[str, Tensor]:
+    """Parameters and buffers of the trunk by name: all that what reaches block `cut` depends on."""
+    vit = find_backbone(model).vit
+    children = list(vit._modules)
+    before = (*children[: children.index("blocks")], *(f"blocks.{number}" for number in range(cut)))
+    named = {**dict(vit.named_parameters()), **dict(vit.named_buffers())}
+    return {
+        name: value
+        for name, value in named.items()
+        if "." not in name or name.startswith(tuple(f"{b}." for b in before))
+    }
+
+
 def _with_blocks(vit: nn.Module, blocks: list[nn.Module]) -> nn.Module:
     """The same module, parameters and all, with other blocks."""
-    kind, other = type(vit.blocks), copy.copy(vit)
+    kind: Any = type(vit.blocks)
+    other = copy.copy(vit)
     other.__dict__["_modules"] = dict(vit._modules)
-    other._modules["blocks"] = kind(blocks) if issubclass(kind, nn.ModuleList) else kind(*blocks)  # type: ignore[operator]
+    other._modules["blocks"] = kind(blocks) if issubclass(kind, nn.ModuleList) else kind(*blocks)
     return other
 
 
