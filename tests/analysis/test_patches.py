@@ -8,7 +8,7 @@ import vimoe
 from tests.tasks.scenery import NAMES, small_segmenter
 from vimoe.analysis.behaviour import count_routing
 from vimoe.analysis.held_out import HeldOut
-from vimoe.analysis.patches import expert_map, patch_classes, patch_experts, resized_masks, to_pixels
+from vimoe.analysis.patches import expert_map, patch_classes, patch_experts, resized_masks
 from vimoe.data.masks import IGNORE
 from vimoe.data.transforms import ImageForm
 from vimoe.vit.recording import record_routing
@@ -108,8 +108,3 @@ def test_a_dense_model_has_nothing_to_show() -> None:
         count_routing(small_segmenter(last=0), HeldOut(list))
     with pytest.raises(vimoe.UserError, match="no MoE layer"):
         patch_experts(small_segmenter(last=0), torch.randn(1, 3, 8, 8))
-
-
-def test_one_channel_is_grey_and_values_beyond_the_range_are_cut() -> None:
-    shown = to_pixels(torch.tensor([[[-9.0, 0.0, 9.0]]]), ImageForm((1, 1, 3), (0.5,), (0.25,)))
-    assert shown.tolist() == [[[0] * 3, [128] * 3, [255] * 3]]

@@ -60,3 +60,10 @@ def test_a_mistake_is_one_line(flags: list[str], message: str, capsys: pytest.Ca
     shown = capsys.readouterr().err
     assert shown.startswith(f"vimoe: error: {message}")
     assert shown.count("\n") == 1
+
+
+def test_a_folder_of_images_and_masks_is_segmented(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for name in ("images", "annotations"):
+        (tmp_path / name).mkdir()
+    assert "task: segmentation" in printed(capsys, "--data-dir", str(tmp_path))
+    assert "task: classification" in printed(capsys, "--data-dir", str(tmp_path), "--task", "classification")

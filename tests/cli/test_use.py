@@ -60,11 +60,26 @@ def test_evaluate_needs_the_model_folder_and_the_images_alone(
     assert f"top-1 {figures['top1']:23.2f} %" in shown
     rows = list(csv.DictReader(io.StringIO((tmp_path / "e.csv").read_text())))
     assert [row["class"] for row in rows] == ["<script>", "blue sky", "grass"]
-    assert shown.startswith(f"12 images of test of {trained / 'data'}\n\n")
+    assert shown.startswith(f"test of {trained / 'data'}: top-1 {figures['top1']:.1f} % (95 %: ")
+    assert not (trained / "run" / "model" / "evaluation").exists()
     assert main(["evaluate", str(trained / "run"), *where[:2], "--device", "cpu"]) == 0
     own = capsys.readouterr().out
-    assert own.startswith("12 images of test of the run's own data\n\n")
-    assert own.splitlines()[1:] == shown.splitlines()[1:]
+    assert own.startswith("test of the run's own data: top-1 ")
+    assert own.splitlines()[1:-2] == shown.splitlines()[1:]
+    written = {path.name for path in (trained / "run" / "evaluation").iterdir()} - {"mistakes.jpg"}
+    assert written == {"metrics.json", "confusion.png", "confusion.svg", "confusion.pdf"}
+    assert json.loads((trained / "run" / "evaluation" / "metrics.json").read_text())["top1"] == figures["top1"]
+
+
+def test_a_folder_with_some_of_the_models_classes_is_scored_by_their_labels(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(trained / "data" / "test" / "grass", tmp_path / "grass")
+    assert main(["evaluate", str(trained / "run" / "model"), "--data-dir", str(tmp_path), "--device", "cpu"]) == 0
+    table = capsys.readouterr().out.split("\n\n")[2].splitlines()
+    assert len(table) == 3
+    assert table[2].split()[:2] == ["grass", "4"]
+    assert float(table[2].split()[2]) >= 75
 
 
 def test_predict_says_labels_and_experts_and_leaves_broken_images_out(

@@ -167,7 +167,7 @@ def test_what_is_no_whole_plain_tar_is_one_line(tmp_path: Path) -> None:
     [
         ({"notes.txt": b"!"}, "holds no images"),
         ({"0.png": b"!"}, "a.tar: 0.png is in no class folder"),
-        (placed("train/") | {"val/cat/0.png": b""}, "'dog' is not there"),
+        (placed("train/") | {"val/elk/0.png": b""}, "'elk' is only there"),
         (placed("val/"), "has no training split"),
     ],
 )

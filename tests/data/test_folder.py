@@ -144,10 +144,10 @@ def test_broken_images_are_told_replaced_in_training_and_left_out_of_evaluation(
     ("spoil", "line"),
     [
         (lambda root: root / "nowhere", "is not a folder"),
-        (lambda root: root / "train" / "grass", "holds no class folders"),
+        (lambda root: root / "train" / "grass", "no class folders"),
         (lambda root: [p.unlink() for p in (root / "train" / "grass").iterdir()] and root, "holds no images"),
         (lambda root: (root / "train" / "empty").mkdir() or root, "train/empty holds no images"),
-        (lambda root: (root / "val" / "grass").rename(root / "val" / "hay") and root, "'grass' is not there"),
+        (lambda root: (root / "val" / "grass").rename(root / "val" / "hay") and root, "'hay' is only there"),
         (lambda root: shutil.copytree(root / "val" / "grass", root / "val" / "an") and root, "'an' is only there"),
     ],
 )

@@ -14,7 +14,7 @@ FORM = ImageForm((3, 8, 8), (0.5, 0.5, 0.5), (0.5, 0.5, 0.5), "bicubic", 1.0)
 
 
 def test_an_unknown_dataset_is_answered_with_the_known_ones() -> None:
-    with pytest.raises(UserError, match="unknown dataset 'digit'; there is digits, glyphs, folder, tar"):
+    with pytest.raises(UserError, match=r"unknown dataset 'digit', did you mean 'digits'\?"):
         open_dataset("digit")
 
 

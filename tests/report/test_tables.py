@@ -1,7 +1,8 @@
 import csv
 import io
 
-from vimoe.report.tables import Table, cost_table, giga_macs, millions
+from vimoe.report.tables import Table, cost_table
+from vimoe.vit.cost import giga_macs, millions
 from vimoe.vit.inspection import compare_costs
 
 TABLE = Table(("what", "gain_%"), [["a & b", "1.0 ± 0.5"], ["c|d", "-22.5"]], ["A note."])

@@ -42,7 +42,6 @@ def test_a_tiny_vit_learns_and_leaves_what_a_run_must_leave(tmp_path: Path) -> N
         "recipe.yaml",
         "metrics.jsonl",
         "summary.csv",
-        "checkpoints",
         "model",
     }
     assert json.loads((run.model / "config.json").read_text())["label_names"][3] == "3"

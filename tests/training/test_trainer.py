@@ -115,7 +115,7 @@ def test_a_damaged_newest_state_costs_one_state_and_no_bit(
 
 
 def test_the_average_of_the_weights_is_what_is_kept(tmp_path: Path) -> None:
-    run = train(recipe(tmp_path / "run", model_ema=True, model_ema_decay=0.99, epochs=1))
+    run = train(recipe(tmp_path / "run", model_ema=True, model_ema_decay=0.99, epochs=1, keep_states=True))
     state = torch.load(states(run.path)[-1], weights_only=True)
     kept = load(run.model).state_dict()
     assert all(torch.equal(kept[name], value) for name, value in state["ema"].items())

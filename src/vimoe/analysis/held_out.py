@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from vimoe.analysis.ablation_scores import Score, share_of_right_labels, share_of_right_pixels
 from vimoe.analysis.patches import patch_classes, resized_masks
 from vimoe.data.epoch_order import generator
-from vimoe.data.images import ImageFiles, Images, InMemory
+from vimoe.data.images import Images, image_labels
 from vimoe.data.loaders import OnBroken, batches
 from vimoe.tasks.segmenter import Segmenter
 from vimoe.tasks.windows import resized, view_size
@@ -81,16 +81,8 @@ def draw(images: Images, number: int, seed: int = 0) -> Sample:
     """
     size, drawn = len(images), generator("sample", seed)
     order = torch.randperm(size, generator=drawn)
-    if (labels := _labels(images)) is not None:
+    if (labels := image_labels(images)) is not None:
         order = order[labels[order].argsort(stable=True)]
     number = min(number, size)
     places = ((torch.arange(number) + torch.rand(1, generator=drawn)) * size / max(1, number)).long()
     return Sample(images, order[places].sort().values.tolist())
-
-
-def _labels(images: Images) -> Tensor | None:
-    """`[N]` class of every image, none of which is opened; None where images have masks."""
-    if isinstance(images, ImageFiles) and all(isinstance(target, int) for _, target in images.samples):
-        return torch.tensor([label for _, label in images.samples])
-    labels = images.targets if isinstance(images, InMemory) else None
-    return labels if labels is not None and labels.shape == (len(images),) else None

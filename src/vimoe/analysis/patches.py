@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from vimoe.data.contact_sheet import to_pixels
 from vimoe.data.masks import IGNORE
 from vimoe.data.transforms import ImageForm
 from vimoe.tasks.classification import evaluating
@@ -96,12 +97,6 @@ def expert_map(
         {number: ids[0, ..., 0].numpy() for number, ids in patch_experts(segmenter, sized.to(device)).items()},
         segmenter.patch_size,
     )
-
-
-def to_pixels(image: Tensor, form: ImageForm) -> NDArray[np.uint8]:
-    """A normalised image `[C, H, W]`, of one or three channels, as `[H, W, 3]` uint8."""
-    pixels = image.cpu() * torch.tensor(form.std)[:, None, None] + torch.tensor(form.mean)[:, None, None]
-    return (255 * pixels.clamp(0, 1)).round().byte().expand(3, -1, -1).permute(1, 2, 0).numpy()
 
 
 def resized_masks(masks: Tensor, height: int, width: int) -> Tensor:

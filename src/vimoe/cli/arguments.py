@@ -58,7 +58,7 @@ class Parser(argparse.ArgumentParser):
         if isinstance(default, bool):
             settings.setdefault("action", argparse.BooleanOptionalAction)
             shown = "on" if default else None
-        elif "choices" not in settings:
+        elif not {"choices", "action"} & settings.keys():
             settings.setdefault("metavar", name.rpartition("-")[2].upper())
         if isinstance(default, list):
             shown = " ".join(map(str, default))

@@ -2,9 +2,14 @@
 
 import os
 import re
+import sys
+from argparse import BooleanOptionalAction
 from collections.abc import Sequence
 from dataclasses import MISSING, fields
+from functools import partial
+from os.path import isdir, join
 from pathlib import Path
+from shlex import quote
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from vimoe.cli.arguments import Parser, mapping
@@ -28,15 +33,39 @@ def run(arguments: Sequence[str]) -> None:
     given = parser.given(arguments)
     config, only_print = given.pop("config", None), given.pop("print_config", False)
     resume_changed = given.pop("resume_changed", False)
-    recipe = make_recipe({**(read_yaml(config) if config else {}), **given})
+    values = {**(read_yaml(config) if config else {}), **given}
+    if not {"task", "dataset"} & values.keys() and _has_masks(values.get("data_dir")):
+        parser.note(f"{values['data_dir']} holds images and masks: the task is segmentation")
+        values["task"] = "segmentation"
+    recipe = make_recipe(values)
     if only_print:
         print(dump_recipe(recipe), end="")
         return
     from vimoe.training.fit import train  # torch is needed from here on, not for a wrong flag
 
-    model = train(recipe, resume_changed).model
+    folder = train(recipe, resume_changed, partial(print, file=sys.stderr, flush=True))
     if os.environ.get("RANK", "0") == "0":
-        print(f"the trained model lies in {model}")
+        print(_result(folder.path, recipe))
+
+
+def _result(path: Path, recipe: Recipe) -> str:
+    """How good the finished model is on the images that decided nothing, and what can be done next."""
+    from vimoe.analysis.evaluate_run import evaluate_run
+    from vimoe.report.evaluation_report import class_table, is_uneven, score_words
+
+    evaluation = evaluate_run(path, data_dir=recipe.data_dir, workers=recipe.workers, device=recipe.device)
+    lines = [f"the trained model lies in {path / 'model'}", "", score_words(evaluation)]
+    lines += ["", class_table(evaluation).text()] if is_uneven(evaluation) else []
+    ways = {f"vimoe evaluate {quote(str(path))}": "confusion matrix and worst mistakes"}
+    if recipe.upcycles:
+        ways[f"vimoe analyze {quote(str(path))}"] = "which MoE layers specialise and matter"
+    width = max(map(len, ways))
+    return "\n".join([*lines, "", "next:", *(f"  {way:{width}}  {about}" for way, about in ways.items())])
+
+
+def _has_masks(data_dir: object) -> bool:
+    """Whether a folder has ADE20K's layout."""
+    return isinstance(data_dir, str) and all(isdir(join(data_dir, name)) for name in ("images", "annotations"))
 
 
 def add_recipe_flags(parser: Parser) -> None:
@@ -49,6 +78,8 @@ def add_recipe_flags(parser: Parser) -> None:
         hint, settings = hints[field.name], dict[str, Any]()
         if get_origin(hint) is Literal:
             settings["choices"] = get_args(hint)
+        elif bool in get_args(hint):
+            settings["action"] = BooleanOptionalAction
         elif get_origin(hint) is dict:
             settings["type"] = mapping
         about = " ".join(texts[field.name].split()).replace("`", "").rstrip(".")

@@ -22,8 +22,9 @@ from typing import BinaryIO, NamedTuple
 from PIL import Image
 
 from vimoe.data.decode import SUFFIXES, BrokenImageError, read_image
-from vimoe.data.folder import files_below, label_by_class
 from vimoe.data.images import labelled
+from vimoe.data.label_table import label_by_class
+from vimoe.data.listing import files_below
 from vimoe.data.splits import AS_USUAL, UNSPLIT, Found, Wanted, is_split
 from vimoe.errors import UserError
 

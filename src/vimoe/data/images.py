@@ -86,3 +86,11 @@ class InMemory(Images):
             mean, std = self.normalise
             image = (image / 255 - mean) / std
         return image, target if target.ndim else int(target)
+
+
+def image_labels(images: Images) -> Tensor | None:
+    """`[N]` class of every image, none of which is opened; None where images have masks."""
+    if isinstance(images, ImageFiles) and all(isinstance(target, int) for _, target in images.samples):
+        return torch.tensor([label for _, label in images.samples])
+    labels = images.targets if isinstance(images, InMemory) else None
+    return labels if labels is not None and labels.shape == (len(images),) else None

@@ -1,6 +1,7 @@
 """Sets of small images, decoded once and held as bytes; their training batches are augmented whole, on any device."""
 
 import math
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -45,7 +46,7 @@ def hold_in_memory(splits: Splits, augmentation: Augmentation | None) -> Splits:
     if augmentation is not None:
         mean, std = torch.tensor(form.mean), torch.tensor(form.std)
         augment = partial(augment_batch, augmentation=augmentation, mean=mean, std=std)
-    return Splits(train, val, test, splits.class_names, form, augment)
+    return replace(splits, train=train, val=val, test=test, form=form, augment=augment)
 
 
 def augment_batch(

@@ -14,16 +14,17 @@ from vimoe.data.epoch_order import generator
 from vimoe.data.folder import find_folder
 from vimoe.data.glyphs import open_glyphs
 from vimoe.data.images import ImageFiles, Images, Samples
+from vimoe.data.label_table import find_label_table
 from vimoe.data.mask_augmentation import JointAugmentation, evaluation_pair, training_pair
 from vimoe.data.scenes import digit_scenes
 from vimoe.data.splits import Found, OneSplit, RunSplits, Splits, Wanted
 from vimoe.data.streams import find_hugging_face, find_torchvision, find_webdataset
 from vimoe.data.transforms import Augmentation, ImageForm, evaluation_transform, training_transform
-from vimoe.errors import UserError
+from vimoe.errors import UserError, suggest
 
 EMBEDDED = ("digits", "glyphs", "digit_scenes")
 WITH_MASKS = ("digit_scenes", "ade20k")
-NAMES = ("digits", "glyphs", "folder", "tar", "torch/NAME", "wds/NAME", "hfds/NAME", "hfids/NAME")
+NAMES = ("digits", "glyphs", "folder", "csv", "tar", "torch/NAME", "wds/NAME", "hfds/NAME", "hfids/NAME")
 
 
 def open_dataset(
@@ -36,6 +37,7 @@ def open_dataset(
     splits: tuple[str, str, str] = ("", "", ""),
     per_class: int | None = None,
     dataset_args: Mapping[str, Any] | None = None,
+    super_classes: bool | None = None,
 ) -> Splits:
     """The labelled images behind a recipe's `dataset`.
 
@@ -44,14 +46,15 @@ def open_dataset(
 
     Args:
         name: `digits` or `glyphs` (embedded; take nothing else but `dataset_args`), `folder` and `tar` (one folder a
-            class), or, as timm has them, `torch/NAME` (torchvision), `wds/NAME` (webdataset), `hfds/NAME` and
-            `hfids/NAME` (Hugging Face).
+            class), `csv` (a table of paths and labels), or, as timm has them, `torch/NAME` (torchvision), `wds/NAME`
+            (webdataset), `hfds/NAME` and `hfids/NAME` (Hugging Face).
         data_dir: The folder or archive; for `hfds/NAME` where downloads are kept, the library's own place if None.
         augmentation: How training images are augmented; None shows them as evaluation does.
         val_share: Share of each class to set aside where there is no `val` and no `test`.
         splits: Names of the splits for `train`, `val` and `test`; empty ones are found by the usual names.
         per_class: So many training images of each class, drawn with `seed`; all of them if None.
         dataset_args: Arguments of `vimoe.data.glyphs.glyphs`; other data sets take none.
+        super_classes: See `find_folder`.
 
     Raises UserError if the name is not known, or the data set cannot be used.
     """
@@ -61,7 +64,7 @@ def open_dataset(
         raise UserError(f"dataset {name!r} takes no dataset_args, got {', '.join(dataset_args)}")
     if name in WITH_MASKS:
         raise UserError(f"dataset {name!r} has masks, no labels: it is for segmentation")
-    found = _find(name, data_dir, RunSplits(*splits))
+    found = _find(name, data_dir, RunSplits(*splits), super_classes=super_classes)
     class_names = found.class_names or _number_classes(found.parts["train"])
     for part, samples in found.parts.items():
         _check(samples, part, class_names)
@@ -72,7 +75,7 @@ def open_dataset(
         parts["train"] = _draw(parts["train"], len(class_names), per_class, seed)
     form = _needed(form)
     training, evaluation = training_transform(form, augmentation), evaluation_transform(form)
-    return _splits(Found(parts, class_names, found.read), form, training, evaluation)
+    return _splits(found._replace(parts=parts, class_names=class_names), form, training, evaluation)
 
 
 def open_masks(
@@ -123,7 +126,7 @@ def open_one_split(
     Args:
         name: As of `open_dataset` or `open_masks`.
         split: See `OneSplit`.
-        class_names: What labels are called where the data set has numbers without names.
+        class_names: The model's: the labels are theirs where the data set has only some of them, or numbers alone.
         dataset_args: See `open_dataset`.
 
     Returns:
@@ -135,8 +138,12 @@ def open_one_split(
         whole = _embedded(name, dataset_args, data_dir=data_dir)
         (role,) = OneSplit(split).choose(("train", "val", "test"), f"dataset {name!r}")
         return getattr(whole, role), whole.class_names, role
-    found = _find(name, data_dir, OneSplit(split), reduce_zero_label)
+    larger = True if class_names and all("/" in name for name in class_names) else None
+    found = _find(name, data_dir, OneSplit(split), reduce_zero_label, larger)
     ((part, samples),) = found.parts.items()
+    if found.class_names and class_names and set(found.class_names) < set(class_names) and name not in WITH_MASKS:
+        places = [class_names.index(one) for one in found.class_names]
+        samples, found = [(where, places[label]) for where, label in samples], found._replace(class_names=class_names)
     class_names = found.class_names or class_names or _number_classes(samples)
     if name in WITH_MASKS:
         return ImageFiles(samples, found.read, partial(evaluation_pair, form=form)), class_names, part
@@ -144,14 +151,20 @@ def open_one_split(
     return ImageFiles(samples, found.read, evaluation_transform(form)), class_names, part
 
 
-def _find(name: str, data_dir: str | None, wanted: Wanted, reduce_zero_label: bool = True) -> Found:
+def _find(
+    name: str,
+    data_dir: str | None,
+    wanted: Wanted,
+    reduce_zero_label: bool = True,
+    super_classes: bool | None = None,
+) -> Found:
     kind, _, rest = name.partition("/")
     if kind == "hfids" and not Path(rest).is_dir():
         raise UserError(f"{name} would be streamed, which cannot be resumed exactly: hfds/{rest} is prepared on disk")
     if kind in ("hfds", "hfids") and rest:
         return find_hugging_face(rest, data_dir, wanted)
-    if not (name in ("folder", "tar", "ade20k") or kind == "wds" or (kind == "torch" and rest)):
-        raise UserError(f"unknown dataset {name!r}; there is {', '.join(NAMES)}")
+    if not (name in ("folder", "csv", "tar", "ade20k") or kind == "wds" or (kind == "torch" and rest)):
+        raise UserError(f"unknown dataset {name!r}{suggest(name, NAMES)}")
     if not data_dir:
         raise UserError(f"dataset {name!r} needs data_dir, the folder of images or archives")
     root = Path(data_dir)
@@ -159,7 +172,9 @@ def _find(name: str, data_dir: str | None, wanted: Wanted, reduce_zero_label: bo
         return find_torchvision(rest, root, wanted)
     if kind == "ade20k":
         return find_ade20k(root, wanted, reduce_zero_label)
-    return {"folder": find_folder, "tar": find_tar, "wds": find_webdataset}[kind](root, wanted)
+    if kind == "folder":
+        return find_folder(root, wanted, super_classes)
+    return {"csv": find_label_table, "tar": find_tar, "wds": find_webdataset}[kind](root, wanted)
 
 
 def _embedded(name: str, arguments: Mapping[str, Any] | None, **given: object) -> Splits:
@@ -185,7 +200,7 @@ def _splits(found: Found, form: ImageForm, training: Any, evaluation: Any) -> Sp
         if part in found.parts
     )
     assert found.class_names is not None
-    return Splits(train, rest[0], rest[-1], found.class_names, form)
+    return Splits(train, rest[0], rest[-1], found.class_names, form, None, found.super_classes, found.notes)
 
 
 def _number_classes(samples: Samples) -> tuple[str, ...]:

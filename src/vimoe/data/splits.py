@@ -31,6 +31,7 @@ class Splits:
         class_names: By label.
         augment: Augments a batch `[B, C, H, W]` of training images, None for no augmentation.
         super_classes: By label, the larger class that it belongs to (the script of a letter); empty without such.
+        notes: What the data set holds that is not used, a line each.
     """
 
     train: Images
@@ -40,6 +41,7 @@ class Splits:
     form: ImageForm
     augment: Augment | None = None
     super_classes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 class Found(NamedTuple):
@@ -49,11 +51,15 @@ class Found(NamedTuple):
         parts: The chosen splits: where each image is, with its label or where its mask is.
         class_names: By label; None where labels are numbers without names.
         read: From a sample to the image in RGB and its target.
+        super_classes: As of `Splits`.
+        notes: As of `Splits`.
     """
 
     parts: Mapping[str, Samples]
     class_names: tuple[str, ...] | None
     read: Read
+    super_classes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 class RunSplits(NamedTuple):
@@ -74,7 +80,7 @@ class RunSplits(NamedTuple):
         for role, name in zip(USUAL, self, strict=True):
             _check_there(name, there, where)
             taken = () if role == "train" else (*chosen.values(), *self)
-            if found := name or next((n for n in USUAL[role] if n in there and n not in taken), ""):
+            if found := name or _usual(role, [n for n in there if n not in taken]):
                 chosen[role] = found
         if "train" not in chosen:
             raise UserError(f"{where} has no training split; name one with train_split: there is {_listed(there)}")
@@ -90,8 +96,8 @@ class OneSplit(NamedTuple):
         """The split under its own name. Raises UserError if it is not there, or has no name and there are several."""
         if UNSPLIT in there:
             return {UNSPLIT: UNSPLIT}
-        wanted = USUAL.get(self.name, ()) if self.name else (*USUAL["test"], *USUAL["val"])
-        found = self.name if self.name in there else next((name for name in wanted if name in there), "")
+        roles = [self.name] if self.name else ["test", "val"]
+        found = self.name if self.name in there else next(filter(None, (_usual(r, there) for r in roles)), "")
         if not found:
             _check_there(self.name, there, where)
             if len(there) != 1:
@@ -106,7 +112,7 @@ AS_USUAL = RunSplits()
 
 def is_split(inside: Collection[str], wanted: Wanted) -> bool:
     """Whether a folder is split: a split is wanted by name, or what is `inside` has one of the usual names."""
-    return any(wanted) or not USUAL_NAMES.isdisjoint(inside)
+    return any(wanted) or any(name.casefold() in USUAL_NAMES for name in inside)
 
 
 def check_classes(found: Sequence[str], expected: Sequence[str], whose: str) -> None:
@@ -120,6 +126,12 @@ def check_classes(found: Sequence[str], expected: Sequence[str], whose: str) -> 
     odd = sorted(set(expected) ^ set(found))
     difference = f", the first that differs is {odd[0]!r}" if odd else ", in another order"
     raise UserError(f"{whose}: {len(found)} against {len(expected)}{difference}")
+
+
+def _usual(role: str, there: Collection[str]) -> str:
+    """The split of a role by its usual names, in capitals or not; empty where there is none."""
+    found = {name.casefold(): name for name in there}
+    return next((found[name] for name in USUAL.get(role, ()) if name in found), "")
 
 
 def _check_there(name: str, there: Collection[str], where: str) -> None:

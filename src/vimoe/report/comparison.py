@@ -8,8 +8,8 @@ from typing import NamedTuple
 
 from vimoe.analysis.paired import Estimate
 from vimoe.files import write_text
-from vimoe.report.tables import Table, giga_macs, metric_name, millions
-from vimoe.vit.cost import Cost
+from vimoe.report.tables import Table, metric_name
+from vimoe.vit.cost import Cost, giga_macs, millions
 
 
 class Speed(NamedTuple):

@@ -11,7 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from vimoe.analysis.analysis_result import Analysis
-from vimoe.analysis.patches import to_pixels
+from vimoe.data.contact_sheet import to_pixels
 from vimoe.data.transforms import ImageForm
 
 # Pixels of a thumbnail's longer side.

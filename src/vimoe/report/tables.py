@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from vimoe.vit.cost import Cost
+from vimoe.vit.cost import Cost, giga_macs, millions
 from vimoe.vit.inspection import CostComparison
 
 # The metrics that models are judged by, in the order in which they are looked for.
@@ -67,17 +67,6 @@ class Table(NamedTuple):
 def metric_name(key: str) -> str:
     """What readers call a metric: `top-1` for `top1`."""
     return METRICS.get(key, key)
-
-
-def millions(count: int) -> str:
-    """A count in millions: three figures, and never less than a hundredth."""
-    value = count / 1e6
-    return f"{value:.1f} M" if value >= 10 else f"{value:.2f} M"
-
-
-def giga_macs(macs: int) -> str:
-    """Multiply-adds in units of 10^9, or 10^6 for small models."""
-    return f"{macs / 1e9:.2f} GMAC" if macs >= 1e8 else f"{macs / 1e6:.1f} MMAC"
 
 
 def cost_rows(costs: Mapping[str, Cost]) -> Table:

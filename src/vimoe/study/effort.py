@@ -8,14 +8,14 @@ import torch
 
 from vimoe.data.splits import Splits
 from vimoe.errors import UserError
-from vimoe.report.tables import Table, giga_macs, millions
+from vimoe.report.tables import Table
 from vimoe.study.grid import DATA_AND_MODEL, StudyRun
 from vimoe.study.statistics import seeds_needed, smallest_difference
 from vimoe.training.build import build_model
 from vimoe.training.progress import duration
 from vimoe.training.recipe import Recipe
 from vimoe.training.source import open_recipe_data
-from vimoe.vit.cost import Cost, cost
+from vimoe.vit.cost import Cost, cost, giga_macs, millions
 
 # A backward takes twice the multiply-adds of its forward.
 FORWARDS_A_STEP = 3

@@ -6,10 +6,11 @@ from collections.abc import Sequence
 import numpy as np
 
 from vimoe.report.panels import mean_and_std
-from vimoe.report.tables import Table, giga_macs, millions
+from vimoe.report.tables import Table
 from vimoe.study.comparisons import Comparison, adjusted, spread, sweeps
 from vimoe.study.statistics import smallest_difference
 from vimoe.study.study_table import StudyRow, by_setting
+from vimoe.vit.cost import giga_macs, millions
 
 # Columns of each setting where the task has them.
 _MORE = ("test_nll", "test_ece")

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from vimoe.data.loaders import Batch
 from vimoe.data.splits import Splits
 from vimoe.tasks.classification_metrics import ClassificationMetrics
-from vimoe.tasks.task import Task
+from vimoe.tasks.task import Task, Watch
 from vimoe.vit.checkpoint import save
 
 
@@ -28,11 +28,16 @@ class Classification(Task):
         """Cross-entropy of logits `[B, classes]` and labels `[B]`."""
         return F.cross_entropy(outputs.float(), targets, label_smoothing=self.smoothing)
 
-    def measure(self, model: nn.Module, labelled: Iterable[Batch], device: str) -> ClassificationMetrics:
+    def measure(
+        self, model: nn.Module, labelled: Iterable[Batch], device: str, watch: Watch | None = None
+    ) -> ClassificationMetrics:
         metrics = ClassificationMetrics(self.num_classes)
         with evaluating(model):
             for images, labels in labelled:
-                metrics.add(model(images.to(device)).float().cpu(), labels)
+                logits = model(images.to(device)).float().cpu()
+                metrics.add(logits, labels)
+                if watch is not None:
+                    watch(logits, labels)
         metrics.all_reduce_sum()
         return metrics
 

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 from vimoe.data.decode import SUFFIXES, read_image
-from vimoe.data.folder import files_below
 from vimoe.data.images import ImageFiles, labelled
+from vimoe.data.listing import files_below
 from vimoe.data.loaders import batches
 from vimoe.data.transforms import evaluation_transform
 from vimoe.errors import UserError

@@ -3,8 +3,12 @@
 Neighbouring numbers differ in lightness as well as in hue, because lightness is what every eye sees.
 """
 
+from typing import Any
+
 import numpy as np
 from numpy.typing import NDArray
+
+from vimoe.data.masks import IGNORE
 
 Colours = NDArray[np.uint8]
 
@@ -30,6 +34,13 @@ def class_colours(count: int) -> Colours:
     hue = 4.1 + n * _GOLDEN_ANGLE
     chroma = np.where(lightness > 0.8, 0.09, 0.12)
     return _oklab_to_srgb(lightness, chroma * np.cos(hue), chroma * np.sin(hue))
+
+
+def cover(pixels: NDArray[np.uint8], mask: NDArray[Any], num_classes: int) -> NDArray[np.uint8]:
+    """An image `[H, W, 3]` half covered by the colours of its mask `[H, W]`; unlabelled pixels stay as they are."""
+    unlabelled = mask == IGNORE
+    colours = class_colours(num_classes)[np.where(unlabelled, 0, mask)]
+    return np.where(unlabelled[..., None], pixels, pixels // 2 + colours // 2).astype(np.uint8)
 
 
 def _oklab_to_srgb(lightness: NDArray[np.float64], a: NDArray[np.float64], b: NDArray[np.float64]) -> Colours:

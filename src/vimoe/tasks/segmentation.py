@@ -14,7 +14,7 @@ from vimoe.errors import UserError
 from vimoe.tasks.classification import evaluating
 from vimoe.tasks.confusion_matrix import ConfusionMatrix
 from vimoe.tasks.segmenter_folder import save_segmenter
-from vimoe.tasks.task import Task
+from vimoe.tasks.task import Task, Watch
 from vimoe.tasks.windows import View, probabilities
 
 
@@ -49,7 +49,9 @@ class Segmentation(Task):
         )
         return total / (targets != IGNORE).sum().clamp(min=1)
 
-    def measure(self, model: nn.Module, labelled: Iterable[Batch], device: str) -> ConfusionMatrix:
+    def measure(
+        self, model: nn.Module, labelled: Iterable[Batch], device: str, watch: Watch | None = None
+    ) -> ConfusionMatrix:
         """At the resolution of the masks, which have the images' size."""
         confusion = ConfusionMatrix(self.num_classes)
         with evaluating(model):
@@ -58,6 +60,8 @@ class Segmentation(Task):
                 real = masks[:, 0, 0] != NOBODY
                 confusion.add(answers[real], masks[real])
                 confusion.images += real.sum()
+                if watch is not None:
+                    watch(answers, masks)
         confusion.all_reduce_sum()
         return confusion
 

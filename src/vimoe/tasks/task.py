@@ -1,7 +1,7 @@
 """The interface every task offers to training and evaluation."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
 
@@ -11,6 +11,8 @@ from vimoe.data.images import Images
 from vimoe.data.loaders import Batch, OnBroken, batches
 from vimoe.data.splits import Splits
 from vimoe.errors import UserError
+
+Watch = Callable[[Tensor, Tensor], None]
 
 
 class Metrics(Protocol):
@@ -40,8 +42,11 @@ class Task(ABC):
         """A scalar with gradient, from what the model answered and what was right."""
 
     @abstractmethod
-    def measure(self, model: nn.Module, labelled: Iterable[Batch], device: str) -> Metrics:
+    def measure(self, model: nn.Module, labelled: Iterable[Batch], device: str, watch: Watch | None = None) -> Metrics:
         """Send batches of images and targets through the model and count, over all processes; its mode is kept.
+
+        `watch` is called with the model's answers to each batch, logits `[B, classes]` or masks `[B, H, W]`, and its
+        targets, all on the CPU.
 
         Raises UserError if an output of the model is not finite.
         """

@@ -14,7 +14,7 @@ _READ = {
     "glyphs": ("dataset_args",),
     "digit_scenes": ("short_side",),
     "ade20k": (*_IMAGES, "reduce_zero_label", "short_side"),
-    "folder": _FILES,
+    "folder": (*_FILES, "super_classes"),
 }
 _DATA_KEYS = dict.fromkeys(key for keys in _READ.values() for key in keys)
 

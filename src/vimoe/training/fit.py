@@ -1,8 +1,11 @@
 """From a recipe to a trained model: data, model, the loop over epochs, and the run folder it resumes from."""
 
+import shutil
 import sys
 import traceback
+from collections.abc import Callable, Collection
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,14 +26,16 @@ from vimoe.training.logs import open_logs
 from vimoe.training.parallel import pick_device
 from vimoe.training.recipe import Recipe
 from vimoe.training.run_folder import Row, RunFolder
+from vimoe.training.run_summary import run_summary, write_first_batch
 from vimoe.training.source import open_recipe_data
 from vimoe.training.trainer import Trainer
 
 
-def train(recipe: Recipe, resume_changed: bool = False) -> RunFolder:
+def train(recipe: Recipe, resume_changed: bool = False, say: Callable[[str], None] | None = None) -> RunFolder:
     """Run a recipe to its end, or from where its folder stands; every process of a `torchrun` calls it.
 
-    With `resume_changed` also where the folder's run had another augmentation so far.
+    With `resume_changed` also where the folder's run had another augmentation so far. With `say`, that is called with a
+    summary before the first step, and `first_batch.jpg` is written.
 
     Raises UserError if something in the recipe cannot be done or a step failed, InterruptedRun if the process was asked
     to stop; the state is written then.
@@ -43,7 +48,7 @@ def train(recipe: Recipe, resume_changed: bool = False) -> RunFolder:
             splits = open_recipe_data(recipe)
             task = recipe_task(recipe, splits)
             trainer = Trainer(build_model(recipe, splits), splits, task, recipe, run)
-            _fit(trainer, stop, changed)
+            _fit(trainer, stop, changed, say and partial(_introduce, trainer, splits, say))
     return run
 
 
@@ -57,7 +62,9 @@ def recipe_task(recipe: Recipe, splits: Splits) -> Task:
     return Segmentation(classes, recipe.smoothing, View(recipe.short_side), recipe.reduce_zero_label)
 
 
-def _fit(trainer: Trainer, stop: StopRequest, changed: dict[str, list[Any]]) -> None:
+def _fit(
+    trainer: Trainer, stop: StopRequest, changed: dict[str, list[Any]], introduce: Callable[[], None] | None
+) -> None:
     """Train from where the run's folder stands to the end, and write the finished model."""
     run, recipe = trainer.run, trainer.recipe
     with ExitStack() as stack:
@@ -68,19 +75,31 @@ def _fit(trainer: Trainer, stop: StopRequest, changed: dict[str, list[Any]]) -> 
             if changed:
                 run.note_change(changed, trainer.position.epoch + 1, trainer.position.batch)
             run.write_recipe(recipe)
+            if introduce is not None:
+                introduce()
         log = stack.enter_context(open_logs(run.path, recipe)) if first else None
         stop.at_once = False
+        told = {block for row in trainer.rows for block in _collapsed(row)}
         while trainer.position.epoch < recipe.epochs:
             row = _one_epoch(trainer, stop)
             if log is not None:
                 run.write_rows(trainer.rows)
                 log(row)
                 _report(row, trainer.task, recipe)
+                told |= _warn(_collapsed(row), set() if row["epoch"] == recipe.epochs else told)
             trainer.write_state()
         if first and trainer.rows:
             run.write_rows(trainer.rows)
         trainer.save_model(run.model)
         barrier()
+        if first and not recipe.keep_states:
+            shutil.rmtree(run.checkpoints, ignore_errors=True)
+
+
+def _introduce(trainer: Trainer, splits: Splits, say: Callable[[str], None]) -> None:
+    say(run_summary(trainer, splits))
+    if not (sheet := trainer.run.path / "first_batch.jpg").exists():
+        write_first_batch(splits, trainer.recipe, sheet)
 
 
 def _one_epoch(trainer: Trainer, stop: StopRequest) -> Row:
@@ -109,10 +128,20 @@ def _report(row: Row, task: Task, recipe: Recipe) -> None:
     # On a terminal every epoch; in a log ten lines a run are enough.
     if sys.stderr.isatty() or row["epoch"] % max(1, recipe.epochs // 10) == 0 or row["epoch"] == recipe.epochs:
         tqdm.write(f"  {line}  {row['seconds']:.0f} s", file=sys.stderr)
-    for block, metrics in row["routing"].items():
-        if metrics["max_load"] > 0.9:
-            tqdm.write(
-                f"  the router of block {block} has collapsed: {metrics['max_load']:.0%} of the epoch went to one "
-                "expert; a larger balance_weight spreads them",
-                file=sys.stderr,
-            )
+
+
+def _collapsed(row: Row) -> dict[str, float]:
+    """The largest load of the routers that sent nearly all of an epoch to one expert, by block."""
+    loads = {block: metrics["max_load"] for block, metrics in row["routing"].items()}
+    return {block: load for block, load in loads.items() if load > 0.9}
+
+
+def _warn(collapsed: dict[str, float], told: Collection[str]) -> set[str]:
+    """Say once, and in the last epoch, which routers have collapsed; gives their blocks."""
+    if new := {block: load for block, load in collapsed.items() if block not in told}:
+        tqdm.write(
+            f"  collapsed routers, by block the share of the epoch that one expert got: "
+            f"{', '.join(f'{block} {load:.0%}' for block, load in new.items())}; a larger balance_weight spreads them",
+            file=sys.stderr,
+        )
+    return set(new)

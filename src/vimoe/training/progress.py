@@ -10,6 +10,8 @@ import torch
 from tqdm import tqdm
 
 Item = TypeVar("Item")
+# Seconds until the first line of a run, so that one knows early how long it will take.
+_FIRST = 10.0
 
 
 class Progress:
@@ -21,7 +23,8 @@ class Progress:
     def __init__(self, epoch: int, epochs: int, steps: int, first: int, interval: float, loud: bool) -> None:
         self.epoch, self.epochs, self.steps, self.first, self.done = epoch, epochs, steps, first, first
         self.interval, self.loud = interval, loud
-        self.started = self._shown = time.perf_counter()
+        self.started = time.perf_counter()
+        self._shown = self.started - max(0.0, interval - _FIRST) if epoch == 1 else self.started
         self.waited, self.images = 0.0, 0
         name = f"epoch {epoch}/{epochs}"
         self._bar = tqdm(total=steps, initial=first, desc=name, leave=False, disable=None if loud else True)

@@ -23,14 +23,16 @@ class Recipe:
 
     Args:
         task: `classification` (a label for each image) or `segmentation` (a label for each pixel).
-        dataset: `digits`, `glyphs` or `digit_scenes` (embedded), `folder` (a folder for each class), `ade20k` (images
-            and masks in ADE20K's layout), `tar`, or one of timm's names: `torch/NAME`, `wds/NAME`, `hfds/NAME`,
-            `hfids/NAME`. When empty, `folder` or `ade20k` if there is a `data_dir`, else `digits` or `digit_scenes`.
+        dataset: `digits`, `glyphs` or `digit_scenes` (embedded), `folder` (a folder for each class, or a table of
+            labels), `csv` (that table alone), `ade20k` (images and masks in ADE20K's layout), `tar`, or one of timm's
+            names: `torch/NAME`, `wds/NAME`, `hfds/NAME`, `hfids/NAME`. When empty, `folder` or `ade20k` if there is a
+            `data_dir`, else `digits` or `digit_scenes`.
         dataset_args: Arguments of `glyphs`, such as `classes` and `scripts` (see `vimoe.data.glyphs.glyphs`).
-        data_dir: The folder of images.
+        data_dir: The folder of images, or the table of their labels.
         train_split: Name of the training split; the usual names are tried when empty.
         val_split: Name of the validation split; the usual names are tried when empty.
         test_split: Name of the test split; the usual names are tried when empty.
+        super_classes: Classes lie in folders of larger classes (SUPER/CLASS); where empty, such folders are refused.
         reduce_zero_label: Masks hold 0 for unlabelled and 1 to K for the classes; otherwise 0 to K - 1 for the
             classes and 255 for unlabelled.
         short_side: Resize a segmentation image's shorter side to this many pixels before it is cropped; its own size
@@ -106,6 +108,7 @@ class Recipe:
         log_tensorboard: Also log to TensorBoard files in the run folder.
         log_wandb: Also log to Weights & Biases.
         checkpoint_minutes: Minutes between two resume states within an epoch; one is always written after it.
+        keep_states: Keep the resume states of a run that has come to its end.
         seed: Seed of everything random.
         device: `auto`, or a torch device.
         output: The run folder.
@@ -118,6 +121,7 @@ class Recipe:
     train_split: str = ""
     val_split: str = ""
     test_split: str = ""
+    super_classes: bool | None = None
     reduce_zero_label: bool = True
     short_side: int | None = None
     in_memory: bool = False
@@ -183,6 +187,7 @@ class Recipe:
     log_tensorboard: bool = False
     log_wandb: bool = False
     checkpoint_minutes: float = 10.0
+    keep_states: bool = False
     seed: int = 0
     device: str = "auto"
     output: str = "runs/train"

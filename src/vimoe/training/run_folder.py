@@ -3,7 +3,9 @@
     recipe.yaml            the resolved recipe
     metrics.jsonl          one line an epoch
     summary.csv            the same as a table
-    checkpoints/           resume states (see `vimoe.training.resume_state`)
+    checkpoints/           resume states (see `vimoe.training.resume_state`), until the run has come to its end
+    first_batch.jpg        the first training images as the model sees them, with their labels
+    evaluation/            what `evaluate` adds: metrics, confusion matrix, worst mistakes
     made_by.json           what a verb other than `train` made the folder from
     changes.jsonl          one line each time the run went on with changed augmentation
     skipped.csv            broken images, where there were any
@@ -37,7 +39,7 @@ Row = dict[str, Any]
 # What changes no bit of the model: a run may go on with another value.
 _MAY_DIFFER = (
     *("output", "device", "data_dir", "workers", "max_broken", "log_interval", "log_tensorboard", "log_wandb"),
-    "checkpoint_minutes",
+    *("checkpoint_minutes", "keep_states"),
 )
 # What tells that a folder is taken by a run.
 _OF_A_RUN = ("recipe.yaml", "metrics.jsonl", "checkpoints", "start", "model", "analysis.json", "plan.json")

@@ -28,7 +28,9 @@ def open_recipe_data(recipe: Recipe) -> Splits:
     augmentation = Augmentation(recipe.scale, recipe.hflip, recipe.color_jitter, recipe.aa, recipe.reprob)
     drawn = (recipe.val_share, recipe.seed, splits, recipe.per_class)
     source = (recipe.dataset, recipe.data_dir, form, augmentation if recipe.augment else None, *drawn)
-    return _open_in_memory(*source) if recipe.in_memory else open_dataset(*source, recipe.dataset_args)
+    if recipe.in_memory:
+        return _open_in_memory(*source, None, recipe.super_classes)
+    return open_dataset(*source, recipe.dataset_args, recipe.super_classes)
 
 
 @lru_cache(maxsize=1)

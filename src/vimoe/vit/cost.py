@@ -67,3 +67,14 @@ def _count_macs(model: nn.Module, image_size: int | tuple[int, int] | None) -> i
             for_all = sum(by_module[f"{type(clone).__name__}.{name}.experts"].values())
             flops -= for_all // experts.num_experts * (experts.num_experts - module.router.top_k)
     return flops // 2
+
+
+def millions(count: int) -> str:
+    """A count in millions: three figures, and never less than a hundredth."""
+    value = count / 1e6
+    return f"{value:.1f} M" if value >= 10 else f"{value:.2f} M"
+
+
+def giga_macs(macs: int) -> str:
+    """Multiply-adds in units of 10^9, or 10^6 for small models."""
+    return f"{macs / 1e9:.2f} GMAC" if macs >= 1e8 else f"{macs / 1e6:.1f} MMAC"

@@ -1,0 +1,106 @@
+"""What a run is about to do, in words and as a sheet of its first images."""
+
+import io
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from vimoe.data.contact_sheet import contact_sheet, to_pixels
+from vimoe.data.epoch_order import generator
+from vimoe.data.images import Images, image_labels
+from vimoe.data.loaders import training_batches
+from vimoe.data.splits import Splits
+from vimoe.files import write_bytes
+from vimoe.tasks.palette import cover
+from vimoe.training.recipe import Recipe
+from vimoe.training.trainer import Trainer
+from vimoe.vit.blocks import moe_layers
+from vimoe.vit.cost import cost, giga_macs, millions
+from vimoe.vit.plan import blocks
+
+# Images of the largest class for one of the smallest, from which on classes are called uneven.
+UNEVEN = 3
+# Images of the first batch that are shown.
+_SHOWN = 32
+
+
+def run_summary(trainer: Trainer, splits: Splits) -> str:
+    """Data, model, cost, steps and place of a run, a line each."""
+    recipe = trainer.recipe
+    height, width = splits.form.input_size[1:]
+    found, layers = cost(trainer.unsharded, (height, width)), moe_layers(trainer.unsharded)
+    steps, done = trainer.steps * recipe.epochs, trainer.position.epoch * trainer.steps
+    start = str(recipe.start or f"{recipe.model} with {'timm' if recipe.pretrained else 'random'} weights")
+    if not (recipe.start or recipe.pretrained):
+        start += "; --pretrained learns far more from few images"
+    kind = "dense"
+    if layers:
+        experts = next(iter(layers.values())).experts.num_experts
+        kind = f"MoE in {blocks(layers)}, {experts} experts, {recipe.routing} routing"
+    batch = f"{recipe.batch_size}{f' x {recipe.accumulate}' if recipe.accumulate > 1 else ''}"
+    lines = {
+        "data": data_words(splits),
+        "size": f"{width} x {height} pixels",
+        "start": start,
+        "model": f"{kind}; {millions(found.activated_params)} parameters activated, {millions(found.stored_params)} "
+        f"stored, {giga_macs(found.macs)} an image",
+        "training": f"{recipe.epochs} epochs of {trainer.steps} steps, batches of {batch}, {recipe.opt}, lr "
+        f"{recipe.lr:g}: {steps} steps{f', {done} of them done' if done else ''}",
+        "device": f"{trainer.device}, {recipe.amp_dtype if recipe.amp else 'float32'}, {recipe.workers} workers",
+        "output": recipe.output,
+    }
+    notes = [f"note: {note}" for note in splits.notes]
+    return "\n".join([*(f"{name:10}{words}" for name, words in lines.items()), *notes])
+
+
+def data_words(splits: Splits) -> str:
+    """`3068 train, 341 val, 372 test images of 10 classes, 112 (skirt) to 795 (t-shirt) of a class: uneven`."""
+    parts = [("train", splits.train), ("val", splits.val)]
+    parts += [] if splits.test is splits.val else [("test", splits.test)]
+    words = (
+        f"{', '.join(f'{len(images)} {name}' for name, images in parts)} images of {len(splits.class_names)} classes"
+    )
+    counts = class_counts(splits.train, len(splits.class_names))
+    if counts is None:
+        return words
+    few, many = int(counts.argmin()), int(counts.argmax())
+    names = splits.class_names
+    if counts[few] == counts[many]:
+        return f"{words}, {counts[few]} of each class in training"
+    words += f", {counts[few]} ({names[few]}) to {counts[many]} ({names[many]}) of a class in training"
+    if is_uneven(counts):
+        words += f": {'very ' if is_uneven(counts, 10) else ''}uneven, look at the mean of the classes"
+    return words
+
+
+def class_counts(images: Images, num_classes: int) -> Tensor | None:
+    """`[classes]` images of each class; None for masks."""
+    labels = image_labels(images)
+    return None if labels is None else torch.bincount(labels, minlength=num_classes)
+
+
+def is_uneven(counts: Tensor, ratio: float = UNEVEN) -> bool:
+    """Whether the largest class has so many times the images of the smallest one."""
+    return bool(counts.max() >= ratio * counts.min().clamp(min=1))
+
+
+def write_first_batch(splits: Splits, recipe: Recipe, path: Path) -> None:
+    """Write the first training images as the model sees them, with labels, or half covered by their masks.
+
+    Mixup and CutMix come later.
+    """
+    images, targets = next(training_batches(splits.train, recipe.batch_size, recipe.seed, 0))
+    if splits.augment and recipe.augment:
+        images = splits.augment(images, generator("augment", recipe.seed, 0))
+    form = splits.form
+    tiles = [to_pixels(image, form) for image in images[:_SHOWN]]
+    if targets.ndim > 1:
+        tiles = [cover(tile, mask.numpy(), len(splits.class_names)) for tile, mask in zip(tiles, targets, strict=False)]
+        captions: Sequence[str] = [""] * len(tiles)
+    else:
+        captions = [splits.class_names[label] for label in targets[:_SHOWN].tolist()]
+    buffer = io.BytesIO()
+    contact_sheet(tiles, captions).save(buffer, "JPEG", quality=90)
+    write_bytes(path, buffer.getvalue())
