@@ -1,5 +1,6 @@
 """A finished model on labelled images: its metrics with their interval, what it confuses, and its worst mistakes."""
 
+import hashlib
 import heapq
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -68,6 +69,7 @@ class Evaluation:
         mistakes: The worst ones first: wrong labels by how sure the model is, masks by their share of right pixels.
         scores: `[N]` fp32, how right the answer to each image is, 0 to 1.
         broken: A line on each image that could not be read.
+        images: What tells which images these are, the same for all that see them, in any form.
     """
 
     data: str
@@ -81,6 +83,7 @@ class Evaluation:
     mistakes: Sequence[Mistake]
     scores: Tensor
     broken: Sequence[str]
+    images: str
 
     def to_dict(self) -> dict[str, Any]:
         """All numbers in plain JSON types."""
@@ -158,7 +161,22 @@ def evaluate_run(
         mistakes=mistakes,
         scores=scores,
         broken=broken,
+        images=_fingerprint(images, seen.places),
     )
+
+
+def _fingerprint(images: Images, places: Sequence[int]) -> str:
+    """Of file names and labels, or of the number and the labels of images without files."""
+    if isinstance(images, ImageFiles):
+        found = [images.samples[place] for place in places]
+        told: Any = [
+            ("/".join(Path(str(where)).parts[-2:]), target) for where, target in found if isinstance(target, int)
+        ]
+        told = told or [Path(str(where)).name for where, _ in found]
+    else:
+        told = [images[place][1] for place in places]
+        told = [target if isinstance(target, int) else int(target.sum()) for target in told]
+    return hashlib.sha256(repr(told).encode(errors="backslashreplace")).hexdigest()
 
 
 class _Numbered(Images):

@@ -22,6 +22,7 @@ VERBS = {
     "evaluate": "measure a model on labelled images: accuracy, calibration, mIoU",
     "predict": "classify or segment images, and list the chosen experts",
     "analyze": "measure which MoE layers specialise and matter, and make a plan",
+    "compare": "compare finished runs on the same images: accuracy and cost",
     "prune": "apply the plan to a run, train to recover, and report the effect",
     "study": "run a grid of settings and seeds, and write tables and figures",
     "export": "write a trained model as an ONNX or torch.export file, and check it",

@@ -50,7 +50,8 @@ class Evidence:
     """What pruning did.
 
     Attributes:
-        states: The model before, right after the surgery, and recovered where there was a recovery.
+        states: The model before, the dense control where there is one, the model right after the surgery, and recovered
+            where there was a recovery.
         metric: What the score is: `top1`, or `pixels`.
         split: The split that was scored, `images` of it.
         decided: Whether these images made the plan as well: where the data set holds no others.

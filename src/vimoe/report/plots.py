@@ -15,6 +15,7 @@ from matplotlib.patches import Patch
 from vimoe.analysis.analysis_result import ABLATIONS, Analysis
 from vimoe.analysis.paired import Estimate
 from vimoe.analysis.specialisation import Specialisation
+from vimoe.report.comparison import Variant
 from vimoe.report.tables import METRICS, metric_name
 from vimoe.tasks.palette import expert_colours
 from vimoe.vit.plan import Plan
@@ -91,6 +92,29 @@ def removal_curve(analysis: Analysis, control: tuple[str, Estimate] | None = Non
     ax.set_ylim(top=min(100.4, ax.get_ylim()[1]))
     clean(ax)
     legend(figure, list(handles.values()), list(handles), loc="outside upper center", ncols=4)
+    return figure
+
+
+def score_and_cost(variants: Sequence[Variant], metric: str, split: str) -> Figure:
+    """Models' scores over their multiply-adds, and beside it their changes against the first one."""
+    figure = Figure(figsize=(8.4, max(2.8, 1.2 + 0.35 * len(variants))), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    for i, variant in enumerate(variants):
+        colour, macs = COLOURS[i % len(COLOURS)], variant.cost.macs / 1e9
+        intervals(left, [macs], [variant.score], color=colour)
+        left.plot(macs, variant.score.value, "o", color=colour, markersize=5)
+        if (lost := variant.lost) is not None:
+            gain = Estimate(-lost.value, -lost.high, -lost.low)
+            intervals(right, [i], [gain], across=True, color=colour)
+            right.plot(gain.value, i, "o", color=colour, markersize=5)
+    left.set_xlabel("multiply-adds of an image, 10^9", fontsize=9)
+    left.set_ylabel(f"{split} {metric_name(metric)} % (95 %)", fontsize=9)
+    right.axvline(0, color="black", linewidth=0.8, linestyle=":")
+    right.set_yticks(range(len(variants)), [short(variant.name) for variant in variants], parse_math=False)
+    right.set_ylim(len(variants) - 0.5, -0.5)
+    right.set_xlabel(f"points against “{short(variants[0].name)}”, paired", fontsize=9, parse_math=False)
+    for ax in (left, right):
+        clean(ax)
     return figure
 
 

@@ -15,6 +15,7 @@ from vimoe.analysis.paired import mean_loss, mean_score
 from vimoe.data.splits import Splits
 from vimoe.errors import UserError
 from vimoe.report.comparison import Evidence, Variant
+from vimoe.study.compare_runs import dense_control
 from vimoe.study.recovery import RECOVERY, recovery, recovery_epochs
 from vimoe.study.speed import compare_speed
 from vimoe.tasks.model import load_model
@@ -41,7 +42,8 @@ def prune_run(
     `plan.json` what was carried out, `pruning.json` the evidence. The same command goes on where it was stopped; a
     folder that anything else made is refused before a byte is written.
 
-    What is reported is measured on test images, or, if these made the plan, on validation images.
+    What is reported is measured on test images, or, if these made the plan, on validation images. A finished dense run
+    of the same recipe beside the run (see `dense_control`) is measured as well.
 
     Args:
         plan_path: The plan; by default the run's own `plan.json`.
@@ -74,6 +76,9 @@ def prune_run(
             recipe_task(recipe, splits).save(after, start, splits)
         plan.save(new.path / "plan.json")
     models = {"before": before, "right after": after}
+    if control := dense_control(path, recipe):
+        say(f"the dense control is the run in {control.path}")
+        models = {"before": before, "dense control": load_model(control.model, device), "right after": after}
     if epochs:
         say(f"recovery: {epochs} of the recipe's {recipe.epochs} epochs")
         models["recovered"] = load_model(train(recovery(recipe, start, epochs, new.path, device)).model, device)

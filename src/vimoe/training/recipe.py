@@ -259,6 +259,17 @@ _NOT_NEGATIVE = (
 )
 _LOWEST = {**dict.fromkeys(_COUNTS, 1), **dict.fromkeys((*_SHARES, *_NOT_NEGATIVE), 0)}
 
+# What changes no bit of the model: a run may go on with another value.
+MAY_DIFFER = (
+    *("output", "device", "data_dir", "workers", "max_broken", "log_interval", "log_tensorboard", "log_wandb"),
+    *("checkpoint_minutes", "keep_states"),
+)
+# What a dense model makes nothing of.
+OF_MOE = (
+    *("last", "num_experts", "top_k", "shared_expert", "routing", "preset", "init", "router_noise", "balance_weight"),
+    *("importance_weight", "z_weight", "router_start", "expert_lr", "router_lr", "baseline"),
+)
+
 # The first field of each group of flags in `vimoe train --help`; fields stand in the order of their groups.
 GROUPS = {
     **{"task": "data", "model": "model", "last": "MoE", "freeze": "optimisation", "augment": "augmentation"},

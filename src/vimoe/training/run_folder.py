@@ -32,15 +32,10 @@ from typing import Any
 
 from vimoe.errors import UserError, first_line
 from vimoe.files import write_text
-from vimoe.training.recipe import Recipe, dump_recipe, load_recipe
+from vimoe.training.recipe import MAY_DIFFER, Recipe, dump_recipe, load_recipe
 
 Row = dict[str, Any]
 
-# What changes no bit of the model: a run may go on with another value.
-_MAY_DIFFER = (
-    *("output", "device", "data_dir", "workers", "max_broken", "log_interval", "log_tensorboard", "log_wandb"),
-    *("checkpoint_minutes", "keep_states"),
-)
 # What tells that a folder is taken by a run.
 _OF_A_RUN = ("recipe.yaml", "metrics.jsonl", "checkpoints", "start", "model", "analysis.json", "plan.json")
 # What may differ where the user says so.
@@ -84,7 +79,7 @@ class RunFolder:
                 raise UserError(f"{self.path} is the folder of a {verb}: choose another --output")
             return {}
         old, new = asdict(_resolved(load_recipe(recipe_file))), asdict(_resolved(recipe))
-        differing = {key: [old[key], new[key]] for key in new if old[key] != new[key] and key not in _MAY_DIFFER}
+        differing = {key: [old[key], new[key]] for key in new if old[key] != new[key] and key not in MAY_DIFFER}
         changed = {key: values for key, values in differing.items() if key in _AUGMENTATION}
         for key, (before, now) in differing.items():
             if key not in changed or not resume_changed or self.finished:
