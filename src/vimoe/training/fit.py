@@ -30,6 +30,8 @@ from vimoe.training.run_summary import run_summary, write_first_batch
 from vimoe.training.source import open_recipe_data
 from vimoe.training.trainer import Trainer
 
+Introduce = Callable[[], None]
+
 
 def train(recipe: Recipe, resume_changed: bool = False, say: Callable[[str], None] | None = None) -> RunFolder:
     """Run a recipe to its end, or from where its folder stands; every process of a `torchrun` calls it.
