@@ -221,7 +221,7 @@ def json_edits(seed: int, content: object) -> Iterator[tuple[str, object]]:
 
 
 def _verbs(world: World, folder: Path) -> dict[str, list[str]]:
-    run, there = str(world.copy(world.run, folder / "run")), ["--workers", "0", "--device", "cpu"]
+    run, there = str(world.copy(world.run, folder / "run")), ["--workers", "2", "--device", "cpu"]
     return {
         "train": [*world.train, "--output", str(folder / "new"), "--epochs", "40"],
         "evaluate": ["evaluate", run, *there],

@@ -63,7 +63,8 @@ def vimoe(
         if stop is not None and not listening and _listens(child):
             listening = time.perf_counter()
         if stop is not None and listening and time.perf_counter() - listening > stop[1]:
-            os.kill(child, stop[0])
+            # Ctrl-C in a terminal goes to the workers too.
+            (os.killpg if stop[0] == signal.SIGINT else os.kill)(child, stop[0])
             stop = None
         if time.perf_counter() - started > LIMIT_WAIT:
             os.killpg(child, signal.SIGKILL)

@@ -1,12 +1,16 @@
+import copy
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from tests.vit.families import refused
-from vimoe import MoEConfig, Plan
+from vimoe import MoEConfig, Plan, UserError
 from vimoe.vit.plan import LayerPlan, blocks
 
 CONFIG = MoEConfig(layers=(1, 2), num_experts=(4, 3), top_k=2)
@@ -220,3 +224,27 @@ def test_three_and_more_blocks_in_a_row_are_a_range() -> None:
     assert blocks([11, 10]) == "blocks 10, 11"
     assert blocks(range(12)) == "blocks 0 to 11"
     assert blocks([0, 1, 2, 5]) == "blocks 0 to 2, 5"
+
+
+PART = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda parts: st.lists(parts, max_size=3) | st.dictionaries(st.text(max_size=8), parts, max_size=3),
+    max_leaves=4,
+)
+
+
+@given(data=st.data())
+def test_whatever_is_edited_in_a_plan_it_is_read_to_the_same_again_or_refused(
+    data: st.DataObject, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    values: Any = copy.deepcopy(PLAN.to_dict())
+    owner = data.draw(st.sampled_from([values, *values["layers"], values["layers"][1]["experts"]]))
+    key = data.draw(st.sampled_from(list(owner) if isinstance(owner, dict) else list(range(len(owner)))))
+    owner[key] = data.draw(PART)
+    path = tmp_path_factory.getbasetemp() / "plan.json"
+    path.write_text(json.dumps(values))
+    with suppress(UserError):
+        plan = Plan.load(path)
+        plan.check(CONFIG)
+        plan.save(path)
+        assert repr(Plan.load(path)) == repr(plan)  # nan is not equal to itself
