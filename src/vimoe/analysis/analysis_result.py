@@ -41,41 +41,27 @@ class ClassShare:
 
 @dataclass(frozen=True)
 class ExpertAnalysis:
-    """One expert.
-
-    Attributes:
-        load: Share of the assignments.
-        classes: Its most frequent classes, the most frequent first.
-        confident: Images (places in the split) that the router sends here with the highest probability.
-        unsure: Those sent here with the lowest; none of `confident`.
-    """
+    """One expert."""
 
     expert: int
-    load: float
-    classes: tuple[ClassShare, ...]
-    confident: tuple[int, ...]
-    unsure: tuple[int, ...]
+    load: float  # share of the assignments
+    classes: tuple[ClassShare, ...]  # its most frequent classes, the most frequent first
+    confident: tuple[int, ...]  # images (places in the split) that the router sends here with the highest probability
+    unsure: tuple[int, ...]  # those sent here with the lowest; none of `confident`
 
 
 @dataclass(frozen=True)
 class LayerAnalysis:
-    """One MoE layer.
-
-    Attributes:
-        specialisation: How far the class decides the expert.
-        confidence: Mean probability of the first choice.
-        margin: Mean distance of first and second choice, in probability.
-        stability: Share of first choices that stay when the image is moved and its contrast changed a little.
-        output_similarity: `[E][E]` likeness of what two experts answer to the same input, 1 for the same answer.
-    """
+    """One MoE layer."""
 
     layer: int
-    specialisation: Specialisation
-    confidence: float
-    margin: float
-    stability: float
+    specialisation: Specialisation  # how far the class decides the expert
+    confidence: float  # mean probability of the first choice
+    margin: float  # mean distance of first and second choice, in probability
+    stability: float  # share of first choices that stay when the image is moved and its contrast changed a little
     ablations: tuple[AblationResult, ...]
     experts: tuple[ExpertAnalysis, ...]
+    # `[E][E]` likeness of what two experts answer to the same input, 1 for the same answer.
     output_similarity: tuple[tuple[float, ...], ...]
 
 
@@ -93,20 +79,13 @@ class Neighbours:
 
 @dataclass(frozen=True)
 class Step:
-    """One step of the backward elimination: this change is tried on top of those accepted before.
-
-    Attributes:
-        drop: Experts to remove from it; empty where the whole layer becomes a plain FFN.
-        lost: Percentage points lost by all changes so far together, against the intact model.
-        own: Percentage points lost by this change, against those accepted before.
-        outcome: `accepted`; or the layer stays as it was, because it is `needed` or the images leave it `undecided`.
-    """
+    """One step of the backward elimination: this change is tried on top of those accepted before."""
 
     layer: int
-    drop: tuple[int, ...]
-    lost: Estimate
-    own: Estimate
-    outcome: str
+    drop: tuple[int, ...]  # experts to remove from it; empty where the whole layer becomes a plain FFN
+    lost: Estimate  # percentage points lost by all changes so far together, against the intact model
+    own: Estimate  # percentage points lost by this change, against those accepted before
+    outcome: str  # `accepted`; or the layer stays as it was, because it is `needed` or the images leave it `undecided`
 
     @property
     def accepted(self) -> bool:
@@ -123,30 +102,21 @@ class Step:
 
 @dataclass(frozen=True)
 class Analysis:
-    """What was measured on a model, on held-out images.
+    """What was measured on a model, on held-out images."""
 
-    Attributes:
-        metric: What `score` counts: `top1` (images that are right) or `pixels` (labelled pixels that are right).
-        images: How many were looked at.
-        split_images: How many there are: more where a sample was drawn.
-        unit: What the counts count: a `image` or a `patch`.
-        score: Of the intact model, in percent.
-        max_drop: Percentage points that the plan may lose.
-        paths: The files of the images named in `experts`, by place in the split; empty for images without files.
-    """
-
-    metric: str
+    metric: str  # what `score` counts: `top1` (images that are right) or `pixels` (labelled pixels that are right)
     split: str
-    images: int
-    split_images: int
-    unit: str
+    images: int  # how many were looked at
+    split_images: int  # how many there are: more where a sample was drawn
+    unit: str  # what the counts count: a `image` or a `patch`
     class_names: tuple[str, ...]
-    score: Estimate
+    score: Estimate  # of the intact model, in percent
     depth: int
     layers: tuple[LayerAnalysis, ...]
     neighbours: tuple[Neighbours, ...]
     steps: tuple[Step, ...]
-    max_drop: float
+    max_drop: float  # percentage points that the plan may lose
+    # The files of the images named in `experts`, by place in the split; empty for images without files.
     paths: dict[int, str]
 
     def layer(self, number: int) -> LayerAnalysis:

@@ -27,31 +27,21 @@ TOKENS = 4  # of each image, on which the experts' answers are compared
 
 @dataclass
 class LayerBehaviour:
-    """What one layer did over all images so far. P is 1 for a choice an image, the patches for a choice a token.
+    """What one layer did over all images so far. P is 1 for a choice an image, the patches for a choice a token."""
 
-    Attributes:
-        num_experts: Its experts E.
-        used: For each batch, `[images, E]` how many of an image's choices fell on each expert.
-        favour: For each batch, `[images, E]` the mean probability of each expert, NaN for one that is nobody's first.
-        maps: For each batch, `[images, P, k]` the experts, where patches have classes of their own.
-        choices: How many first choices there were.
-        confidence: Sum of their probabilities.
-        margin: Sum of their distances from the second choice.
-        gates: Sum of the gates.
-        stayed: How many first choices the varied image made too.
-        gram: `[E, E]` see `output_gram`.
-    """
-
-    num_experts: int
+    num_experts: int  # its experts E
+    # For each batch, `[images, E]` how many of an image's choices fell on each expert.
     used: list[NDArray[np.int32]] = field(default_factory=list)
+    # For each batch, `[images, E]` the mean probability of each expert, NaN for one that is nobody's first.
     favour: list[NDArray[np.float32]] = field(default_factory=list)
+    # For each batch, `[images, P, k]` the experts, where patches have classes of their own.
     maps: list[NDArray[np.uint8]] = field(default_factory=list)
-    choices: int = 0
-    confidence: float = 0.0
-    margin: float = 0.0
-    gates: float = 0.0
-    stayed: int = 0
-    gram: Tensor = field(default_factory=lambda: torch.zeros(()))
+    choices: int = 0  # how many first choices there were
+    confidence: float = 0.0  # sum of their probabilities
+    margin: float = 0.0  # sum of their distances from the second choice
+    gates: float = 0.0  # sum of the gates
+    stayed: int = 0  # how many first choices the varied image made too
+    gram: Tensor = field(default_factory=lambda: torch.zeros(()))  # `[E, E]` see `output_gram`
 
     @property
     def mass(self) -> float:

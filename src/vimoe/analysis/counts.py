@@ -15,19 +15,13 @@ from vimoe.files import write_arrays
 
 @dataclass(frozen=True)
 class RoutingCounts:
-    """Counts `[layer, class, expert]`.
+    """Counts `[layer, class, expert]`."""
 
-    Attributes:
-        layers: Block number of each layer, ascending.
-        num_experts: Experts of each layer; columns beyond it are zero.
-        counts: `[layers, classes, max(num_experts)]` int64: assignments of the class to the expert.
-        super_classes: By class, the larger class that it belongs to; empty where the data set has none.
-    """
-
-    layers: tuple[int, ...]
-    num_experts: tuple[int, ...]
+    layers: tuple[int, ...]  # block number of each layer, ascending
+    num_experts: tuple[int, ...]  # experts of each layer; columns beyond it are zero
     class_names: tuple[str, ...]
-    counts: NDArray[np.int64]
+    counts: NDArray[np.int64]  # `[layers, classes, max(num_experts)]` int64: assignments of the class to the expert
+    # By class, the larger class that it belongs to; empty where the data set has none.
     super_classes: tuple[str, ...] = ()
 
     @classmethod

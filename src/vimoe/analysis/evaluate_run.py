@@ -38,52 +38,31 @@ WORST, WORST_MASKS = 32, 12
 
 
 class Mistake(NamedTuple):
-    """An image that the model is wrong about.
+    """An image that the model is wrong about."""
 
-    Attributes:
-        place: Its number in the split.
-        path: Its file, empty where it has none.
-        pixels: `[H, W, 3]` uint8: the image; for masks beside it the labels and the answer.
-        words: What the answer is, and what was right.
-    """
-
-    place: int
-    path: str
-    pixels: NDArray[np.uint8]
-    words: str
+    place: int  # its number in the split
+    path: str  # its file, empty where it has none
+    pixels: NDArray[np.uint8]  # `[H, W, 3]` uint8: the image; for masks beside it the labels and the answer
+    words: str  # what the answer is, and what was right
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What a model is worth on labelled images.
+    """What a model is worth on labelled images."""
 
-    Attributes:
-        data: What was scored, in words.
-        own: Whether these are images of the run's own data.
-        metric: What the score is: `top1`, or `pixels`.
-        score: Its mean over images.
-        summary: All metrics, see `ClassificationMetrics.summary` and `ConfusionMatrix.metrics`.
-        columns: What the values by class are.
-        by_class: For each class its name and its values.
-        confusion: `[label, answer]` images, or pixels.
-        mistakes: The worst ones first: wrong labels by how sure the model is, masks by their share of right pixels.
-        scores: `[N]` fp32, how right the answer to each image is, 0 to 1.
-        broken: A line on each image that could not be read.
-        images: What tells which images these are, the same for all that see them, in any form.
-    """
-
-    data: str
-    own: bool
-    metric: str
-    score: Estimate
-    summary: Mapping[str, float]
-    columns: Sequence[str]
-    by_class: Sequence[tuple[Any, ...]]
-    confusion: Tensor
+    data: str  # what was scored, in words
+    own: bool  # whether these are images of the run's own data
+    metric: str  # what the score is: `top1`, or `pixels`
+    score: Estimate  # its mean over images
+    summary: Mapping[str, float]  # all metrics, see `ClassificationMetrics.summary` and `ConfusionMatrix.metrics`
+    columns: Sequence[str]  # what the values by class are
+    by_class: Sequence[tuple[Any, ...]]  # for each class its name and its values
+    confusion: Tensor  # `[label, answer]` images, or pixels
+    # The worst ones first: wrong labels by how sure the model is, masks by their share of right pixels.
     mistakes: Sequence[Mistake]
-    scores: Tensor
-    broken: Sequence[str]
-    images: str
+    scores: Tensor  # `[N]` fp32, how right the answer to each image is, 0 to 1
+    broken: Sequence[str]  # a line on each image that could not be read
+    images: str  # what tells which images these are, the same for all that see them, in any form
 
     def to_dict(self) -> dict[str, Any]:
         """All numbers in plain JSON types."""

@@ -17,17 +17,12 @@ from vimoe.tasks.windows import resized, view_size
 
 
 class HeldOut(NamedTuple):
-    """Images, the same ones in the same order whenever `batches` is called, and how right an answer to them is.
-
-    Attributes:
-        metric: What the score is called: `top1`, or `pixels`.
-        score: How right an answer is, 0 to 1 an image.
-        classes: Targets to the class of each image `[B]`, or of each patch `[B, P]` with -1 for none.
-    """
+    """Images, the same ones in the same order whenever `batches` is called, and how right an answer to them is."""
 
     batches: Callable[[], Iterable[tuple[Tensor, Tensor]]]
-    metric: str = "top1"
-    score: Score = share_of_right_labels
+    metric: str = "top1"  # what the score is called: `top1`, or `pixels`
+    score: Score = share_of_right_labels  # how right an answer is, 0 to 1 an image
+    # Targets to the class of each image `[B]`, or of each patch `[B, P]` with -1 for none.
     classes: Callable[[Tensor], Tensor] = lambda labels: labels
 
 

@@ -21,18 +21,13 @@ NO_MAJORITY = -1
 
 
 class ExpertMap(NamedTuple):
-    """One image, what is in it, and where its patches went.
+    """One image, what is in it, and where its patches went."""
 
-    Attributes:
-        image: `[H, W, 3]` uint8.
-        classes: `[H, W]` int64, the classes of the pixels, `IGNORE` where unlabelled.
-        experts: By block number, `[h, w]` int64, the expert of each patch (the strongest of several).
-        patch_size: Height and width of a patch in pixels; the last row and column may reach beyond the image.
-    """
-
-    image: NDArray[np.uint8]
-    classes: NDArray[np.int64]
+    image: NDArray[np.uint8]  # `[H, W, 3]` uint8
+    classes: NDArray[np.int64]  # `[H, W]` int64, the classes of the pixels, `IGNORE` where unlabelled
+    # By block number, `[h, w]` int64, the expert of each patch (the strongest of several).
     experts: dict[int, NDArray[np.int64]]
+    # Height and width of a patch in pixels; the last row and column may reach beyond the image.
     patch_size: tuple[int, int]
 
 

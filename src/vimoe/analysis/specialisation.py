@@ -16,33 +16,19 @@ SIGNIFICANCE = 0.05
 
 @dataclass(frozen=True)
 class Specialisation:
-    """What one layer's choices say about the class.
+    """What one layer's choices say about the class."""
 
-    Attributes:
-        information: Mutual information of class and expert in bits beyond its chance level, never below 0.
-        normalised: The same over the most it could be beyond chance, 0 to 1: see `specialisation`.
-        top_share: Share of a class's choices that fall on its top expert, mean over classes (the paper's darkness).
-        p_value: How often shuffled images give at least this much information.
-        effective_experts: 2^H(load): how many experts are really used, 1 to E.
-        load: Share of the assignments of each expert.
-        low: Lower end of the 95 % interval of `normalised`.
-        high: Upper end.
-        chance_top_share: What `top_share` is when images are shuffled.
-        consistency: Chance that two choices of one class fall on the same expert, mean over classes.
-        chance_consistency: The same for two choices of any class.
-    """
-
-    information: float
-    normalised: float
-    top_share: float
-    p_value: float
-    effective_experts: float
-    load: tuple[float, ...]
-    low: float
-    high: float
-    chance_top_share: float
-    consistency: float
-    chance_consistency: float
+    information: float  # mutual information of class and expert in bits beyond its chance level, never below 0
+    normalised: float  # the same over the most it could be beyond chance, 0 to 1: see `specialisation`
+    top_share: float  # share of a class's choices that fall on its top expert, mean over classes (the paper's darkness)
+    p_value: float  # how often shuffled images give at least this much information
+    effective_experts: float  # 2^H(load): how many experts are really used, 1 to E
+    load: tuple[float, ...]  # share of the assignments of each expert
+    low: float  # lower end of the 95 % interval of `normalised`
+    high: float  # upper end
+    chance_top_share: float  # what `top_share` is when images are shuffled
+    consistency: float  # chance that two choices of one class fall on the same expert, mean over classes
+    chance_consistency: float  # the same for two choices of any class
 
     @property
     def follows_class(self) -> bool:

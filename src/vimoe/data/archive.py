@@ -36,20 +36,13 @@ _LARGEST = 2**30
 
 
 class Member(NamedTuple):
-    """A file in an archive.
-
-    Attributes:
-        name: The member's path in it.
-        offset: Where its bytes begin.
-        size: How many there are.
-        lost: What is wrong where there is nothing that can be read; else empty.
-    """
+    """A file in an archive."""
 
     archive: Path
-    name: str
-    offset: int = 0
-    size: int = 0
-    lost: str = ""
+    name: str  # the member's path in it
+    offset: int = 0  # where its bytes begin
+    size: int = 0  # how many there are
+    lost: str = ""  # what is wrong where there is nothing that can be read; else empty
 
     def __str__(self) -> str:
         return f"{self.archive}: {self.name}"

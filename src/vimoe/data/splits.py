@@ -22,44 +22,27 @@ UNSPLIT = ""
 
 @dataclass(frozen=True)
 class Splits:
-    """Labelled images, split.
+    """Labelled images, split."""
 
-    Attributes:
-        train: What is learned from; augmented by `augment`.
-        val: What decisions are made on (which layers to keep).
-        test: What is reported, and never decides anything; the same object as `val` where there is no such split.
-        class_names: By label.
-        augment: Augments a batch `[B, C, H, W]` of training images, None for no augmentation.
-        super_classes: By label, the larger class that it belongs to (the script of a letter); empty without such.
-        notes: What the data set holds that is not used, a line each.
-    """
-
-    train: Images
-    val: Images
-    test: Images
-    class_names: tuple[str, ...]
+    train: Images  # what is learned from; augmented by `augment`
+    val: Images  # what decisions are made on (which layers to keep)
+    test: Images  # what is reported, and never decides anything; the same object as `val` where there is no such split
+    class_names: tuple[str, ...]  # by label
     form: ImageForm
-    augment: Augment | None = None
+    augment: Augment | None = None  # augments a batch `[B, C, H, W]` of training images, None for no augmentation
+    # By label, the larger class that it belongs to (the script of a letter); empty without such.
     super_classes: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()  # what the data set holds that is not used, a line each
 
 
 class Found(NamedTuple):
-    """What a data set holds in the wanted splits, before a model says in what form it wants it.
+    """What a data set holds in the wanted splits, before a model says in what form it wants it."""
 
-    Attributes:
-        parts: The chosen splits: where each image is, with its label or where its mask is.
-        class_names: By label; None where labels are numbers without names.
-        read: From a sample to the image in RGB and its target.
-        super_classes: As of `Splits`.
-        notes: As of `Splits`.
-    """
-
-    parts: Mapping[str, Samples]
-    class_names: tuple[str, ...] | None
-    read: Read
-    super_classes: tuple[str, ...] = ()
-    notes: tuple[str, ...] = ()
+    parts: Mapping[str, Samples]  # the chosen splits: where each image is, with its label or where its mask is
+    class_names: tuple[str, ...] | None  # by label; None where labels are numbers without names
+    read: Read  # from a sample to the image in RGB and its target
+    super_classes: tuple[str, ...] = ()  # as of `Splits`
+    notes: tuple[str, ...] = ()  # as of `Splits`
 
 
 class RunSplits(NamedTuple):

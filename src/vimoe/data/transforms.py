@@ -19,21 +19,13 @@ MOST_OPERATIONS = 10
 
 
 class ImageForm(NamedTuple):
-    """How a model wants its images. The names are those of timm's `pretrained_cfg` and `create_transform`.
+    """How a model wants its images. The names are those of timm's `pretrained_cfg` and `create_transform`."""
 
-    Attributes:
-        input_size: C, H, W.
-        mean: By channel, taken off pixel values between 0 and 1.
-        std: By channel, what they are then divided by.
-        interpolation: timm's name of the resampling filter.
-        crop_pct: Share of the image's shorter side that evaluation looks at.
-    """
-
-    input_size: tuple[int, int, int]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    interpolation: str = "bicubic"
-    crop_pct: float = 1.0
+    input_size: tuple[int, int, int]  # C, H, W
+    mean: tuple[float, ...]  # by channel, taken off pixel values between 0 and 1
+    std: tuple[float, ...]  # by channel, what they are then divided by
+    interpolation: str = "bicubic"  # timm's name of the resampling filter
+    crop_pct: float = 1.0  # share of the image's shorter side that evaluation looks at
 
 
 def image_form(pretrained_cfg: dict[str, Any], img_size: int | None = None) -> ImageForm:
@@ -45,21 +37,13 @@ def image_form(pretrained_cfg: dict[str, Any], img_size: int | None = None) -> I
 
 
 class Augmentation(NamedTuple):
-    """How training images are augmented, in timm's terms.
+    """How training images are augmented, in timm's terms."""
 
-    Attributes:
-        scale: Share of the image's area that a random crop shows, at least.
-        hflip: Chance of a mirrored image.
-        color_jitter: Strength of random brightness, contrast and saturation.
-        aa: timm's auto-augment policy, such as `rand-m9-mstd0.5-inc1`; empty for none.
-        reprob: Chance of an erased rectangle.
-    """
-
-    scale: float = 0.08
-    hflip: float = 0.5
-    color_jitter: float = 0.4
-    aa: str = ""
-    reprob: float = 0.0
+    scale: float = 0.08  # share of the image's area that a random crop shows, at least
+    hflip: float = 0.5  # chance of a mirrored image
+    color_jitter: float = 0.4  # strength of random brightness, contrast and saturation
+    aa: str = ""  # timm's auto-augment policy, such as `rand-m9-mstd0.5-inc1`; empty for none
+    reprob: float = 0.0  # chance of an erased rectangle
 
 
 def evaluation_transform(form: ImageForm, as_bytes: bool = False) -> Transform:

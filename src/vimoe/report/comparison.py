@@ -13,59 +13,40 @@ from vimoe.vit.cost import Cost, giga_macs, millions
 
 
 class Speed(NamedTuple):
-    """Time and memory, measured on one machine.
+    """Time and memory, measured on one machine."""
 
-    Attributes:
-        seconds: For one image in a batch of `batch_size`, median of several runs.
-        peak_bytes: The most memory that weights and activations took at once while a batch was computed.
-        batch_size: Images at once.
-    """
-
-    seconds: float
-    peak_bytes: int
-    batch_size: int
+    seconds: float  # for one image in a batch of `batch_size`, median of several runs
+    peak_bytes: int  # the most memory that weights and activations took at once while a batch was computed
+    batch_size: int  # images at once
 
 
 @dataclass(frozen=True)
 class Variant:
-    """A model in a comparison.
-
-    Attributes:
-        score: How good it is on the test images, in percent.
-        lost: Percentage points lost against the model that it is compared with, paired on the same images; negative
-            for a gain. None where it is compared with nothing.
-        training: Seconds of training, if they are part of the comparison.
-    """
+    """A model in a comparison."""
 
     name: str
-    score: Estimate
+    score: Estimate  # how good it is on the test images, in percent
     cost: Cost
+    # Percentage points lost against the model that it is compared with, paired on the same images; negative for a gain.
+    # None where it is compared with nothing.
     lost: Estimate | None = None
     speed: Speed | None = None
-    training: float | None = None
+    training: float | None = None  # seconds of training, if they are part of the comparison
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What pruning did.
+    """What pruning did."""
 
-    Attributes:
-        states: The model before, the dense control where there is one, the model right after the surgery, and recovered
-            where there was a recovery.
-        metric: What the score is: `top1`, or `pixels`.
-        split: The split that was scored, `images` of it.
-        decided: Whether these images made the plan as well: where the data set holds no others.
-        epochs: Epochs of recovery.
-        output: The folder of the pruned model.
-    """
-
+    # The model before, the dense control where there is one, the model right after the surgery, and recovered where
+    # there was a recovery.
     states: tuple[Variant, ...]
-    metric: str
-    split: str
+    metric: str  # what the score is: `top1`, or `pixels`
+    split: str  # the split that was scored, `images` of it
     images: int
-    decided: bool
-    epochs: int
-    output: Path
+    decided: bool  # whether these images made the plan as well: where the data set holds no others
+    epochs: int  # epochs of recovery
+    output: Path  # the folder of the pruned model
 
     def save(self, path: Path) -> None:
         """Write the numbers as JSON."""

@@ -31,30 +31,21 @@ from vimoe.vit.plan import Plan
 
 @dataclass(frozen=True)
 class Report:
-    """What a report says.
-
-    Attributes:
-        counts: Routing counts of the model whose MoE layers are shown.
-        analysis: What was measured on it.
-        rows: Name of a run to the rows of its `metrics.jsonl`; the first with the routing of all layers trained them.
-        recipes: Name of a run to its recipe as YAML.
-        command: What makes this report again.
-        images: By place, images that the analysis names.
-        control: Name and score of a dense model on the analysis' images.
-    """
+    """What a report says."""
 
     title: str
     conclusion: str
-    counts: RoutingCounts
-    analysis: Analysis
+    counts: RoutingCounts  # routing counts of the model whose MoE layers are shown
+    analysis: Analysis  # what was measured on it
     plan: Plan
+    # Name of a run to the rows of its `metrics.jsonl`; the first with the routing of all layers trained them.
     rows: Mapping[str, Sequence[Mapping[str, Any]]]
-    recipes: Mapping[str, str]
-    command: str
+    recipes: Mapping[str, str]  # name of a run to its recipe as YAML
+    command: str  # what makes this report again
     tables: Sequence[Table] = ()
-    images: Mapping[int, Thumbnail] = field(default_factory=dict)
+    images: Mapping[int, Thumbnail] = field(default_factory=dict)  # by place, images that the analysis names
     maps: Sequence[ExpertMap] = ()
-    control: tuple[str, Estimate] | None = None
+    control: tuple[str, Estimate] | None = None  # name and score of a dense model on the analysis' images
 
 
 # What a figure shows, for those who cannot see it.

@@ -20,20 +20,14 @@ _SIDE_BY_SIDE = 3
 
 @dataclass(frozen=True)
 class Series:
-    """One curve.
+    """One curve."""
 
-    Attributes:
-        label: What it is, the same word in every panel.
-        points: Places on the x axis, each with a value for each seed.
-        colour: Number of the colour, so that one label has one colour in all panels; grey for None.
-        shade: Instead of a colour by number, a place between 0 and 1 on a dark-to-light scale, for ordered curves.
-    """
-
-    label: str
-    points: Sequence[tuple[float, Sequence[float]]]
+    label: str  # what it is, the same word in every panel
+    points: Sequence[tuple[float, Sequence[float]]]  # places on the x axis, each with a value for each seed
     dashed: bool = False
     line: bool = True
-    colour: int | None = None
+    colour: int | None = None  # number of the colour, so that one label has one colour in all panels; grey for None
+    # Instead of a colour by number, a place between 0 and 1 on a dark-to-light scale, for ordered curves.
     shade: float | None = None
 
 

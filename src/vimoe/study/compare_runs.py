@@ -17,16 +17,11 @@ from vimoe.vit.cost import cost
 
 @dataclass(frozen=True)
 class RunComparison:
-    """Runs on the same images; changes are against the first one.
-
-    Attributes:
-        metric: What the scores are: `top1`, or `pixels`.
-        data: The images, in words.
-    """
+    """Runs on the same images; changes are against the first one."""
 
     variants: tuple[Variant, ...]
-    metric: str
-    data: str
+    metric: str  # what the scores are: `top1`, or `pixels`
+    data: str  # the images, in words
     images: int
 
 

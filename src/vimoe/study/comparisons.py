@@ -21,22 +21,16 @@ TUNED = ("lr",)
 
 
 class Comparison(NamedTuple):
-    """Two settings, or two families of them, on the test split: the one that is looked at, and what it is held against.
+    """Two settings (or families of them) on the test split: the one looked at, and what it is held against."""
 
-    Attributes:
-        question: What is asked; comparisons of one question differ in where it is asked.
-        differences: By seed, `one` less `other`, in the metric's own unit.
-        right: `[2, N]` how often each test image is right by `one` and by `other`, mean over seeds, 0 to 1; None where
-            it is not known.
-        of_many: Whether it is the mean over the settings that the question is asked of.
-    """
-
-    question: str
+    question: str  # what is asked; comparisons of one question differ in where it is asked
     one: str
     other: str
-    differences: dict[int, float]
+    differences: dict[int, float]  # by seed, `one` less `other`, in the metric's own unit
+    # `[2, N]` how often each test image is right by `one` and by `other`, mean over seeds, 0 to 1; None where it is not
+    # known.
     right: NDArray[np.float64] | None = None
-    of_many: bool = False
+    of_many: bool = False  # whether it is the mean over the settings that the question is asked of
 
     @property
     def paired(self) -> Paired:

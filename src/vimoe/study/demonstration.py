@@ -82,8 +82,7 @@ def run_demo(folder: Path, seed: int, device: str, task: str = "classification")
     Returns:
         The report's path.
 
-    Raises:
-        UserError: A run failed.
+    Raises UserError if a run failed.
     """
     # One thread: a model this small only waits for others, and the figures do not depend on the number of cores.
     torch.set_num_threads(1)

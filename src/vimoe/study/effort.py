@@ -1,6 +1,7 @@
 """What the runs of a study cost before they are run, how long the rest will take, and what their seeds can tell."""
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -54,7 +55,9 @@ def efforts(runs: Iterable[StudyRun]) -> dict[str, Effort]:
                 opened[data] = open_recipe_data(recipe)
             splits = opened[data]
             steps = training_steps(replace(recipe, epochs=run.recovers or recipe.epochs), len(splits.train))
-            found[run.setting] = Effort(_count(recipe, splits), steps * recipe.accumulate * recipe.batch_size)
+            with nullcontext() if recipe.start else torch.device("meta"):  # a start's weights have to be read
+                counted = cost(build_model(recipe, splits))
+            found[run.setting] = Effort(counted, steps * recipe.accumulate * recipe.batch_size)
         except UserError as error:
             raise UserError(f"run {run.name}: {error}") from error
     return found
@@ -118,10 +121,3 @@ def seeds_line(std: float, seeds: int, difference: float) -> str:
         f"paired differences spread by {std:.2f} points between the pilot's seeds: a difference of {difference:g} is "
         f"found in 80 % of cases with {needed or 'more than 1000'} seeds; {shown}"
     )
-
-
-def _count(recipe: Recipe, splits: Splits) -> Cost:
-    if recipe.start:  # its weights have to be read
-        return cost(build_model(recipe, splits))
-    with torch.device("meta"):
-        return cost(build_model(recipe, splits))

@@ -27,21 +27,15 @@ DATA_AND_MODEL = (
 
 @dataclass(frozen=True)
 class StudyRun:
-    """One run of a study.
+    """One run of a study."""
 
-    Attributes:
-        setting: What it is, the same for all seeds; no two settings share a name.
-        qualifier: The part of `setting` beyond N, L and the shared expert, empty where there is none.
-        needs: Name of the run whose model it starts from, None for none.
-        recovers: 0 for a run that is trained. Else the epochs of recovery of what its plan makes of the run that it
-            needs; the recipe then is that run's, with the epochs of both.
-    """
-
-    setting: str
-    qualifier: str
+    setting: str  # what it is, the same for all seeds; no two settings share a name
+    qualifier: str  # the part of `setting` beyond N, L and the shared expert, empty where there is none
     recipe: Recipe
     variants: tuple[str, ...]
-    needs: str | None = None
+    needs: str | None = None  # name of the run whose model it starts from, None for none
+    # 0 for a run that is trained. Else the epochs of recovery of what its plan makes of the run that it needs; the
+    # recipe then is that run's, with the epochs of both.
     recovers: int = 0
 
     @property

@@ -58,8 +58,7 @@ def measure(run: RunFolder, recipe: Recipe) -> Result:
         of an MoE model `routing_degree` and `layers`: by block, its `Specialisation` and how many `experts_touched`
         an image's choices fall on.
 
-    Raises:
-        UserError: More test images are broken than the recipe's `max_broken` allows.
+    Raises UserError if more test images are broken than the recipe's `max_broken` allows.
     """
     device = pick_device(recipe.device)
     splits = open_recipe_data(recipe)

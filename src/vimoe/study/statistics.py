@@ -13,22 +13,14 @@ _SLICES = 4000
 
 
 class Paired(NamedTuple):
-    """Differences between two settings, paired by seed.
+    """Differences between two settings, paired by seed."""
 
-    Attributes:
-        n: Seeds that both have.
-        mean: Mean difference.
-        std: Standard deviation of the differences between seeds (n - 1), NaN for one seed.
-        low, high: The 95 % t interval of the mean, NaN for one seed or without spread.
-        p_value: Of a two-sided paired t test, NaN for one seed or without spread.
-    """
-
-    n: int
+    n: int  # seeds that both have
     mean: float
-    std: float
-    low: float
-    high: float
-    p_value: float
+    std: float  # standard deviation of the differences between seeds (n - 1), NaN for one seed
+    low: float  # lower end of the 95 % t interval of the mean, NaN for one seed or without spread
+    high: float  # upper end
+    p_value: float  # of a two-sided paired t test, NaN for one seed or without spread
 
 
 def paired(differences: Sequence[float]) -> Paired:

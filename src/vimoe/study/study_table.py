@@ -39,25 +39,19 @@ _BY_BLOCK = ("information", "max_load", "touched")
 
 @dataclass(frozen=True)
 class StudyRow:
-    """What is known of one run.
+    """What is known of one run; setting, qualifier, variants and kind are those of `StudyRun`."""
 
-    Attributes:
-        run: Its folder inside the study's.
-        setting, qualifier, variants, kind: As in `StudyRun`.
-        metric: Name of the task's main metric.
-        recipe: The recipe keys that vary in this study, and those that are always kept.
-        values: Every metric as `val_…` and `test_…`, `seconds` and `steps` of training, `shown_images`, what the
-            model costs, its `routing_degree`, and of each MoE layer `information.BLOCK` and the like.
-    """
-
-    run: str
+    run: str  # its folder inside the study's
     setting: str
     qualifier: str
     variants: tuple[str, ...]
     kind: str
     seed: int
-    metric: str
+    metric: str  # name of the task's main metric
+    # The recipe keys that vary in this study, and those that are always kept.
     recipe: dict[str, Any] = field(default_factory=dict)
+    # Every metric as `val_…` and `test_…`, `seconds` and `steps` of training, `shown_images`, what the model costs, its
+    # `routing_degree`, and of each MoE layer `information.BLOCK` and the like.
     values: dict[str, float] = field(default_factory=dict)
 
     @property

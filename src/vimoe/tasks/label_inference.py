@@ -25,16 +25,11 @@ from vimoe.vit.recording import record_routing
 
 
 class Prediction(NamedTuple):
-    """What a model says about an image.
-
-    Attributes:
-        labels: The most probable labels with their probabilities, best first.
-        experts: By block number, the experts chosen for the image (under `image` routing).
-    """
+    """What a model says about an image."""
 
     path: Path
-    labels: list[tuple[str, float]]
-    experts: dict[int, list[int]]
+    labels: list[tuple[str, float]]  # the most probable labels with their probabilities, best first
+    experts: dict[int, list[int]]  # by block number, the experts chosen for the image (under `image` routing)
 
 
 def find_images(patterns: Sequence[str]) -> list[Path]:

@@ -21,17 +21,12 @@ Mask = NDArray[np.int64]
 
 
 class MaskPrediction(NamedTuple):
-    """What a model sees in an image.
-
-    Attributes:
-        mask: An indexed PNG of the image's size, its values those of the masks the model learned from.
-        overlay: A PNG of the image under the colours of its classes.
-        shares: By class name, the share of the pixels, largest first; classes that were not seen are left out.
-    """
+    """What a model sees in an image."""
 
     path: Path
-    mask: bytes
-    overlay: bytes
+    mask: bytes  # an indexed PNG of the image's size, its values those of the masks the model learned from
+    overlay: bytes  # a PNG of the image under the colours of its classes
+    # By class name, the share of the pixels, largest first; classes that were not seen are left out.
     shares: dict[str, float]
 
 

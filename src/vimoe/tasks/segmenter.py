@@ -97,11 +97,9 @@ def build_segmenter(
     for name, parameter in vit.named_parameters():
         if name.startswith("fc_norm."):  # the classifier's in some models: it would never get a gradient
             parameter.requires_grad_(False)
-    return Segmenter(vit, _decoder(decoder, vit.embed_dim, num_classes, dim), blocks)
-
-
-def _decoder(name: DecoderName, width: int, num_classes: int, dim: int) -> LinearDecoder | MultiLevelDecoder:
-    return LinearDecoder(width, num_classes) if name == "linear" else MultiLevelDecoder(width, num_classes, dim)
+    width, linear = vit.embed_dim, decoder == "linear"
+    made = LinearDecoder(width, num_classes) if linear else MultiLevelDecoder(width, num_classes, dim)
+    return Segmenter(vit, made, blocks)
 
 
 def check_token_routing(model: nn.Module) -> None:

@@ -25,24 +25,16 @@ DECODER, KEY = "decoder.safetensors", "segmentation"
 
 
 class SegmentationEntry(NamedTuple):
-    """What a segmentation model's `config.json` says of the decoder and of the masks.
+    """What a segmentation model's `config.json` says of the decoder and of the masks."""
 
-    Attributes:
-        decoder: `linear` or `upernet`.
-        blocks: Numbers of the blocks that the decoder sees.
-        dim: Channels inside the `upernet` decoder; 0 under `linear`.
-        reduce_zero_label: Whether masks in files say 0 for unlabelled and 1 to K for the classes.
-        short_side: Pixels that an image's shorter side is brought to before the model sees it; None for its own.
-        sha256: Of the decoder's file.
-    """
-
-    decoder: Any
-    blocks: tuple[int, ...]
-    dim: int
+    decoder: Any  # `linear` or `upernet`
+    blocks: tuple[int, ...]  # numbers of the blocks that the decoder sees
+    dim: int  # channels inside the `upernet` decoder; 0 under `linear`
     class_names: tuple[str, ...]
-    reduce_zero_label: bool
+    reduce_zero_label: bool  # whether masks in files say 0 for unlabelled and 1 to K for the classes
+    # Pixels that an image's shorter side is brought to before the model sees it; None for its own.
     short_side: int | None
-    sha256: str
+    sha256: str  # of the decoder's file
 
 
 def save_segmenter(

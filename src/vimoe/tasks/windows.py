@@ -16,26 +16,15 @@ Model = Callable[[Tensor], Tensor]  # `[n, C, h, w]` to logits `[n, classes, h, 
 
 @dataclass(frozen=True)
 class View:
-    """How an image is looked at.
+    """How an image is looked at. Raises UserError if a number is out of range."""
 
-    Attributes:
-        short_side: Pixels that the shorter side is brought to first, the ratio kept (see `view_size`); None for the
-            image's own.
-        window: Side of the windows in pixels; None looks at the whole image at once.
-        stride: Pixels from one window to the next. 341 for windows of 512 is DINOv2's protocol.
-        batch: Windows that go through the model together.
-        scales: Sizes relative to `short_side` that are looked at in turn.
-        flips: Whether each is also looked at mirrored.
-
-    Raises UserError if a number is out of range.
-    """
-
+    # Pixels that the shorter side is brought to first, the ratio kept (see `view_size`); None for the image's own.
     short_side: int | None = None
-    window: int | None = None
-    stride: int = 341
-    batch: int = 8
-    scales: tuple[float, ...] = (1.0,)
-    flips: bool = False
+    window: int | None = None  # side of the windows in pixels; None looks at the whole image at once
+    stride: int = 341  # pixels from one window to the next. 341 for windows of 512 is DINOv2's protocol.
+    batch: int = 8  # windows that go through the model together
+    scales: tuple[float, ...] = (1.0,)  # sizes relative to `short_side` that are looked at in turn
+    flips: bool = False  # whether each is also looked at mirrored
 
     def __post_init__(self) -> None:
         for name in ("short_side", "window", "stride", "batch"):

@@ -45,16 +45,11 @@ _held: dict[str, "Features"] = {}
 
 
 class Features(NamedTuple):
-    """What the trunk made of a split.
+    """What the trunk made of a split."""
 
-    Attributes:
-        tokens: `[views, images, T, D]` fp16.
-        labels: `[views, images]`; a broken training image has become the next one, with its label.
-        broken: What is wrong with images that could not be read: by number, and by any other key in training.
-    """
-
-    tokens: NDArray[np.float16]
-    labels: list[list[int]]
+    tokens: NDArray[np.float16]  # `[views, images, T, D]` fp16
+    labels: list[list[int]]  # `[views, images]`; a broken training image has become the next one, with its label
+    # What is wrong with images that could not be read: by number, and by any other key in training.
     broken: dict[str, str]
 
 

@@ -157,7 +157,11 @@ def load(
         model: Any = _make_model(entries, model_args, "cpu")
     _fill(model, state)
     if img_size is not None:
-        _resize(model, height_and_width("img_size", img_size))
+        vit: Any = find_backbone(model).vit
+        height, width = height_and_width("img_size", img_size)
+        if (height, width) != input_shape(vit)[1:]:
+            with _one_line(f"{type(vit).__name__} cannot be given images of {height}x{width} pixels"):
+                vit.set_input_size(img_size=(height, width))
     if num_classes is not None and model.num_classes != whole_number("num_classes", num_classes):
         with _one_line(f"the model cannot be given {num_classes} classes"):
             model.reset_classifier(num_classes)
@@ -214,10 +218,3 @@ def _fill(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     for name, tensor in model.state_dict(keep_vars=True).items():
         tensor.data = tensor.data.to(state[name].dtype)
     model.load_state_dict(state)
-
-
-def _resize(model: nn.Module, size: tuple[int, int]) -> None:
-    vit: Any = find_backbone(model).vit
-    if size != input_shape(vit)[1:]:
-        with _one_line(f"{type(vit).__name__} cannot be given images of {size[0]}x{size[1]} pixels"):
-            vit.set_input_size(img_size=size)

@@ -15,17 +15,11 @@ from vimoe.vit.blocks import Backbone
 
 
 class TokenLayout(NamedTuple):
-    """What the FFNs of a ViT see.
+    """What the FFNs of a ViT see."""
 
-    Attributes:
-        num_prefix_tokens: Tokens before the patches (class token, registers).
-        has_class_token: Whether the first of them is a class token.
-        per_image: Whether the batch axis holds images (rather than windows of images).
-    """
-
-    num_prefix_tokens: int
-    has_class_token: bool
-    per_image: bool
+    num_prefix_tokens: int  # tokens before the patches (class token, registers)
+    has_class_token: bool  # whether the first of them is a class token
+    per_image: bool  # whether the batch axis holds images (rather than windows of images)
 
 
 def meta_clone(model: nn.Module) -> nn.Module:
