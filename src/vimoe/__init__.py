@@ -6,10 +6,12 @@ from typing import TYPE_CHECKING, Any
 from vimoe.errors import UserError
 
 if TYPE_CHECKING:
+    from vimoe.moe.balance import update_balance
     from vimoe.moe.config import MoEConfig
     from vimoe.moe.losses import balance_loss
     from vimoe.vit.checkpoint import load, save
     from vimoe.vit.cost import cost
+    from vimoe.vit.merging import merge
     from vimoe.vit.plan import Plan
     from vimoe.vit.pruning import prune
     from vimoe.vit.recording import record_routing
@@ -24,10 +26,12 @@ __all__ = [
     "balance_loss",
     "cost",
     "load",
+    "merge",
     "prune",
     "record_routing",
     "save",
     "upcycle",
+    "update_balance",
 ]
 
 # Imported on first use, so that `vimoe --help` answers without torch.
@@ -37,10 +41,12 @@ _HOMES = {
     "balance_loss": "vimoe.moe.losses",
     "cost": "vimoe.vit.cost",
     "load": "vimoe.vit.checkpoint",
+    "merge": "vimoe.vit.merging",
     "prune": "vimoe.vit.pruning",
     "record_routing": "vimoe.vit.recording",
     "save": "vimoe.vit.checkpoint",
     "upcycle": "vimoe.vit.upcycle",
+    "update_balance": "vimoe.moe.balance",
 }
 
 

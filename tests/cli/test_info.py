@@ -25,7 +25,7 @@ def test_a_run_is_counted_as_it_is_with_its_layers_and_its_plan(run: Path, capsy
     cost = vimoe.cost(vimoe.load(run / "model"))
     assert lines[2].split()[:3] == ["vit_tiny_patch16_224", f"{cost.stored_params / 1e6:.2f}", "M"]
     assert lines[6:8] == ["1                         4   prune", "2                         4  keep 2"]
-    assert lines[-1] == "One choice of 1 for each token, without a shared expert."
+    assert lines[-1] == "One choice of 1 among 4 experts for each token, without a shared expert."
 
 
 def test_a_model_folder_needs_no_run_and_another_image_size_costs_more(

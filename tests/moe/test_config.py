@@ -75,7 +75,7 @@ def test_top_k_must_fit_the_smallest_layer():
         ("routing", "image, token"),
         ("gate", "straight_through, softmax"),
         ("gate_input", "cls, mean"),
-        ("init", "preserve, copy, residual"),
+        ("init", "preserve, copy, residual, drop, split"),
     ],
 )
 def test_a_wrong_name_is_answered_with_the_right_ones(name, choices):

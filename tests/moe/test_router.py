@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vimoe.moe.router import Router, select_experts, straight_through_gates
+from vimoe.moe.router import TopKRouter, select_experts, straight_through_gates
 
 from .support import property_test
 
@@ -129,7 +129,7 @@ def test_noise_moves_the_choice_and_the_gates_but_never_the_probabilities():
 
 def test_the_router_is_one_matrix_without_bias_drawn_with_deviation_002():
     torch.manual_seed(0)
-    router = Router(512, 64, 1, "straight_through")
+    router = TopKRouter(512, 64, 1, "straight_through")
     assert [name for name, _ in router.named_parameters()] == ["weight"]
     assert router.weight.shape == (64, 512)
     assert router.weight.std().item() == pytest.approx(0.02, rel=0.02)
@@ -138,7 +138,7 @@ def test_the_router_is_one_matrix_without_bias_drawn_with_deviation_002():
 
 def test_noise_is_drawn_in_training_only():
     torch.manual_seed(0)
-    noisy, clean = Router(8, 4, 2, "softmax", noise=True), Router(8, 4, 2, "softmax")
+    noisy, clean = TopKRouter(8, 4, 2, "softmax", noise=True), TopKRouter(8, 4, 2, "softmax")
     clean.load_state_dict(noisy.state_dict())
     x = torch.randn(32, 8)
     first, second, without = noisy(x), noisy(x), clean(x)
@@ -153,7 +153,7 @@ def test_noise_is_drawn_in_training_only():
 
 def test_noise_has_a_deviation_of_one_over_the_number_of_experts():
     torch.manual_seed(0)
-    router = Router(8, 5, 5, "softmax", noise=True)
+    router = TopKRouter(8, 5, 5, "softmax", noise=True)
     chosen = router(torch.zeros(20_000, 8))  # all logits are 0: what the gates show is the noise alone
     noise = torch.empty(20_000, 5).scatter(1, chosen.expert_ids, chosen.gates.log())
     # The softmax takes the mean of each row away: σ² (1 - 1/E) is left.
@@ -164,7 +164,7 @@ def test_noise_has_a_deviation_of_one_over_the_number_of_experts():
 @pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
 def test_autocast_leaves_the_router_in_fp32_to_the_bit(half):
     torch.manual_seed(0)
-    router = Router(8, 4, 2, "straight_through")
+    router = TopKRouter(8, 4, 2, "straight_through")
     x = torch.randn(6, 8)
     wanted = router(x)
     with torch.autocast("cpu", dtype=half):
@@ -177,7 +177,7 @@ def test_autocast_leaves_the_router_in_fp32_to_the_bit(half):
 @pytest.mark.parametrize("half", [torch.bfloat16, torch.float16])
 def test_half_precision_inputs_and_weights_are_multiplied_in_fp32(half):
     torch.manual_seed(0)
-    router = Router(8, 4, 2, "straight_through").to(half)
+    router = TopKRouter(8, 4, 2, "straight_through").to(half)
     x = torch.randn(6, 8).to(half)
     found = router(x)
     torch.testing.assert_close(found.logits, x.float() @ router.weight.float().T, rtol=1e-6, atol=1e-7)
@@ -185,20 +185,20 @@ def test_half_precision_inputs_and_weights_are_multiplied_in_fp32(half):
 
 
 def test_double_precision_inputs_are_routed_in_double_precision():
-    router = Router(8, 4, 2, "straight_through").double()
+    router = TopKRouter(8, 4, 2, "straight_through").double()
     assert {value.dtype for value in router(logits(6, 8))[1:]} == {torch.float64}
 
 
 def test_no_inputs_give_no_choices():
-    chosen = Router(8, 4, 2, "straight_through")(torch.zeros(0, 8))
+    chosen = TopKRouter(8, 4, 2, "straight_through")(torch.zeros(0, 8))
     assert [tuple(value.shape) for value in chosen] == [(0, 2), (0, 2), (0, 4), (0, 4)]
 
 
 def test_the_meta_device_gives_shapes():
-    router = Router(8, 4, 2, "straight_through").to("meta")
+    router = TopKRouter(8, 4, 2, "straight_through").to("meta")
     assert router(torch.zeros(6, 8, device="meta")).gates.shape == (6, 2)
 
 
 def test_a_printed_router_says_what_it_does():
-    text = repr(Router(8, 4, 2, "softmax", noise=True))
+    text = repr(TopKRouter(8, 4, 2, "softmax", noise=True))
     assert "dim=8, num_experts=4, top_k=2, gate=softmax, noise=True" in text

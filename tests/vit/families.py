@@ -102,7 +102,7 @@ def spread_routing(model: nn.Module, images: Tensor) -> None:
         handle = layer.router.register_forward_pre_hook(lambda _, inputs, seen=seen: seen.append(inputs[0]))
         model(images)
         handle.remove()
-        mean = seen[0].mean(0)
+        mean = seen[0].flatten(0, -2).mean(0)
         layer.router.weight -= torch.outer(layer.router.weight @ mean, mean) / mean.dot(mean)
 
 

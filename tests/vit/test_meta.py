@@ -25,7 +25,7 @@ def test_every_family_s_tokens_are_read_without_touching_the_model(family: Famil
     model = family.make().train()
     before = snapshot(model)
     layout = read_token_layout(find_backbone(model), range(3))
-    assert layout == TokenLayout(family.prefix, family.class_token, per_image=True)
+    assert layout == TokenLayout(family.prefix, family.class_token, per_image=True, num_tokens=layout.num_tokens)
     assert_unchanged(model, before)
 
 
@@ -46,7 +46,7 @@ def test_a_clone_has_the_model_s_shapes_and_none_of_its_weights(family: Family) 
 def test_a_class_token_that_joins_after_the_blocks_is_not_looked_for_in_them(name: str) -> None:
     model = timm.create_model(name, embed_dim=32, depth=3, num_heads=2, img_size=32, num_classes=5)
     randomise(model.eval())
-    assert read_token_layout(find_backbone(model), [1, 2]) == TokenLayout(0, False, per_image=True)
+    assert read_token_layout(find_backbone(model), [1, 2]) == TokenLayout(0, False, per_image=True, num_tokens=4)
     line = "gate_input 'cls' needs a class token at the FFN, and this model has none: use 'mean'"
     with refused(line, model):
         vimoe.upcycle(model, gate_input="cls")

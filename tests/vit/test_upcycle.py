@@ -461,7 +461,7 @@ def test_a_model_can_be_sent_to_another_process() -> None:
         ({"preset": "mine"}, "preset must be one of preserve, paper, got 'mine'"),
         ({"routing": "patch"}, "routing must be one of image, token, got 'patch'"),
         ({"gate": "sigmoid"}, "gate must be one of straight_through, softmax, got 'sigmoid'"),
-        ({"init": "zeros"}, "init must be one of preserve, copy, residual, got 'zeros'"),
+        ({"init": "zeros"}, "init must be one of preserve, copy, residual, drop, split, got 'zeros'"),
         ({"init": "residual", "shared_expert": False}, "init 'residual' needs the shared expert: …"),
         ({"last": True}, "last must be a whole number, got True"),
         ({"last": "2"}, "last must be a whole number, got '2'"),

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from vimoe.data.epoch_order import generator
 from vimoe.moe.config import MoEConfig
 from vimoe.moe.layer import MoELayer
-from vimoe.moe.router import Selection, select_experts
+from vimoe.moe.router import Selection
 from vimoe.vit.blocks import moe_layers
 from vimoe.vit.pruning import mean_ffn, plain_ffn
 
@@ -26,9 +26,12 @@ def layer_ablations(number: int, layer: MoELayer, config: MoEConfig, load: Tenso
         load: `[E]` share of the assignments of each expert.
         mass: Mean sum of the gates of a choice: 1 for straight-through gates.
     """
-    found: dict[str, Answer] = {"mean": _mean(layer, load, mass), "random": _rerouted(layer, _at_random(number))}
-    if layer.experts.num_experts > layer.router.top_k:
-        found["second"] = _rerouted(layer, _next_choice)
+    found: dict[str, Answer] = {
+        "mean": _mean(layer, load, mass),
+        "random": _rerouted(layer, _at_random(number)),
+    }
+    if layer.experts.num_experts > layer.router.top_k and layer.router.dropless:
+        found["second"] = _rerouted(layer, _next_choice(layer))
     if (shared := layer.shared_expert) is not None:
         # Its share of the output is all there is: scaled up, so that what it lacks is knowledge and not size.
         found["shared"] = lambda x: shared(x) / config.shared_share
@@ -40,10 +43,12 @@ def without_experts(layer: MoELayer, kept: Sequence[int]) -> Answer:
     """The layer as if it had these experts alone, as `vimoe.prune` leaves it."""
     columns = torch.tensor(sorted(kept))
 
-    def reduced(selection: Selection, _top_k: int) -> tuple[Tensor, Tensor]:
+    def reduced(selection: Selection, images: int) -> tuple[Tensor, Tensor]:
         among = columns.to(selection.logits.device)
-        chosen = select_experts(selection.logits[:, among], layer.router.top_k, layer.router.gate)
-        return among[chosen.expert_ids], chosen.gates
+        logits = selection.logits[:, among].unflatten(0, (images, -1))
+        chosen = layer.router.select(logits, among=among)
+        nobody = among.new_full((1,), layer.experts.num_experts)
+        return torch.cat([among, nobody])[chosen.expert_ids], chosen.gates
 
     return _rerouted(layer, reduced)
 
@@ -72,14 +77,14 @@ def _mean(layer: MoELayer, load: Tensor, mass: float) -> Answer:
 
 
 def _rerouted(layer: MoELayer, choose: Callable[[Selection, int], tuple[Tensor, Tensor]]) -> Answer:
-    """The layer with other choices: the router answers as it does, and `choose` overrules it."""
+    """The layer with other choices: the router answers as it does, and `choose`, told how many images, overrules it."""
 
     def answer(x: Tensor) -> Tensor:
         with layer.router.register_forward_hook(overrule):
             return MoELayer.forward(layer, x)
 
-    def overrule(_router: nn.Module, _inputs: object, selection: Selection) -> Selection:
-        expert_ids, gates = choose(selection, layer.router.top_k)
+    def overrule(_router: nn.Module, inputs: tuple[Tensor, ...], selection: Selection) -> Selection:
+        expert_ids, gates = choose(selection, len(inputs[0]))
         return selection._replace(expert_ids=expert_ids, gates=gates)
 
     return answer
@@ -88,13 +93,20 @@ def _rerouted(layer: MoELayer, choose: Callable[[Selection, int], tuple[Tensor, 
 def _at_random(number: int) -> Callable[[Selection, int], tuple[Tensor, Tensor]]:
     drawn = generator("ablation", number)
 
-    def choose(selection: Selection, top_k: int) -> tuple[Tensor, Tensor]:
+    def choose(selection: Selection, _images: int) -> tuple[Tensor, Tensor]:
         order = torch.rand(selection.probs.shape, generator=drawn).argsort(-1)
-        return order[:, :top_k].to(selection.gates.device), selection.gates
+        ids = order[:, : selection.expert_ids.shape[1]].to(selection.gates.device)
+        served = selection.expert_ids < selection.probs.shape[1]
+        return torch.where(served, ids, selection.expert_ids), selection.gates
 
     return choose
 
 
-def _next_choice(selection: Selection, top_k: int) -> tuple[Tensor, Tensor]:
-    """Experts 2 to k + 1 in the order of probability, with the gates of 1 to k: who answers changes, not how loud."""
-    return selection.probs.topk(top_k + 1, dim=-1).indices[:, 1:], selection.gates
+def _next_choice(layer: MoELayer) -> Callable[[Selection, int], tuple[Tensor, Tensor]]:
+    """Experts 2 to k + 1 in the order of choice, with the gates of 1 to k: who answers changes, not how loud."""
+
+    def choose(selection: Selection, _images: int) -> tuple[Tensor, Tensor]:
+        scores = selection.probs if layer.router.bias is None else selection.probs + layer.router.bias
+        return scores.topk(layer.router.top_k + 1, dim=-1).indices[:, 1:], selection.gates
+
+    return choose

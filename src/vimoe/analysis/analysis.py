@@ -91,6 +91,7 @@ def _checked(model: nn.Module, class_names: Sequence[str]) -> MoEConfig:
     config = get_config(model)
     if config is None:
         raise UserError("this model has no MoE layer to analyze: it is dense, or was pruned")
+    config.check_choices("analyze")
     if len(class_names) < 2:
         raise UserError("the images have a single class, and routing cannot follow what does not differ")
     for number, layer in moe_layers(model).items():

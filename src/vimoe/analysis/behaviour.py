@@ -34,8 +34,8 @@ class LayerBehaviour:
     used: list[NDArray[np.int32]] = field(default_factory=list)
     # For each batch, `[images, E]` the mean probability of each expert, NaN for one that is nobody's first.
     favour: list[NDArray[np.float32]] = field(default_factory=list)
-    # For each batch, `[images, P, k]` the experts, where patches have classes of their own.
-    maps: list[NDArray[np.uint8]] = field(default_factory=list)
+    # For each batch, `[images, P, k]` the experts (E for none), where patches have classes of their own.
+    maps: list[NDArray[np.unsignedinteger]] = field(default_factory=list)
     choices: int = 0  # how many first choices there were
     confidence: float = 0.0  # sum of their probabilities
     margin: float = 0.0  # sum of their distances from the second choice
@@ -70,7 +70,7 @@ class Behaviour:
             raise UserError("this model has no MoE layer whose routing could be counted: call vimoe.upcycle first")
         self.layers = {n: LayerBehaviour(layer.experts.num_experts) for n, layer in self.modules.items()}
         sizes = {n: kept.num_experts for n, kept in self.layers.items()}
-        self.joint = {(a, b): np.zeros((sizes[a], sizes[b]), dtype=np.int64) for a, b in pairwise(sizes)}
+        self.joint = {(a, b): np.zeros((sizes[a] + 1, sizes[b] + 1), dtype=np.int64) for a, b in pairwise(sizes)}
         self.labels: list[NDArray[np.int64]] = []
         self.images = 0
 
@@ -114,11 +114,12 @@ class Behaviour:
         kept, size = self.layers[number], (len(labels), self.layers[number].num_experts)
         ids, gates, probs = _by_image(self.modules[number], len(labels))
         first, top = ids[..., 0], probs.topk(min(2, size[1]), dim=-1).values
-        kept.used.append(nn.functional.one_hot(ids.flatten(1), size[1]).sum(1).numpy().astype(np.int32))
-        others = torch.ones(size, dtype=torch.bool).scatter_(1, first, False)
+        nobody = size[1]  # stands for a choice that no expert serves
+        kept.used.append(nn.functional.one_hot(ids.flatten(1), nobody + 1).sum(1)[:, :nobody].numpy().astype(np.int32))
+        others = torch.ones(size[0], nobody + 1, dtype=torch.bool).scatter_(1, first, False)[:, :nobody]
         kept.favour.append(probs.mean(1).masked_fill(others, torch.nan).numpy())
         if labels.ndim > 1:
-            kept.maps.append(ids.numpy().astype(np.uint8))
+            kept.maps.append(ids.numpy().astype(np.uint8 if nobody < 256 else np.uint16))
         kept.choices += first.numel()
         kept.confidence += float(top[..., 0].double().sum())
         kept.margin += float((2 * top[..., 0] - top.sum(-1)).double().sum()) if size[1] > 1 else first.numel()

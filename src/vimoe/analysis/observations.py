@@ -84,7 +84,9 @@ class PatchObservations(Observations):
 
     Args:
         classes: For each batch, `[images, P]` class of each patch, -1 for none.
-        experts: For each batch, `[images, P, k]` the patch's experts. P may differ from batch to batch.
+        experts: For each batch, `[images, P, k]` the patch's experts, E for none. P may differ from batch to batch.
+        num_classes: Number of classes.
+        num_experts: Number of experts E.
     """
 
     def __init__(
@@ -116,5 +118,6 @@ class PatchObservations(Observations):
             chosen = experts if order is None else experts[order[images] - start]
             seen = classes >= 0
             cells = (classes[..., None].astype(np.int64) * self.shape[1] + chosen)[seen]
-            yield np.repeat(np.nonzero(seen)[0] + start, cells.shape[-1]), cells.ravel(), None
+            served = (chosen[seen] < self.shape[1]).ravel()
+            yield np.repeat(np.nonzero(seen)[0] + start, cells.shape[-1])[served], cells.ravel()[served], None
             start += len(classes)

@@ -24,6 +24,11 @@ def run(arguments: Sequence[str]) -> None:
     parser.flag("--top-k", "experts chosen for each image or token", 1, type=int)
     parser.flag("--shared-expert", "add an always-on expert", True)
     parser.flag("--routing", "one choice for each image or for each token", "image", choices=("image", "token"))
+    parser.flag("--init", "how experts start", choices=("preserve", "copy", "residual", "drop", "split"))
+    parser.flag("--granularity", "experts so many times narrower, so many times as many", 1, type=int)
+    parser.flag("--expert-rank", "experts as low-rank differences from the shared expert", 0, type=int)
+    parser.flag("--router", "what chooses", "top_k", choices=("top_k", "prioritised", "expert_choice", "soft"))
+    parser.flag("--capacity", "tokens that an expert serves, as a factor on its even share", 1.0, type=float)
     parser.group("latency of a folder's model")
     parser.flag("--measure", "run it in turns with dense models of its size, pruned and exported", False)
     parser.flag("--batch", "images at once, one or more numbers", [1], type=at_least(1), nargs="+")
@@ -71,7 +76,7 @@ def measure(path: Path, note: Callable[[str], None], how: dict[str, Any]) -> str
 
 def describe_folder(path: Path, image_size: int | None = None) -> str:
     """A folder's model, its cost and MoE layers, and the run's plan. Raises UserError if one of them cannot be read."""
-    from vimoe.report.tables import Table, cost_rows
+    from vimoe.report.tables import Table, cost_rows, routing_words
     from vimoe.tasks.model import load_model
     from vimoe.vit.cost import cost
     from vimoe.vit.model_config import read_config
@@ -86,5 +91,6 @@ def describe_folder(path: Path, image_size: int | None = None) -> str:
     planned = {part.layer: "prune" if part.pruned else f"keep {len(part.experts)}" for part in plan}
     rows = [[str(at), str(n), planned.get(at, "-")] for at, n in zip(config.layers, config.num_experts, strict=True)]
     shared = "with" if config.shared_expert else "without"
-    routing = f"One choice of {config.top_k} for each {config.routing}, {shared} a shared expert."
+    words = routing_words(config)
+    routing = f"{words[0].upper()}{words[1:]}, {shared} a shared expert."
     return "\n".join([*lines, Table(("MoE layer in block", "experts", "plan"), rows, [routing]).text()])

@@ -9,6 +9,7 @@ from vimoe.errors import UserError, first_line
 from vimoe.moe.router import Selection
 from vimoe.tasks.segmenter import Segmenter
 from vimoe.vit.blocks import find_backbone, moe_layers
+from vimoe.vit.upcycle import get_config
 
 Precision = Literal["fp32", "fp16"]
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16}
@@ -36,6 +37,9 @@ class GraphModel(nn.Module):
         self.dtype = DTYPES[precision]
         self.model = model.to(self.dtype).eval()
         layers = moe_layers(model)
+        config = get_config(model)
+        if config is not None and config.router != "top_k":
+            raise UserError(f"a model with router {config.router!r} cannot be exported: only top_k can")
         if len({layer.router.top_k for layer in layers.values()}) > 1:
             raise UserError(
                 "the MoE layers of this model choose different numbers of experts: no one output holds them"

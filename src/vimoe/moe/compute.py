@@ -31,7 +31,13 @@ FEW = 8
 
 
 def compute_experts(
-    feed_forward: FeedForward, num_experts: int, backend: Backend, x: Tensor, expert_ids: Tensor, gates: Tensor
+    feed_forward: FeedForward,
+    num_experts: int,
+    backend: Backend,
+    x: Tensor,
+    expert_ids: Tensor,
+    gates: Tensor,
+    dropless: bool = True,
 ) -> Tensor:
     """Send every input to its experts and add up what they answer.
 
@@ -44,22 +50,14 @@ def compute_experts(
             `dense` where it has one; on the meta device `dense` does. torch.compile runs `loop` for `grouped` in a
             dtype in which it cannot trace `grouped_mm`.
         x: `[S, n, D]`: S selections of n rows each.
-        expert_ids: `[S, k]` int64.
-        gates: `[S, k]`.
+        expert_ids: `[S, k]` int64; E stands for no expert.
+        gates: `[S, k]`, 0 where there is no expert.
+        dropless: Whether every assignment has an expert.
 
     Returns:
         `[S, n, D]`.
     """
-    backend = _pick_backend(backend, x)
-    if backend == "reference":
-        return _reference(feed_forward, x, expert_ids, gates)
-    if backend == "dense":
-        return _dense(feed_forward, num_experts, x, expert_ids, gates)
-    if backend == "gathered":
-        return _gathered(feed_forward, x, expert_ids, gates)
-    if backend == "loop":
-        return _loop(feed_forward, num_experts, x, expert_ids, gates)
-    return _grouped(feed_forward, num_experts, x, expert_ids, gates)
+    return _WAYS[_pick_backend(backend, x)](feed_forward, num_experts, x, expert_ids, gates, dropless)
 
 
 def _pick_backend(backend: Backend, x: Tensor) -> Backend:
@@ -96,22 +94,26 @@ def _grouped_mm_traces_fp32() -> bool:
     return True
 
 
-def _reference(feed_forward: FeedForward, x: Tensor, expert_ids: Tensor, gates: Tensor) -> Tensor:
+def _reference(
+    feed_forward: FeedForward, num_experts: int, x: Tensor, expert_ids: Tensor, gates: Tensor, dropless: bool
+) -> Tensor:
     outputs = []
     for selection, ids, weights in zip(x, expert_ids.tolist(), gates, strict=True):
         for row in selection:
-            answers = [feed_forward(row[None], RowsOfOne(e))[0] for e in ids]
-            outputs.append(sum(w.to(y.dtype) * y for w, y in zip(weights, answers, strict=True)))
+            pairs = [(feed_forward(row[None], RowsOfOne(e))[0], w) for e, w in zip(ids, weights) if e < num_experts]
+            outputs.append(sum(w.to(y.dtype) * y for y, w in pairs) if pairs else torch.zeros_like(row))
     return torch.stack(outputs).view(x.shape) if outputs else x * gates.sum().to(x.dtype)
 
 
 # Compiled code would be traced anew for every set of counts (torch 2.15 even fails on the second one).
 @torch.compiler.disable  # type: ignore[untyped-decorator]
-def _loop(feed_forward: FeedForward, num_experts: int, x: Tensor, expert_ids: Tensor, gates: Tensor) -> Tensor:
+def _loop(
+    feed_forward: FeedForward, num_experts: int, x: Tensor, expert_ids: Tensor, gates: Tensor, dropless: bool
+) -> Tensor:
     training = torch.is_grad_enabled()
-    if expert_ids.numel() <= FEW and not training:
+    if expert_ids.numel() <= FEW and dropless and not training:
         return _one_by_one(feed_forward, x, expert_ids, gates)
-    order = sort_by_expert(expert_ids, num_experts)
+    order = sort_by_expert(expert_ids, num_experts, dropless)
     parts = dispatch(x, order, expert_ids.shape[1]).split(order.counts.tolist())
     slices = Slices()
     # Expert by expert through the whole FFN, not map by map: what an expert's rows become stays in the cache,
@@ -130,16 +132,20 @@ def _one_by_one(feed_forward: FeedForward, x: Tensor, expert_ids: Tensor, gates:
     return torch.stack(outputs) if outputs else x
 
 
-def _grouped(feed_forward: FeedForward, num_experts: int, x: Tensor, expert_ids: Tensor, gates: Tensor) -> Tensor:
-    order = sort_by_expert(expert_ids, num_experts)
+def _grouped(
+    feed_forward: FeedForward, num_experts: int, x: Tensor, expert_ids: Tensor, gates: Tensor, dropless: bool
+) -> Tensor:
+    order = sort_by_expert(expert_ids, num_experts, dropless)
     y = dispatch(x, order, expert_ids.shape[1])
     ends = order.counts.cumsum(0) * x.shape[1]
     out = feed_forward(y.flatten(0, 1), GroupedRows(ends.to(torch.int32), y.shape[0] * y.shape[1]))
     return combine(out.view(y.shape[0], y.shape[1], out.shape[-1]), order, gates)
 
 
-def _dense(feed_forward: FeedForward, num_experts: int, x: Tensor, expert_ids: Tensor, gates: Tensor) -> Tensor:
-    weights = gates.new_zeros(gates.shape[0], num_experts).scatter(1, expert_ids, gates)
+def _dense(
+    feed_forward: FeedForward, num_experts: int, x: Tensor, expert_ids: Tensor, gates: Tensor, dropless: bool
+) -> Tensor:
+    weights = gates.new_zeros(gates.shape[0], num_experts + 1).scatter(1, expert_ids, gates)
     outputs = []
     for e in range(num_experts):
         y = feed_forward(x.flatten(0, 1), RowsOfOne(e)).unflatten(0, (x.shape[0], x.shape[1]))
@@ -147,10 +153,22 @@ def _dense(feed_forward: FeedForward, num_experts: int, x: Tensor, expert_ids: T
     return torch.stack(outputs).sum(0)
 
 
-def _gathered(feed_forward: FeedForward, x: Tensor, expert_ids: Tensor, gates: Tensor) -> Tensor:
+def _gathered(
+    feed_forward: FeedForward, num_experts: int, x: Tensor, expert_ids: Tensor, gates: Tensor, dropless: bool
+) -> Tensor:
     top_k = expert_ids.shape[1]
     rows = x if top_k == 1 else x.repeat_interleave(top_k, 0)
-    y = feed_forward(rows.flatten(0, 1), GatheredRows(expert_ids.flatten(), x.shape[1]))
+    ids = expert_ids if dropless else expert_ids.clamp(max=num_experts - 1)
+    y = feed_forward(rows.flatten(0, 1), GatheredRows(ids.flatten(), x.shape[1]))
     y = y.unflatten(0, (-1, top_k, x.shape[1])) if y.shape[0] else y.reshape(0, top_k, *x.shape[1:])
     y = y * gates[..., None, None].to(y.dtype)
     return y.squeeze(1) if top_k == 1 else y.sum(1)
+
+
+_WAYS: dict[str, Callable[[FeedForward, int, Tensor, Tensor, Tensor, bool], Tensor]] = {
+    "reference": _reference,
+    "loop": _loop,
+    "grouped": _grouped,
+    "dense": _dense,
+    "gathered": _gathered,
+}

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from math import comb, prod
-from numbers import Integral
+from numbers import Integral, Real
 from typing import Any, Literal, Self, get_args
 
 from vimoe.errors import UserError
@@ -11,7 +11,9 @@ from vimoe.errors import UserError
 Routing = Literal["image", "token"]
 Gate = Literal["straight_through", "softmax"]
 GateInput = Literal["cls", "mean"]
-Init = Literal["preserve", "copy", "residual"]
+RouterKind = Literal["top_k", "prioritised", "expert_choice", "soft"]
+Balance = Literal["loss", "bias"]
+Init = Literal["preserve", "copy", "residual", "drop", "split"]
 
 # More experts than this are refused: a 12-block ViT-S would already store 300 M parameters a layer.
 MAX_EXPERTS = 256
@@ -33,8 +35,23 @@ class MoEConfig:
         init: `preserve` scales the copies so that the model's output does not change;
             `copy` takes the FFN as it is into every expert, as in the paper;
             `residual` leaves the whole FFN to the shared expert, and the last linear map of the routed ones starts
-            at 0: the output does not change, whatever the gate.
+            at 0: the output does not change, whatever the gate;
+            `drop` is `copy` with `drop_share` of each copy's hidden units drawn anew (Drop-Upcycling, Nakamura et al.
+            2025); `split` cuts one FFN into its `granularity` slices instead of copying it.
         router_noise: Whether training adds normal noise (σ = 1/E) to the router's logits.
+        granularity: m, where an expert is one of the m slices of a copy (DeepSeekMoE, Dai et al. 2024). The slices of a
+            copy start with the same router row and so are chosen together.
+        drop_share: Share of the hidden units that `drop` draws anew.
+        router: `top_k`: each input chooses; `prioritised`: so it does, and experts serve the most decided ones up to
+            `capacity`; `expert_choice`: experts choose tokens up to `capacity`; `soft`: every slot of every expert is a
+            mean of the tokens.
+        balance: `loss`, or `bias`: choices are balanced without a loss, see `vimoe.moe.balance`.
+        capacity: Tokens of an image that an expert serves, as a factor on its even share.
+        slots: Slots of each expert under `soft`.
+        expert_rank: Rank of the experts' differences from the shared expert; 0 for experts of their own.
+        router_jitter: Training multiplies the router's input by uniform numbers within 1 ± this.
+        router_temperature: Divides the router's logits.
+        expert_dropout: Rate of dropout on the experts' hidden units instead of the FFN's own; 0 keeps that.
     """
 
     layers: tuple[int, ...]
@@ -46,15 +63,30 @@ class MoEConfig:
     gate_input: GateInput = "cls"
     init: Init = "preserve"
     router_noise: bool = False
+    granularity: int = 1
+    drop_share: float = 0.5
+    router: RouterKind = "top_k"
+    balance: Balance = "loss"
+    capacity: float = 1.0
+    slots: int = 1
+    expert_rank: int = 0
+    router_jitter: float = 0.0
+    router_temperature: float = 1.0
+    expert_dropout: float = 0.0
 
     def __post_init__(self) -> None:
         for name in ("layers", "num_experts"):
             object.__setattr__(self, name, whole_numbers(name, getattr(self, name)))
         whole_number("top_k", self.top_k)
+        for name, lowest in (("granularity", 1), ("slots", 1), ("expert_rank", 0)):
+            if not lowest <= whole_number(name, getattr(self, name)) <= 4096:
+                raise UserError(f"{name} must be {lowest} to 4096, got {getattr(self, name)}")
+        for name, (low, high) in _RANGES.items():
+            object.__setattr__(self, name, number(name, getattr(self, name), low, high))
         for name in ("shared_expert", "router_noise"):
             if type(getattr(self, name)) is not bool:
                 raise UserError(f"{name} must be true or false, got {getattr(self, name)!r}")
-        for name, choices in (("routing", Routing), ("gate", Gate), ("gate_input", GateInput), ("init", Init)):
+        for name, choices in _CHOICES.items():
             one_of(name, getattr(self, name), get_args(choices))
         if not self.layers or list(self.layers) != sorted(set(self.layers)) or self.layers[0] < 0:
             raise UserError(f"layers must be distinct block numbers in ascending order, got {list(self.layers)}")
@@ -67,6 +99,17 @@ class MoEConfig:
                 raise UserError(f"top_k must be between 1 and the {experts} experts of block {layer}, got {self.top_k}")
         if self.init == "residual" and not self.shared_expert:
             raise UserError("init 'residual' needs the shared expert: without one nothing would carry the output")
+        if self.router != "top_k" and self.routing == "image":
+            raise UserError(f"router {self.router!r} is for tokens: use routing 'token'")
+        if self.router in ("expert_choice", "soft") and (self.top_k > 1 or self.balance == "bias"):
+            raise UserError(f"router {self.router!r} balances by itself and has no top_k: leave both at their defaults")
+        if self.expert_rank and (self.init != "residual" or self.granularity > 1):
+            raise UserError("expert_rank needs init 'residual' and granularity 1: experts are differences from the FFN")
+
+    def check_choices(self, purpose: str) -> None:
+        """Raise a `UserError` where nothing is chosen that could serve this purpose."""
+        if self.router == "soft":
+            raise UserError(f"router 'soft' mixes all tokens for all experts: there are no choices to {purpose}")
 
     @property
     def routing_degree(self) -> int:
@@ -74,9 +117,18 @@ class MoEConfig:
         return prod(comb(experts, self.top_k) for experts in self.num_experts)
 
     @property
+    def keeps_function(self) -> bool:
+        """Whether an upcycled model starts with the dense model's outputs, but for rounding."""
+        if self.init == "residual":
+            return True
+        exact = self.gate == "straight_through" and self.router == "top_k" and self.init != "drop"
+        shares = self.routed_share + (self.shared_share if self.shared_expert else 0.0)
+        return exact and shares == 1 and (self.init != "split" or set(self.num_experts) == {self.top_k})
+
+    @property
     def shared_share(self) -> float:
         """Share of the FFN's output that the shared expert carries right after upcycling."""
-        return 0.5 if self.init == "preserve" else 1.0
+        return 0.5 if self.init in ("preserve", "split") else 1.0
 
     @property
     def routed_share(self) -> float:
@@ -99,6 +151,16 @@ class MoEConfig:
         return cls(**values)
 
 
+_CHOICES: dict[str, Any] = {
+    **{"routing": Routing, "gate": Gate, "gate_input": GateInput, "init": Init},
+    **{"router": RouterKind, "balance": Balance},
+}
+_RANGES = {
+    **{"drop_share": (0.0, 1.0), "capacity": (0.01, 100.0), "router_jitter": (0.0, 0.99)},
+    **{"router_temperature": (0.01, 100.0), "expert_dropout": (0.0, 0.99)},
+}
+
+
 def _is_whole(value: Any) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool)
 
@@ -116,6 +178,13 @@ def whole_numbers(name: str, values: Any) -> tuple[int, ...]:
     if not all(map(_is_whole, found)):
         raise UserError(f"{name} must be a list of whole numbers, got {values!r}")
     return tuple(map(int, found))
+
+
+def number(name: str, value: Any, lowest: float, highest: float) -> float:
+    """`value` as a float within these bounds; anything else is a `UserError` that says `name`."""
+    if isinstance(value, bool) or not isinstance(value, Real) or not lowest <= float(value) <= highest:
+        raise UserError(f"{name} must be a number from {lowest:g} to {highest:g}, got {value!r}")
+    return float(value)
 
 
 def one_of(name: str, value: Any, choices: tuple[Any, ...]) -> None:

@@ -1,4 +1,4 @@
-"""Bringing inputs to their experts and back: a permutation and its inverse, nothing dropped."""
+"""Bringing inputs to their experts and back: a permutation and its inverse."""
 
 from typing import Any, NamedTuple
 
@@ -13,7 +13,7 @@ class Order(NamedTuple):
     """The S·k assignments sorted by expert.
 
     Attributes:
-        forward: `[S·k]` int64, which assignment stands at each sorted place.
+        forward: `[R]` int64, which assignment stands at each sorted place; R is S·k less what no expert serves.
         inverse: `[S·k]` int64, at which sorted place each assignment stands.
         counts: `[E]` int64, assignments of each expert.
     """
@@ -23,24 +23,35 @@ class Order(NamedTuple):
     counts: Tensor
 
 
-def sort_by_expert(expert_ids: Tensor, num_experts: int) -> Order:
-    """Stable order of the assignments `[S, k]` by expert."""
+def sort_by_expert(expert_ids: Tensor, num_experts: int, dropless: bool = True) -> Order:
+    """Stable order of the assignments `[S, k]` by expert.
+
+    Unless it is `dropless`, E stands for an assignment that no expert serves, and the host waits to learn how many.
+    """
     flat = expert_ids.flatten()
     sorted_ids, forward = flat.sort(stable=True)
     places = torch.arange(flat.numel(), device=flat.device)
     inverse = torch.empty_like(forward).scatter_(0, forward, places)
     ends = torch.searchsorted(sorted_ids, torch.arange(num_experts, device=flat.device), right=True)
-    return Order(forward, inverse, ends.diff(prepend=ends.new_zeros(1)))
+    counts = ends.diff(prepend=ends.new_zeros(1))
+    return Order(forward if dropless else forward[: int(ends[-1])], inverse, counts)
 
 
 def dispatch(x: Tensor, order: Order, top_k: int) -> Tensor:
-    """Copy every input to its k experts: `[S, n, D]` to `[S·k, n, D]`, sorted by expert."""
+    """Copy every input to its k experts: `[S, n, D]` to `[R, n, D]`, sorted by expert."""
     return _Dispatch.apply(x, order.forward, order.inverse, top_k)
 
 
 def combine(y: Tensor, order: Order, gates: Tensor) -> Tensor:
-    """Weighted sum of the experts' outputs: `[S·k, n, D]`, sorted by expert, and gates `[S, k]` to `[S, n, D]`."""
+    """Weighted sum of the experts' outputs: `[R, n, D]`, sorted by expert, and gates `[S, k]` to `[S, n, D]`."""
     return _Combine.apply(y, order.forward, order.inverse, gates)
+
+
+def _unsort(rows: Tensor, forward: Tensor, inverse: Tensor) -> Tensor:
+    """Rows in the order of the assignments; 0 for one that no expert serves."""
+    if len(forward) == len(inverse):
+        return rows.index_select(0, inverse)
+    return rows.new_zeros(len(inverse), *rows.shape[1:]).index_copy_(0, forward, rows)
 
 
 class _Dispatch(torch.autograd.Function):
@@ -48,15 +59,14 @@ class _Dispatch(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, forward: Tensor, inverse: Tensor, top_k: int) -> Tensor:
-        ctx.save_for_backward(inverse)
+        ctx.save_for_backward(forward, inverse)
         ctx.top_k = top_k
         return x.index_select(0, forward if top_k == 1 else forward // top_k)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        (inverse,) = ctx.saved_tensors
-        grad = grad.index_select(0, inverse)
+        grad = _unsort(grad, *ctx.saved_tensors)
         if ctx.top_k > 1:
             grad = grad.unflatten(0, (-1, ctx.top_k)).sum(1)
         return grad, None, None, None
@@ -69,7 +79,7 @@ class _Combine(torch.autograd.Function):
     def forward(ctx: Any, y: Tensor, forward: Tensor, inverse: Tensor, gates: Tensor) -> Tensor:
         gates = gates.to(y.dtype)
         ctx.save_for_backward(y, forward, inverse, gates)
-        weighted = y.index_select(0, inverse).mul_(gates.view(-1, 1, 1))
+        weighted = _unsort(y, forward, inverse).mul_(gates.view(-1, 1, 1))
         return weighted if gates.shape[1] == 1 else weighted.unflatten(0, gates.shape).sum(1)
 
     @staticmethod
@@ -81,5 +91,5 @@ class _Combine(torch.autograd.Function):
         grad_gates = None
         if ctx.needs_input_grad[3]:
             dots = torch.linalg.vecdot(y.flatten(1), grad_y.flatten(1))
-            grad_gates = dots.index_select(0, inverse).view_as(gates)
+            grad_gates = _unsort(dots, forward, inverse).view_as(gates)
         return grad_y.mul_(gates.flatten()[forward].view(-1, 1, 1)), None, None, grad_gates

@@ -12,13 +12,14 @@ from vimoe.errors import UserError
 from vimoe.moe.compute import Backend, is_exporting
 from vimoe.moe.config import GateInput, MoEConfig, Routing
 from vimoe.moe.experts import Experts
-from vimoe.moe.router import Router, Selection
+from vimoe.moe.make_router import make_router
+from vimoe.moe.router import Selection
 
 # B images, T tokens (prefix tokens first, then patches), D width, S selections: B or B·T.
 
 
 class MoELayer(nn.Module):
-    """`y = Σ_i gate_i · E_i(x) + E_shared(x)`, dropless.
+    """`y = Σ_i gate_i · E_i(x) + E_shared(x)`.
 
     Args:
         ffn: The FFN to replace; it becomes the shared expert itself, and its copies the routed ones.
@@ -28,7 +29,7 @@ class MoELayer(nn.Module):
         backend: How to compute the experts, see `vimoe.moe.compute`.
 
     Attributes:
-        last_selection: What the router decided in the last forward, None before the first.
+        last_selection: What the router decided in the last forward; None before the first, and where nothing is chosen.
         uncounted: Training forwards since the last backward or the last loss of the routing; 0 under torch.compile.
     """
 
@@ -36,15 +37,23 @@ class MoELayer(nn.Module):
         self, ffn: nn.Module, config: MoEConfig, *, num_experts: int, num_prefix_tokens: int, backend: Backend = "auto"
     ) -> None:
         super().__init__()
-        self.experts = Experts(ffn, num_experts, config.routed_share, backend)
-        weight = self.experts.fc2.weight
-        router = Router(weight.shape[1], num_experts, config.top_k, config.gate, config.router_noise)
-        self.router = router.to(weight.device, weight.dtype)
+        self.experts = Experts(
+            ffn,
+            num_experts,
+            config.routed_share,
+            backend,
+            granularity=config.granularity,
+            drop_share=config.drop_share if config.init == "drop" else 0.0,
+            rank=config.expert_rank,
+            dropout=config.expert_dropout,
+        )
+        last: Any = ffn.get_submodule("fc2")
+        self.router = make_router(config, last.out_features, num_experts).to(last.weight.device, last.weight.dtype)
         self.shared_expert: nn.Module | None = None
         if config.shared_expert:
             self.shared_expert = ffn
             with torch.no_grad():
-                for parameter in ffn.get_submodule("fc2").parameters():
+                for parameter in last.parameters():
                     parameter.mul_(config.shared_share)
         self.routing: Routing = config.routing
         self.gate_input: GateInput = config.gate_input
@@ -61,15 +70,18 @@ class MoELayer(nn.Module):
         if x.ndim != 3:
             raise UserError(f"an MoE layer takes [batch, tokens, width], got a shape of {tuple(x.shape)}")
         per_token = self.routing == "token"
-        selection = self.router(x.flatten(0, 1) if per_token else self._image_features(x))
-        if not is_exporting() and (torch.compiler.is_compiling() or not is_recomputing()):
-            self._note(selection)
+        routed = self.router(x if per_token else self._image_features(x)[:, None])
+        again = is_exporting() or (not torch.compiler.is_compiling() and is_recomputing())
+        if isinstance(routed, Selection) and not again:
+            self._note(routed)
         rows = x.flatten(0, 1)[:, None] if per_token else x
-        y = self.experts(rows, selection.expert_ids, selection.gates).view_as(x)
+        y = self.router.send(rows, routed, self.experts).view_as(x)
         return y if self.shared_expert is None else y + self.shared_expert(x)
 
     def _note(self, selection: Selection) -> None:
         self.last_selection = selection
+        if self.training and torch.is_grad_enabled():
+            self.router.count(selection)
         if self.training and selection.gates.requires_grad and not torch.compiler.is_compiling():
             self.uncounted += 1
             selection.gates.register_hook(partial(_backward_has_passed, weakref.ref(self)))

@@ -10,9 +10,10 @@ from vimoe.moe.router import Selection
 
 
 def assignments(expert_ids: Tensor, num_experts: int) -> Tensor:
-    """`[E]` fp32, how many of the assignments `[S, k]` of this process fell on each expert."""
-    counts = torch.zeros(num_experts, device=expert_ids.device)
-    return counts.scatter_add_(0, expert_ids.flatten(), torch.ones(expert_ids.numel(), device=expert_ids.device))
+    """`[E]` fp32, how many of the assignments `[S, k]` of this process fell on each expert; E stands for none."""
+    counts = torch.zeros(num_experts + 1, device=expert_ids.device)
+    ones = torch.ones(expert_ids.numel(), device=expert_ids.device)
+    return counts.scatter_add_(0, expert_ids.flatten(), ones)[:num_experts]
 
 
 def expert_load(expert_ids: Tensor, num_experts: int) -> Tensor:
@@ -62,6 +63,8 @@ def last_selections(model: nn.Module) -> list[Selection]:
     layers = moe_modules(model).values()
     if not layers:
         raise UserError("this model has no MoE layer: call vimoe.upcycle first")
+    if not any(layer.router.top_k for layer in layers):
+        raise UserError("router 'soft' chooses nothing: there is no loss of its routing")
     ran = [(layer, layer.last_selection) for layer in layers if layer.last_selection is not None]
     if not ran:
         raise UserError("this model has not run yet: call it before asking for a loss of its routing")

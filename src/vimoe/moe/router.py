@@ -1,13 +1,19 @@
-"""The router: which experts an image or a token goes to, and with what weight."""
+"""Routers whose every input chooses its experts: top-k, and what all routers share."""
 
-from contextlib import nullcontext
-from typing import NamedTuple
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vimoe.moe.config import Gate
+
+if TYPE_CHECKING:
+    from vimoe.moe.experts import Experts
 
 # S selections (images or tokens), k experts chosen for each, E experts in all, D the model's width.
 
@@ -16,8 +22,8 @@ class Selection(NamedTuple):
     """What a router decided for S images or tokens.
 
     Attributes:
-        expert_ids: `[S, k]` int64, the chosen experts, the most probable first.
-        gates: `[S, k]` weights of the chosen experts, fp32 (fp64 for fp64 input).
+        expert_ids: `[S, k]` int64, the chosen experts, the most probable first; E stands for none.
+        gates: `[S, k]` weights of the chosen experts, fp32 (fp64 for fp64 input); 0 for none.
         probs: `[S, E]` softmax of the logits without noise, same dtype.
         logits: `[S, E]` the logits without noise, same dtype.
     """
@@ -41,41 +47,152 @@ def straight_through_gates(log_probs: Tensor) -> Tensor:
     return values * (log_probs - log_probs.detach()).exp()
 
 
-def select_experts(logits: Tensor, top_k: int, gate: Gate, noise: Tensor | None = None) -> Selection:
+def select_experts(
+    logits: Tensor, top_k: int, gate: Gate, noise: Tensor | None = None, bias: Tensor | None = None
+) -> Selection:
     """Choose the `top_k` most probable experts (softmax, then top-k).
 
     Args:
         logits: `[S, E]` in fp32 or fp64.
         gate: `straight_through` (see `straight_through_gates`) or `softmax` (the raw probability).
         noise: `[S, E]` added to the logits for the choice and the gates, never for `probs`.
+        bias: `[E]` added to the probabilities for the choice alone (DeepSeek-V3, 2024, section 2.1.2).
     """
     log_probs = (logits if noise is None else logits + noise).log_softmax(-1)
-    chosen, expert_ids = log_probs.topk(top_k, dim=-1)
+    if bias is None:
+        chosen, expert_ids = log_probs.topk(top_k, dim=-1)
+    else:
+        expert_ids = (log_probs.detach().exp() + bias).topk(top_k, dim=-1).indices
+        chosen = log_probs.gather(-1, expert_ids)
     gates = chosen.exp() if gate == "softmax" else straight_through_gates(chosen)
     return Selection(expert_ids, gates, logits.softmax(-1), logits)
 
 
 class Router(nn.Module):
-    """`Linear(D, E, bias=False)` in fp32, whatever autocast says, and a top-k choice.
+    """What a layer needs of its router, whatever its kind.
 
-    `noise` adds normal noise of σ = 1/E to the logits in training (V-MoE, Riquelme et al. 2021, section 2.1).
+    Attributes:
+        weight: `[·, D]` its parameters.
+        top_k: Experts chosen for each input, at the most where there is a capacity; 0 where nothing is chosen.
+        dropless: Whether every choice is served.
+        bias: `[E]` what balances the load, None where nothing does.
+        assigned: `[E]` int64, choices in training since the bias last moved; None before the first.
     """
 
-    def __init__(self, dim: int, num_experts: int, top_k: int, gate: Gate, noise: bool = False) -> None:
+    weight: nn.Parameter
+    top_k = 0
+    dropless = True
+    bias: Tensor | None
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("bias", None)
+        self.assigned: Tensor | None = None
+
+    def select(self, logits: Tensor, noise: Tensor | None = None, among: Tensor | None = None) -> Selection:
+        """Choose experts by their logits.
+
+        Args:
+            logits: `[B, M, E]` or `[S, E]`.
+            noise: Of the same shape, added for the choice and the gates.
+            among: The experts that `logits` are about, by number; all by default. The answer counts within them.
+        """
+        raise NotImplementedError
+
+    def send(self, rows: Tensor, routed: Any, experts: Experts) -> Tensor:
+        """Let the experts answer to `[S, n, D]`, as the router said by `routed`; in the same shape."""
+        raise NotImplementedError
+
+    def assignments(self, rows: int) -> int:
+        """How many rows the experts compute for `rows` rows that one image brings, at the most."""
+        raise NotImplementedError
+
+    def keep(self, experts: Sequence[int]) -> None:
+        """Forget all experts but these, in place."""
+        raise NotImplementedError
+
+    def count(self, selection: Selection) -> None:
+        """Take note of the choices of a forward in training."""
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles begin to count anew."""
+        return {**self.__dict__, "assigned": None}
+
+
+def no_autocast(x: Tensor) -> AbstractContextManager[Any]:
+    """Inside it, autocast has no say over what is done with `x`."""
+    return nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False)
+
+
+class TopKRouter(Router):
+    """`Linear(D, E, bias=False)` in fp32, whatever autocast says, and a top-k choice.
+
+    Args:
+        noise: Add normal noise of σ = 1/E to the logits in training (V-MoE, Riquelme et al. 2021, section 2.1).
+        jitter: Multiply the router's input by uniform numbers from 1 - jitter to 1 + jitter in training (Switch
+            Transformer, Fedus et al. 2021, section 2.2); the experts' input stays as it is.
+        temperature: Divides the logits.
+        balanced: Hold a bias that balances the load, see `vimoe.moe.balance`.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_experts: int,
+        top_k: int,
+        gate: Gate,
+        noise: bool = False,
+        *,
+        jitter: float = 0.0,
+        temperature: float = 1.0,
+        balanced: bool = False,
+    ) -> None:
         super().__init__()
         self.top_k = top_k
         self.gate: Gate = gate
         self.noise = noise
+        self.jitter = jitter
+        self.temperature = temperature
         self.weight = nn.Parameter(torch.empty(num_experts, dim))
         nn.init.normal_(self.weight, std=0.02)
+        self.bias = torch.zeros(num_experts) if balanced else None
 
     def forward(self, x: Tensor) -> Selection:
-        """Route `x` of shape `[S, D]`, any float dtype."""
-        with nullcontext() if x.is_meta else torch.autocast(x.device.type, enabled=False):
+        """Route `x` of shape `[B, M, D]`, M selections for each image, or `[S, D]`; any float dtype."""
+        with no_autocast(x):
             dtype = torch.promote_types(x.dtype, torch.float32)
-            logits = F.linear(x.to(dtype), self.weight.to(dtype))
+            x = x.to(dtype)
+            if self.jitter and self.training:
+                x = x * torch.empty_like(x).uniform_(1 - self.jitter, 1 + self.jitter)
+            logits = F.linear(x, self.weight.to(dtype))
+            if self.temperature != 1:
+                logits = logits / self.temperature
             noise = torch.randn_like(logits) / logits.shape[-1] if self.noise and self.training else None
-            return select_experts(logits, self.top_k, self.gate, noise)
+            return self.select(logits, noise)
+
+    def select(self, logits: Tensor, noise: Tensor | None = None, among: Tensor | None = None) -> Selection:
+        bias = self.bias if self.bias is None or among is None else self.bias[among]
+        noise = None if noise is None else noise.flatten(0, -2)
+        return select_experts(logits.flatten(0, -2), self.top_k, self.gate, noise, bias)
+
+    def send(self, rows: Tensor, routed: Selection, experts: Experts) -> Tensor:
+        y: Tensor = experts(rows, routed.expert_ids, routed.gates, self.dropless)
+        return y
+
+    def assignments(self, rows: int) -> int:
+        return self.top_k * rows
+
+    def count(self, selection: Selection) -> None:
+        if self.bias is not None:
+            counts = torch.bincount(selection.expert_ids.flatten(), minlength=len(self.bias) + 1)[: len(self.bias)]
+            self.assigned = counts if self.assigned is None else self.assigned + counts
+
+    def keep(self, experts: Sequence[int]) -> None:
+        weight = self.weight
+        self.weight = nn.Parameter(weight.detach()[list(experts)], requires_grad=weight.requires_grad)
+        if self.bias is not None:
+            self.bias = self.bias[list(experts)]
+        self.assigned = None
 
     def extra_repr(self) -> str:
         experts, dim = self.weight.shape

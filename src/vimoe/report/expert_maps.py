@@ -71,7 +71,10 @@ def expert_panel(one: ExpertMap, number: int, num_experts: int) -> NDArray[np.ui
     luma = one.image @ np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
     dark, light = np.quantile(luma, (0.01, 0.99))
     grey = DARKEST + (255 - DARKEST) * np.clip((luma - dark) / max(1.0, light - dark), 0, 1)
-    return _over(grey[..., None], expert_colours(num_experts)[chosen])
+    colours = np.vstack(
+        [expert_colours(num_experts), np.full((1, 3), UNLABELLED, dtype=np.uint8)]
+    )  # where no expert serves
+    return _over(grey[..., None], colours[chosen])
 
 
 def class_panel(one: ExpertMap, num_classes: int) -> NDArray[np.uint8]:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from vimoe.moe.config import MoEConfig
 from vimoe.vit.cost import Cost, giga_macs, millions
 from vimoe.vit.inspection import CostComparison
 
@@ -90,12 +91,24 @@ def cost_table(comparison: CostComparison) -> str:
             cost_rows(costs).text(),
             "",
             f"MoE layers      blocks {', '.join(map(str, config.layers))} (from 0), {shared}",
-            f"routing         one choice of {config.top_k} among {experts} experts for each {config.routing}",
+            f"routing         {routing_words(config)}",
+            f"start           outputs {'are' if config.keeps_function else 'differ from'} the dense model's",
             f"routing degree  C({experts}, {config.top_k})^{len(config.layers)} = {config.routing_degree:,}",
             f"cost of MoE     {moe.activated_params / dense.activated_params - 1:+.1%} activated parameters, "
             f"{moe.macs / dense.macs - 1:+.1%} multiply-adds, {moe.stored_params / dense.stored_params:.2f}x stored",
         ]
     )
+
+
+def routing_words(config: MoEConfig) -> str:
+    """How the MoE layers of a model route, in words."""
+    experts = " and ".join(map(str, sorted(set(config.num_experts))))
+    if config.router == "soft":
+        return f"mixtures of all tokens in {config.slots} slots of each of {experts} experts"
+    if config.router == "expert_choice":
+        return f"each of {experts} experts takes {config.capacity:g} times its even share of an image's tokens"
+    words = f"one choice of {config.top_k} among {experts} experts for each {config.routing}"
+    return words if config.router == "top_k" else f"{words}, up to {config.capacity:g} times an expert's even share"
 
 
 def metrics_table(metrics: Mapping[str, float]) -> str:

@@ -23,6 +23,12 @@ from vimoe.vit.upcycle import upcycle
 from vimoe.vit.weights_file import model_from_file
 from vimoe.vit.widen import widen
 
+# Recipe keys that `upcycle` takes under the same names.
+_MORE = (
+    *("granularity", "drop_share", "expert_rank", "expert_dropout", "router", "capacity", "balance"),
+    *("router_noise", "router_jitter", "router_temperature"),
+)
+
 
 def build_model(recipe: Recipe, splits: Splits) -> nn.Module:
     """The recipe's model, in training mode. Raises UserError if timm does not know it, or it does not fit the data."""
@@ -62,6 +68,9 @@ def _change(model: nn.Module, recipe: Recipe) -> None:
             raise UserError(f"last must be at most {depth}, the number of blocks of this model, got {recipe.last}")
         widen(model, range(depth - recipe.last, depth), recipe.top_k + recipe.shared_expert)
     elif recipe.upcycles:
+        more: dict[str, Any] = {key: getattr(recipe, key) for key in _MORE}
+        if recipe.slots is not None:
+            more["slots"] = recipe.slots
         upcycle(
             model,
             recipe.last,
@@ -71,7 +80,7 @@ def _change(model: nn.Module, recipe: Recipe) -> None:
             routing=recipe.routing,
             preset=recipe.preset,
             init=recipe.init or None,
-            router_noise=recipe.router_noise,
+            **more,
         )
 
 

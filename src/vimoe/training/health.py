@@ -16,8 +16,8 @@ class RoutingHealth:
 
     def __init__(self, model: nn.Module) -> None:
         self._layers = moe_layers(model)
-        # For a layer of E experts `[2 E + 2]`: assignments and sum of probabilities by expert, sum of entropies and of
-        # the largest probabilities.
+        # For a layer of E experts `[2 E + 3]`: assignments and sum of probabilities by expert, sum of entropies and of
+        # the largest probabilities, and how many selections no expert served.
         self._sums: dict[int, Tensor] = {}
 
     @torch.no_grad()
@@ -28,7 +28,8 @@ class RoutingHealth:
                 continue
             probs = selection.probs
             counts = assignments(selection.expert_ids, probs.shape[-1])
-            decided = torch.stack([torch.special.entr(probs).sum(), probs.amax(-1).sum()])
+            unserved = (selection.expert_ids == probs.shape[-1]).all(-1).sum()
+            decided = torch.stack([torch.special.entr(probs).sum(), probs.amax(-1).sum(), unserved])
             sums = torch.cat([counts, probs.sum(0), decided]).double()
             self._sums[number] = self._sums[number] + sums if number in self._sums else sums
 
@@ -43,7 +44,7 @@ class RoutingHealth:
         self._sums = {}
         for number, sums in totals.items():
             weight = self._layers[number].router.weight
-            if len(sums) != 2 * len(weight) + 2:
+            if len(sums) != 2 * len(weight) + 3:
                 raise ValueError(f"block {number} has another number of experts")
             self._sums[number] = sums.to(weight.device) * first
 
@@ -52,12 +53,14 @@ class RoutingHealth:
 
         `load` of each expert; `max_load` its largest; `effective_experts` exp(H(load)), between 1 and E;
         `balance_loss` E · Σ load · mean probability, 1 at perfect balance; `entropy` of the router in nats, mean over
-        selections; `top_gate` the mean probability of the first choice.
+        selections; `top_gate` the mean probability of the first choice; `unserved`, where experts have a capacity, the
+        share of selections that none served.
         """
         metrics: dict[str, dict[str, Any]] = {}
         for number, sums in self.totals().items():
-            experts = len(sums) // 2 - 1
-            counts, probs, (entropy, top) = sums[:experts], sums[experts : 2 * experts], sums[2 * experts :].tolist()
+            experts = (len(sums) - 3) // 2
+            counts, probs = sums[:experts], sums[experts : 2 * experts]
+            entropy, top, unserved = sums[2 * experts :].tolist()
             load, selections = counts / counts.sum(), probs.sum().item()
             metrics[str(number)] = {
                 "load": [round(share, 4) for share in load.tolist()],
@@ -67,4 +70,6 @@ class RoutingHealth:
                 "entropy": entropy / selections,
                 "top_gate": top / selections,
             }
+            if not self._layers[number].router.dropless:
+                metrics[str(number)]["unserved"] = unserved / selections
         return metrics

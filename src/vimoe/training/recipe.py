@@ -58,8 +58,21 @@ class Recipe:
         routing: Choose experts for each `image` or for each `token`.
         preset: `preserve` keeps the dense model's outputs; `paper` has softmax gates and unscaled copies.
         init: How experts start: `preserve` halves the copies, `copy` does not, `residual` leaves the FFN to the shared
-            expert and lets the others begin at 0; the preset's when empty.
+            expert and lets the others begin at 0, `drop` draws a share of each copy anew, `split` cuts the FFN into
+            num_experts slices; the preset's when empty.
+        drop_share: Share of each expert's hidden units that `drop` draws anew.
+        granularity: Make experts so many times narrower, and take so many times as many.
+        expert_rank: Make experts low-rank differences of this rank from the shared expert; 0 for whole FFNs.
+        expert_dropout: Dropout in the experts in place of the model's own; 0 keeps that.
+        router: `top_k`: each image or token chooses; `prioritised`: so it does, and experts serve the most decided
+            tokens up to `capacity`; `expert_choice`: experts choose tokens; `soft`: experts get mixtures of all tokens.
+        capacity: Tokens of an image that an expert serves, as a factor on its even share.
+        slots: Slots of each expert under `soft`; as many as make a slot for each token when empty.
         router_noise: Add noise to the router's logits in training.
+        router_jitter: Multiply the router's input in training by random numbers within 1 plus or minus this.
+        router_temperature: Divides the router's logits.
+        balance: Balance the load by a `loss`, or without one by a `bias` on the choice.
+        balance_rate: Step of that bias.
         balance_weight: Weight of the balance loss.
         importance_weight: Weight of the importance loss (equal total probability of the experts).
         z_weight: Weight of the router's z-loss (small logits).
@@ -141,8 +154,19 @@ class Recipe:
     shared_expert: bool = True
     routing: Literal["image", "token"] = "image"
     preset: Literal["preserve", "paper"] = "preserve"
-    init: Literal["", "preserve", "copy", "residual"] = ""
+    init: Literal["", "preserve", "copy", "residual", "drop", "split"] = ""
+    drop_share: float = 0.5
+    granularity: int = 1
+    expert_rank: int = 0
+    expert_dropout: float = 0.0
+    router: Literal["top_k", "prioritised", "expert_choice", "soft"] = "top_k"
+    capacity: float = 1.0
+    slots: int | None = None
     router_noise: bool = False
+    router_jitter: float = 0.0
+    router_temperature: float = 1.0
+    balance: Literal["loss", "bias"] = "loss"
+    balance_rate: float = 0.001
     balance_weight: float = 0.01
     importance_weight: float = 0.0
     z_weight: float = 0.0
@@ -239,10 +263,12 @@ _SHARES = (
     *("val_share", "max_broken", "layer_decay", "smoothing", "drop_path", "scale", "hflip", "reprob"),
     "model_ema_decay",
 )
-_COUNTS = ("num_experts", "top_k", "feature_views", "epochs", "batch_size", "accumulate", "aug_repeats")
+_COUNTS = ("num_experts", "top_k", "granularity", "feature_views", "epochs", "batch_size", "accumulate", "aug_repeats")
 _NOT_NEGATIVE = (
     *(
         "last",
+        "expert_rank",
+        "balance_rate",
         "balance_weight",
         "importance_weight",
         "z_weight",

@@ -22,6 +22,7 @@ from vimoe.data.loaders import training_batches
 from vimoe.data.splits import Splits
 from vimoe.distributed import all_gather, all_reduce_numbers, is_distributed, rank, world_size
 from vimoe.errors import UserError
+from vimoe.moe.balance import update_balance
 from vimoe.moe.losses import routing_loss
 from vimoe.tasks.task import Task
 from vimoe.training.feature_cache import cached_features
@@ -110,8 +111,11 @@ class Trainer:
                 raise UserError(f"mixup and cutmix mix pairs of images: {share} in a batch of each process is odd")
             classes = len(splits.class_names)
             self.mixup = Mixup(recipe.mixup, recipe.cutmix, label_smoothing=recipe.smoothing, num_classes=classes)
-        weights = {"balance": recipe.balance_weight, "importance": recipe.importance_weight, "z": recipe.z_weight}
-        self.routing_weights = weights if any(weights.values()) and moe_layers(model) else {}
+        routers = [layer.router for layer in moe_layers(model).values() if layer.router.top_k]
+        self.biased = any(router.bias is not None for router in routers)
+        balance = 0.0 if self.biased else recipe.balance_weight
+        weights = {"balance": balance, "importance": recipe.importance_weight, "z": recipe.z_weight}
+        self.routing_weights = weights if any(weights.values()) and routers else {}
         self.position, self.rows, self.health = Position(), list[Row](), RoutingHealth(model)
         self.saved: Position | None = None
         self._losses: list[Tensor] = []  # of the batches since the last look at them
@@ -283,6 +287,8 @@ class Trainer:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.optimizer.zero_grad()
+        if self.biased:
+            update_balance(self.model, self.recipe.balance_rate)
         if self.ema is not None:
             self.ema.update(self.model)
 

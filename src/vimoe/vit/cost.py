@@ -17,8 +17,9 @@ class Cost(NamedTuple):
 
     Attributes:
         stored_params: All parameters.
-        activated_params: Parameters that take part for one image (or token): k of the N experts of each layer.
-        macs: Multiply-adds of the matrix products of one forward, k of the N experts counted.
+        activated_params: Parameters that take part for one image (or token): k of the N experts of each layer. Where
+            experts have a capacity or slots, the mean over an image's tokens, at the most.
+        macs: Multiply-adds of the matrix products of one forward, with as many experts.
     """
 
     stored_params: int
@@ -39,17 +40,25 @@ def cost(model: nn.Module, image_size: int | tuple[int, int] | None = None) -> C
     """
     layers, idle = moe_layers(model).values(), 0
     stored = sum(parameter.numel() for parameter in model.parameters())
-    for layer in layers:
+    macs, rows = _count_macs(model, image_size)
+    for layer, brought in zip(layers, rows, strict=True):
         per_expert = sum(parameter.numel() for parameter in layer.experts.parameters()) // layer.experts.num_experts
-        idle += (layer.experts.num_experts - layer.router.top_k) * per_expert
-    return Cost(stored, stored - idle, _count_macs(model, image_size))
+        idle += round((layer.experts.num_experts - layer.router.assignments(brought) / brought) * per_expert)
+    return Cost(stored, stored - idle, macs)
 
 
-def _count_macs(model: nn.Module, image_size: int | tuple[int, int] | None) -> int:
+def _count_macs(model: nn.Module, image_size: int | tuple[int, int] | None) -> tuple[int, list[int]]:
+    """Multiply-adds for one image, and the rows that it brings to the experts of each MoE layer."""
     clone = meta_clone(model)
     vit: Any = find_backbone(clone).vit
     channels, *made_for = input_shape(vit)
     size = tuple(made_for) if image_size is None else height_and_width("image_size", image_size)
+    rows: dict[nn.Module, int] = {}
+    layers = [module for module in clone.modules() if isinstance(module, MoELayer)]
+    for layer in layers:
+        layer.experts.register_forward_pre_hook(
+            lambda experts, given: rows.__setitem__(experts, given[0].shape[0] * given[0].shape[1])
+        )
     try:
         if size != tuple(made_for) and not getattr(vit, "dynamic_img_size", False):
             vit.set_input_size(img_size=size)
@@ -62,11 +71,12 @@ def _count_macs(model: nn.Module, image_size: int | tuple[int, int] | None) -> i
     flops, by_module = counter.get_total_flops(), counter.get_flop_counts()
     for name, module in clone.named_modules():
         if isinstance(module, MoELayer):
-            # The dense form computes every expert, of which k count.
-            experts = module.experts
+            # The dense form computes every expert for every row.
             for_all = sum(by_module[f"{type(clone).__name__}.{name}.experts"].values())
-            flops -= for_all // experts.num_experts * (experts.num_experts - module.router.top_k)
-    return flops // 2
+            brought = rows[module.experts]
+            each = for_all // (module.experts.num_experts * brought)
+            flops -= for_all - each * module.router.assignments(brought)
+    return flops // 2, [rows[layer.experts] for layer in layers]
 
 
 def millions(count: int) -> str:

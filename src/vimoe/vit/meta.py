@@ -20,6 +20,7 @@ class TokenLayout(NamedTuple):
     num_prefix_tokens: int  # tokens before the patches (class token, registers)
     has_class_token: bool  # whether the first of them is a class token
     per_image: bool  # whether the batch axis holds images (rather than windows of images)
+    num_tokens: int  # how many there are in all, for images of the size that the model was made for
 
 
 def meta_clone(model: nn.Module) -> nn.Module:
@@ -83,4 +84,4 @@ def read_token_layout(backbone: Backbone, layers: Sequence[int]) -> TokenLayout:
     if shape[1] == getattr(vit.patch_embed, "num_patches", None):
         prefix = 0  # the class token joins after these blocks (CaiT, XCiT)
     has_class_token = prefix > 0 and isinstance(getattr(vit, "cls_token", None), Tensor)
-    return TokenLayout(prefix, has_class_token, all(shape[0] == 2 for shape in seen.values()))
+    return TokenLayout(prefix, has_class_token, all(shape[0] == 2 for shape in seen.values()), shape[1])

@@ -77,8 +77,7 @@ def plain_ffn(layer: MoELayer, config: MoEConfig, load: Tensor | None = None) ->
 def keep_experts(layer: MoELayer, experts: Sequence[int]) -> None:
     """Remove all routed experts of a layer but these, in place; the router forgets the others."""
     layer.experts.keep(experts)
-    weight = layer.router.weight
-    layer.router.weight = nn.Parameter(weight.detach()[list(experts)], requires_grad=weight.requires_grad)
+    layer.router.keep(experts)
     layer.last_selection = None
 
 
@@ -100,6 +99,7 @@ def prune(model: Model, plan: Plan | Mapping[int, Sequence[int]]) -> Model:
     config = get_config(model)
     if config is None:
         raise UserError("this model has no MoE layer to prune")
+    config.check_choices("prune by")
     if isinstance(plan, Mapping):
         plan = Plan(tuple(LayerPlan(layer, experts) for layer, experts in plan.items()))  # type: ignore[arg-type]
     elif not isinstance(plan, Plan):
@@ -107,6 +107,9 @@ def prune(model: Model, plan: Plan | Mapping[int, Sequence[int]]) -> Model:
     plan.check(config)
     blocks, layers = find_backbone(model).blocks, moe_layers(model)
     sizes = dict(zip(config.layers, config.num_experts, strict=True))
+    for part in plan.layers:
+        if part.pruned:
+            layers[part.layer].experts.check_whole()
     for part in plan.layers:
         layer = layers[part.layer]
         if part.pruned:

@@ -47,6 +47,8 @@ def record_routing(model: nn.Module) -> Iterator[RoutingRecord]:
     layers = moe_layers(model)
     if not layers:
         raise UserError("this model has no MoE layer whose routing could be recorded: call vimoe.upcycle first")
+    if not all(layer.router.top_k for layer in layers.values()):
+        raise UserError("router 'soft' mixes all tokens for all experts: there are no choices to record")
     record = RoutingRecord()
     handles = []
     for number, layer in layers.items():

@@ -20,7 +20,7 @@ def start_routers_at_centroids(model: nn.Module, images: Tensor, generator: torc
     They come from spherical k-means on some hundred training images `[B, C, H, W]` on the model's device; a CPU
     generator decides where the clusters begin. The model is left in the mode it came in.
     """
-    layers = moe_layers(model)
+    layers = {number: layer for number, layer in moe_layers(model).items() if layer.router.top_k}
     seen: dict[int, list[Tensor]] = {number: [] for number in layers}
     handles = [
         layer.router.register_forward_pre_hook(lambda _, inputs, number=number: seen[number].append(inputs[0]))
@@ -36,9 +36,11 @@ def start_routers_at_centroids(model: nn.Module, images: Tensor, generator: torc
         for handle in handles:
             handle.remove()
     for number, layer in layers.items():
-        rows = torch.cat(seen[number]).float().cpu()
+        rows = torch.cat(seen[number]).flatten(0, 1).float().cpu()
         rows = rows[torch.randperm(len(rows), generator=generator)[:MOST_ROWS]]
-        centroids = spherical_kmeans(rows, len(layer.router.weight), generator)
+        # The slices of a copy have the same row.
+        copies = -(-layer.experts.num_experts // layer.experts.granularity)
+        centroids = spherical_kmeans(rows, copies, generator).repeat_interleave(layer.experts.granularity, 0)
         with torch.no_grad():
             layer.router.weight.copy_(centroids * (LOGIT / rows.norm(dim=1).mean().clamp(min=1e-6)))
         layer.last_selection = None

@@ -1,14 +1,14 @@
 """Dense to MoE: replace the FFNs of some blocks, in place, without changing what the model computes."""
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from functools import partial
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from timm.models import register_notrace_module
 from torch import nn
 
-from vimoe.errors import UserError
+from vimoe.errors import UserError, suggest
 from vimoe.moe.compute import Backend
 from vimoe.moe.config import Gate, GateInput, Init, MoEConfig, Routing, one_of, whole_number, whole_numbers
 from vimoe.moe.experts import check_ffn
@@ -39,30 +39,36 @@ def upcycle(
     gate: Gate | None = None,
     init: Init | None = None,
     gate_input: GateInput | None = None,
-    router_noise: bool = False,
+    granularity: int = 1,
     backend: Backend = "auto",
+    **more: Any,
 ) -> Model:
     """Replace the FFN of the last blocks by an MoE layer, in place.
 
     Every other parameter keeps its name and value. Right after it, with the default preset and without dropout,
-    the model's outputs are those of the dense model within 1e-5 in fp32.
+    the model's outputs are those of the dense model within 1e-5 in fp32; `MoEConfig.keeps_function` says for which
+    other settings they are.
 
     Args:
         model: A timm ViT, or a module that holds one.
         last: How many of the last blocks to change (default 2).
-        num_experts: Routed experts of each layer, 2 to 256.
-        top_k: Experts chosen for each image or token.
+        num_experts: Routed experts of each layer, 2 to 256. Without `init="split"` it counts whole FFNs: `granularity`
+            makes m times as many of it.
+        top_k: Experts chosen for each image or token, counted alike.
         shared_expert: Whether an always-on expert is added to the chosen ones.
         routing: `image` makes one choice an image (classification), `token` one a token (segmentation).
         layers: Block numbers from 0, instead of `last`.
         preset: `preserve` keeps the function (straight-through gates, copies scaled so that the sum is the FFN);
             `paper` has raw softmax gates and plain copies.
         gate: Overrides the preset's gate.
-        init: Overrides the preset's init: `preserve`, `copy` or `residual`, see `MoEConfig`.
+        init: Overrides the preset's init: `preserve`, `copy`, `residual`, `drop` or `split`, see `MoEConfig`; with
+            `expert_rank` it is `residual`.
         gate_input: What feeds the router under `image` routing: `cls` or `mean`; by default the class token
             where the model has one, else the mean of the patch tokens.
-        router_noise: Add normal noise (σ = 1/E) to the router's logits in training.
+        granularity: m: experts of 1/m of the FFN's width, m times as many, of which m times as many are chosen.
         backend: How the experts are computed, see `vimoe.moe.compute`.
+        more: Other fields of `MoEConfig`, such as `router` and `expert_rank`; `slots` is by default as many as make the
+            experts compute a row for each token.
 
     Returns:
         `model` itself; the ViT's configuration stands in its `moe_config` (see `get_config`).
@@ -72,7 +78,16 @@ def upcycle(
     if moe_layers(model):
         raise UserError("this model has MoE layers already: upcycle a dense model, or prune this one first")
     one_of("preset", preset, tuple(PRESETS))
-    if whole_number("num_experts", num_experts) < 2:
+    if unknown := set(more) - {field.name for field in fields(MoEConfig)}:
+        raise UserError(f"upcycle has no setting {min(unknown)!r}{suggest(min(unknown), MoEConfig.__annotations__)}")
+    if init is None:
+        init = "residual" if more.get("expert_rank") else PRESETS[preset][1]
+    if init == "split":
+        granularity = whole_number("num_experts", num_experts)
+    else:
+        m = whole_number("granularity", granularity)
+        num_experts, top_k = m * whole_number("num_experts", num_experts), m * whole_number("top_k", top_k)
+    if num_experts < 2:
         raise UserError(f"num_experts must be at least 2 for a choice between experts, got {num_experts}")
     backbone = find_backbone(model)
     chosen = _chosen_layers(len(backbone.blocks), last, layers)
@@ -84,9 +99,10 @@ def upcycle(
         shared_expert=shared_expert,
         routing=routing,
         gate=PRESETS[preset][0] if gate is None else gate,
-        init=PRESETS[preset][1] if init is None else init,
+        init=init,
         gate_input=("cls" if layout.has_class_token else "mean") if gate_input is None else gate_input,
-        router_noise=router_noise,
+        granularity=granularity,
+        **{"slots": max(1, -(-layout.num_tokens // num_experts)), **more} if more.get("router") == "soft" else more,
     )
     install(model, config, backend, backbone, layout)
     return model
@@ -113,7 +129,7 @@ def install(
         raise UserError("gate_input 'cls' needs a class token at the FFN, and this model has none: use 'mean'")
     ffns = [backbone.blocks[layer].get_submodule("mlp") for layer in config.layers]
     for ffn in ffns:
-        check_ffn(ffn)
+        check_ffn(ffn, config.granularity)
     for layer, num_experts, ffn in zip(config.layers, config.num_experts, ffns, strict=True):
         backbone.blocks[layer].mlp = MoELayer(
             ffn, config, num_experts=num_experts, num_prefix_tokens=layout.num_prefix_tokens, backend=backend
@@ -153,7 +169,7 @@ def _no_weight_decay(vit: nn.Module) -> set[str]:
     own = getattr(type(vit), "no_weight_decay", None)
     names = set(own(vit)) if own else set()
     for path, layer in moe_modules(vit).items():
-        names.add(f"{path}.router.weight")
+        names |= {f"{path}.router.{name}" for name, _ in layer.router.named_parameters()}
         names |= {f"{path}.experts.{name}" for name, p in layer.experts.named_parameters() if p.ndim < 3}
     return names
 

@@ -1,0 +1,26 @@
+"""Low-rank experts to experts with whole maps of their own: the same function, stored whole."""
+
+from dataclasses import replace
+from typing import TypeVar
+
+from torch import nn
+
+from vimoe.errors import UserError
+from vimoe.vit.blocks import moe_layers
+from vimoe.vit.upcycle import get_config, set_config
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+def merge(model: Model) -> Model:
+    """Add the differences of low-rank experts to what they differ from, in place; gives `model` itself.
+
+    Raises UserError, and leaves the model as it was, if it has no low-rank experts.
+    """
+    config = get_config(model)
+    if config is None or not config.expert_rank:
+        raise UserError("this model has no low-rank experts to merge")
+    for layer in moe_layers(model).values():
+        layer.experts = layer.experts.materialised()
+    set_config(model, replace(config, expert_rank=0))
+    return model
