@@ -84,8 +84,8 @@ def test_a_wrong_name_is_answered_with_the_right_ones(name, choices):
 
 
 def test_an_unknown_key_in_a_file_is_named():
-    with pytest.raises(UserError, match=r"unknown MoE setting 'capacity': was this written by a newer version\?"):
-        MoEConfig.from_dict({**config().to_dict(), "capacity": 1.25})
+    with pytest.raises(UserError, match=r"unknown MoE setting 'colour': was this written by a newer version\?"):
+        MoEConfig.from_dict({**config().to_dict(), "colour": 1.25})
 
 
 def test_a_missing_key_in_a_file_is_named():

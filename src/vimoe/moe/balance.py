@@ -14,10 +14,10 @@ from vimoe.moe.layer import moe_modules
 
 @torch.no_grad()
 def update_balance(model: nn.Module, rate: float = 0.001) -> None:
-    """Move each router's bias against the load since the last call, over all processes, which call this together; `rate` is the step.
+    """Move each router's bias against the load since the last call, over all processes.
 
-    Call it after `optimizer.step()`. Loads are counted in whole numbers, so accumulation in parts and activation
-    checkpointing change no bit. The mean of the bias stays 0.
+    Every process calls it after `optimizer.step()`; `rate` is how far a bias moves. Loads are counted in whole numbers,
+    so accumulation in parts and activation checkpointing change no bit. The mean of the bias stays 0.
 
     Raises UserError if no router has a bias (`balance="bias"`), or none chose anything in training since the last call.
     """
