@@ -3,8 +3,11 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+import yaml
 
+from tests.data.image_files import write_folder
 from vimoe.cli import main
+from vimoe.training.defaults import finetune
 from vimoe.training.recipe import Recipe, dump_recipe, make_recipe
 
 
@@ -65,5 +68,32 @@ def test_a_mistake_is_one_line(flags: list[str], message: str, capsys: pytest.Ca
 def test_a_folder_of_images_and_masks_is_segmented(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for name in ("images", "annotations"):
         (tmp_path / name).mkdir()
-    assert "task: segmentation" in printed(capsys, "--data-dir", str(tmp_path))
-    assert "task: classification" in printed(capsys, "--data-dir", str(tmp_path), "--task", "classification")
+    flags = ["--data-dir", str(tmp_path), "--defaults", "scratch"]
+    assert "task: segmentation" in printed(capsys, *flags)
+    assert "task: classification" in printed(capsys, *flags, "--task", "classification")
+
+
+def test_images_alone_are_for_a_pretrained_model_with_settings_by_rule(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = str(write_folder(tmp_path / "data", {"train": 12, "val": 2}))
+    assert main(["train", "--data-dir", folder, "--print-config"]) == 0
+    shown = capsys.readouterr()
+    recipe = make_recipe(yaml.safe_load(shown.out))
+    rule = finetune(36, {"data_dir": folder, "pretrained": True})
+    assert recipe == make_recipe({"data_dir": folder, "pretrained": True, **rule})
+    assert "defaults: finetune for 36 training images: batch_size 8, epochs 60, lr 0.00018" in shown.err
+
+
+def test_what_is_given_wins_over_a_rule_and_a_recipe_file_says_everything_itself(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = str(write_folder(tmp_path / "data", {"train": 12, "val": 2}))
+    flags = ["--data-dir", folder, "--pretrained"]
+    assert "\nlr: 0.5\n" in printed(capsys, *flags, "--lr", "0.5")
+    assert make_recipe(yaml.safe_load(printed(capsys, *flags, "--defaults", "scratch"))) == make_recipe(
+        {"data_dir": folder, "pretrained": True}
+    )
+    (tmp_path / "r.yaml").write_text("pretrained: true\n")
+    assert "\nlr: 0.001\n" in printed(capsys, "-c", str(tmp_path / "r.yaml"), "--data-dir", folder)
+    assert "\nlr: 0.0001\n" in printed(capsys, *flags, "--defaults", "paper")

@@ -4,8 +4,8 @@ import os
 import re
 import sys
 from argparse import BooleanOptionalAction
-from collections.abc import Sequence
-from dataclasses import MISSING, fields
+from collections.abc import Callable, Sequence
+from dataclasses import MISSING, fields, replace
 from functools import partial
 from os.path import isdir, join
 from pathlib import Path
@@ -13,9 +13,13 @@ from shlex import quote
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from vimoe.cli.arguments import Parser, mapping
+from vimoe.training.defaults import KINDS, PAPER, finetune
 from vimoe.training.interrupt import listening
 from vimoe.training.recipe import GROUPS, Recipe, dump_recipe, make_recipe
 from vimoe.yaml_files import read_yaml
+
+# What a model starts from.
+STARTS = ("model", "pretrained", "initial_checkpoint")
 
 
 @listening(at_once=True)
@@ -29,15 +33,25 @@ def run(arguments: Sequence[str]) -> None:
     parser.flag(
         "--resume-changed", "continue a run although its augmentation was another one", False, action="store_true"
     )
+    parser.flag(
+        "--defaults",
+        "what neither file nor flags say: by rule from the number of images (finetune), as below (scratch), or the "
+        "paper's; by default finetune for a pretrained start without a recipe file, else scratch",
+        choices=KINDS,
+    )
     add_recipe_flags(parser)
     given = parser.given(arguments)
     config, only_print = given.pop("config", None), given.pop("print_config", False)
-    resume_changed = given.pop("resume_changed", False)
+    resume_changed, kind = given.pop("resume_changed", False), given.pop("defaults", "")
     values = {**(read_yaml(config) if config else {}), **given}
     if not {"task", "dataset"} & values.keys() and _has_masks(values.get("data_dir")):
         parser.note(f"{values['data_dir']} holds images and masks: the task is segmentation")
         values["task"] = "segmentation"
-    recipe = make_recipe(values)
+    if not config and not kind and "data_dir" in values and not {"dataset", *STARTS} & values.keys():
+        values["pretrained"] = True
+        parser.note("images and no model: a pretrained one is fine-tuned; --defaults scratch trains one from nothing")
+    kind = kind or ("finetune" if not config and make_recipe(values).pretrained_start else "scratch")
+    recipe = _with_defaults(kind, values, parser.note)
     if only_print:
         print(dump_recipe(recipe), end="")
         return
@@ -61,6 +75,24 @@ def _result(path: Path, recipe: Recipe) -> str:
         ways[f"vimoe analyze {quote(str(path))}"] = "which MoE layers specialise and matter"
     width = max(map(len, ways))
     return "\n".join([*lines, "", "next:", *(f"  {way:{width}}  {about}" for way, about in ways.items())])
+
+
+def _with_defaults(kind: str, values: dict[str, Any], note: Callable[[str], None]) -> Recipe:
+    """The recipe of these values, the others by the rule of this kind, which are said."""
+    recipe, chosen = make_recipe(values), dict[str, Any]()
+    if kind == "paper":
+        chosen = {key: value for key, value in PAPER.items() if key not in values}
+    if kind == "finetune":
+        from vimoe.training.source import open_recipe_data
+
+        images = len(open_recipe_data(replace(recipe, augment=False, in_memory=False)).train)
+        given = {key: getattr(recipe, key) for key in values}
+        chosen = finetune(images, given, recipe.task == "segmentation")
+        kind = f"finetune for {images} training images"
+    if chosen and os.environ.get("RANK", "0") == "0":
+        listed = ", ".join(f"{key} {value}" for key, value in chosen.items())
+        note(f"defaults: {kind}: {listed}; flags override each")
+    return make_recipe({**values, **chosen})
 
 
 def _has_masks(data_dir: object) -> bool:

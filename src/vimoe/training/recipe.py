@@ -251,6 +251,11 @@ class Recipe:
         return self.last > 0 and not self.baseline
 
     @property
+    def pretrained_start(self) -> bool:
+        """Whether the weights are somebody's, and not drawn at random."""
+        return self.pretrained or self.start is not None
+
+    @property
     def start(self) -> Path | None:
         """The model folder or the file of weights that the run starts from; None for a model of timm's own."""
         local = self.model.removeprefix("local-dir:")
