@@ -10,6 +10,7 @@ import timm
 import torch
 from torch import nn
 
+from tests.data.image_files import write_folder
 from tests.training.tiny import ARGS, recipe
 from tests.vit.families import make
 from tests.vit.test_weights_file import augreg
@@ -120,3 +121,10 @@ def test_the_other_losses_of_the_routing_reach_the_routers(key: str, tmp_path: P
     weighed = load(train(replace(base, output=str(tmp_path / key), **{key: 1.0})).path)
     router = "blocks.2.mlp.router.weight"
     assert not torch.equal(free.get_parameter(router), weighed.get_parameter(router))
+
+
+def test_a_classifiers_images_are_whole_patches(tmp_path: Path) -> None:
+    settings = {"dataset": "folder", "data_dir": str(write_folder(tmp_path, {"train": 2, "val": 1})), "img_size": 18}
+    wanted = recipe(tmp_path / "run", **settings)
+    with pytest.raises(UserError, match=r"images of 18 pixels are no whole patches of 4: take img_size 16 or 20"):
+        build_model(wanted, open_recipe_data(wanted))

@@ -8,7 +8,7 @@ from vimoe.training.recipe import make_recipe
 
 @pytest.mark.parametrize(
     ("images", "batch", "epochs", "lr"),
-    [(60, 8, 60, 1.8e-4), (900, 32, 60, 3.5e-4), (3_068, 64, 20, 5e-4), (50_000, 64, 5, 5e-4), (10**6, 64, 5, 5e-4)],
+    [(60, 8, 60, 3.5e-4), (900, 32, 60, 7.1e-4), (3_068, 64, 20, 1e-3), (50_000, 64, 5, 1e-3), (10**6, 64, 5, 1e-3)],
 )
 def test_batch_epochs_and_rate_follow_from_the_number_of_images(
     images: int, batch: int, epochs: int, lr: float
@@ -27,8 +27,8 @@ def test_every_rule_is_a_recipe_and_more_images_never_mean_more_epochs(images: i
 
 
 def test_the_rate_follows_the_batch_that_is_given_as_its_root() -> None:
-    assert finetune(5000, {"batch_size": 256})["lr"] == 1e-3
-    assert finetune(5000, {"batch_size": 64, "accumulate": 16})["lr"] == 2e-3
+    assert finetune(5000, {"batch_size": 256})["lr"] == 2e-3
+    assert finetune(5000, {"batch_size": 64, "accumulate": 16})["lr"] == 4e-3
     assert "lr" not in finetune(5000, {"lr": 0.1})
     assert finetune(5000, {"epochs": 2})["warmup_epochs"] == 0.2
 

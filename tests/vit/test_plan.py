@@ -123,6 +123,12 @@ def test_a_layer_that_appears_twice_gets_one_line() -> None:
         Plan((LayerPlan(2, ()), LayerPlan(1, ()), LayerPlan(2, (0, 1)))).check(CONFIG)
 
 
+@pytest.mark.parametrize("experts", [{}, {"experts": []}])
+def test_keep_alone_keeps_the_layer_whole(experts: dict[str, Any]) -> None:
+    parts = [{"layer": 1, "action": "keep", "reason": "I know better", **experts}, {"layer": 2, "action": "prune"}]
+    assert Plan.from_dict({"layers": parts}) == Plan((LayerPlan(2, ()),))
+
+
 @pytest.mark.parametrize(
     ("values", "line"),
     [
@@ -143,10 +149,6 @@ def test_a_layer_that_appears_twice_gets_one_line() -> None:
         (
             {"layers": [{"layer": 1, "action": "drop"}]},
             "plan for block 1: action must be keep or prune, got 'drop'",
-        ),
-        (
-            {"layers": [{"layer": 1, "action": "keep"}]},
-            "plan for block 1: action keep goes with the experts to keep, got []",
         ),
         (
             {"layers": [{"layer": 1, "action": "prune", "experts": [1]}]},

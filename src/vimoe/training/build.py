@@ -14,6 +14,7 @@ from vimoe.data.splits import Splits
 from vimoe.errors import UserError, first_line
 from vimoe.tasks.segmenter import build_segmenter, check_token_routing
 from vimoe.tasks.segmenter_folder import holds_segmenter, load_segmenter
+from vimoe.training.hub import check_hub
 from vimoe.training.recipe import Recipe
 from vimoe.vit.blocks import find_backbone
 from vimoe.vit.checkpoint import load
@@ -49,15 +50,25 @@ def build_model(recipe: Recipe, splits: Splits) -> nn.Module:
         raise UserError(f"the model takes images of {channels} channels, and these have {splits.form.input_size[0]}")
     # How it sees images is kept with the model: whoever evaluates it later has them in the same form.
     getattr(model, "backbone", model).pretrained_cfg.update(splits.form._asdict())
-    patch, side = getattr(model, "patch_embed", None), min(splits.form.input_size[1:])
-    if patch is not None and side < max(patch.patch_size):
-        raise UserError(
-            f"images of {side} pixels are smaller than a patch of this model, {max(patch.patch_size)} pixels"
-        )
+    _check_patches(model, recipe, splits.form.input_size[1:])
     _change(model, recipe)
     if recipe.task == "segmentation":
         check_token_routing(model)
     return model.train()
+
+
+def _check_patches(model: Any, recipe: Recipe, size: tuple[int, ...]) -> None:
+    """A classifier's images are whole patches: timm would cut off the rest without a word."""
+    if (patch := getattr(model, "patch_embed", None)) is None:
+        return
+    for side, pixels in zip(size, patch.patch_size, strict=True):
+        if side < pixels:
+            raise UserError(f"images of {side} pixels are smaller than a patch of this model, {pixels} pixels")
+        if side % pixels and recipe.task == "classification":
+            below = side // pixels * pixels
+            raise UserError(
+                f"images of {side} pixels are no whole patches of {pixels}: take img_size {below} or {below + pixels}"
+            )
 
 
 def _change(model: nn.Module, recipe: Recipe) -> None:
@@ -95,6 +106,8 @@ def _create(recipe: Recipe, splits: Splits, num_classes: int, **changes: Any) ->
     args = {"img_size": (height, width), "in_chans": channels, **changes, **recipe.model_args}
     if recipe.start is not None:
         return model_from_file(recipe.model, recipe.start, num_classes, drop_path_rate=recipe.drop_path, **args)
+    if recipe.pretrained:
+        check_hub(recipe.model)
     try:
         model: nn.Module = timm.create_model(
             recipe.model, pretrained=recipe.pretrained, num_classes=num_classes, drop_path_rate=recipe.drop_path, **args

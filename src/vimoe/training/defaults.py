@@ -5,7 +5,8 @@ The rule of `finetune`, in the order in which one setting follows from another:
 - `batch_size`: 64, and less where an epoch would have fewer than 16 steps, but 8 at least: few images need steps.
 - `epochs`: as many as show 60,000 images, between 5 and 60. BiT's rule also counts steps rather than epochs, by the
   size of the data (Kolesnikov et al. 2020).
-- `lr`: 1e-3 for 256 images a step and its root for others, as timm's `lr_base` for Adam (Malladi et al. 2022 say why).
+- `lr`: 2e-3 for 256 images a step, and with the root of their number for others, as timm scales it for Adam (Malladi et
+  al. 2022 say why); that is BEiT's 4e-3 for 1,024.
 - `layer_decay`: 0.75, as BEiT (Bao et al. 2021), MAE (He et al. 2021) and timm fine-tune a ViT: early blocks hold what
   is general.
 - `warmup_epochs`: a tenth of the epochs. `smoothing` and `weight_decay` stay 0.1 and 0.05, as in DeiT.
@@ -23,7 +24,7 @@ KINDS = ("finetune", "scratch", "paper")
 
 _SHOWN, _EPOCHS = 60_000, (5, 60)
 _BATCHES, _STEPS = (8, 64), 16
-_LR, _LR_BATCH = 1e-3, 256
+_LR, _LR_BATCH = 2e-3, 256
 _OFTEN = 30
 
 

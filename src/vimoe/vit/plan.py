@@ -110,7 +110,8 @@ class Plan:
         """
         if not isinstance(values, dict) or not isinstance(values.get("layers"), list):
             raise UserError("not a plan: it must hold a list named layers")
-        return cls(tuple(_layer_from_dict(part) for part in values["layers"]), str(values.get("split", "")))
+        parts = [_layer_from_dict(part) for part in values["layers"]]
+        return cls(tuple(part for part in parts if part is not None), str(values.get("split", "")))
 
     def save(self, path: str | Path) -> None:
         """Write the plan as JSON, whole or not at all. Raises UserError if the file cannot be written."""
@@ -151,7 +152,8 @@ def _are_shares(load: tuple[float, ...], experts: int) -> bool:
 _KEYS = ("layer", "action", "experts", "load", "reason", "evidence")
 
 
-def _layer_from_dict(part: Any) -> LayerPlan:
+def _layer_from_dict(part: Any) -> LayerPlan | None:
+    """One layer's plan; None where it is kept whole, whoever wrote that leaves its experts out."""
     if not isinstance(part, dict) or not {"layer", "action"} <= set(part):
         raise UserError(f"not a plan: each layer must have its block number `layer` and an `action`, got {part!r}")
     values = dict(part)
@@ -162,7 +164,6 @@ def _layer_from_dict(part: Any) -> LayerPlan:
     if unknown := [key for key in part if key not in _KEYS]:
         raise UserError(f"{where}: unknown key {unknown[0]!r}; there is {', '.join(_KEYS)}")
     plan = LayerPlan(**{"experts": (), **values})
-    if (action == "prune") != plan.pruned:
-        wanted = "no experts" if action == "prune" else "the experts to keep"
-        raise UserError(f"{where}: action {action} goes with {wanted}, got {list(plan.experts)}")
-    return plan
+    if action == "prune" and not plan.pruned:
+        raise UserError(f"{where}: action prune goes with no experts, got {list(plan.experts)}")
+    return None if action == "keep" and plan.pruned else plan
