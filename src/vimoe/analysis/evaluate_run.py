@@ -96,14 +96,9 @@ def evaluate_run(
     """Measure a finished run on its own test images, or a model on any labelled images; writes nothing.
 
     Args:
-        path: A run folder or a model folder.
         dataset: The kind of other data; by default the run's, else `folder` or `ade20k`.
-        dataset_args: Arguments of `vimoe.data.glyphs.glyphs`.
         data_dir: Other data, or where the run's own lies now.
         split: By default `test`, or what there is.
-        batch_size: Images at once.
-        workers: Processes that decode.
-        device: `auto`, or a torch device.
         look: How a segmentation model looks at images, from how it was trained.
 
     Raises UserError if there is no finished model, its images cannot be used, or none of them can be read.

@@ -25,13 +25,9 @@ def to_pixels(image: Tensor, form: ImageForm) -> NDArray[np.uint8]:
 def contact_sheet(
     images: Sequence[NDArray[np.uint8]], captions: Sequence[str], columns: int = 8, side: int = 144
 ) -> Image.Image:
-    """Lay images out row by row, each fitted into the same cell, its caption below.
+    """Lay images `[H, W, 3]` of any size out row by row, each fitted into the same cell, its caption below.
 
-    Args:
-        images: `[H, W, 3]` each, of any size.
-        captions: One an image, of a line or more.
-        columns: Images a row.
-        side: Height of a cell in pixels; it is as wide as the widest image needs.
+    A cell is `side` pixels high, and as wide as the widest image needs.
     """
     scales = [side / pixels.shape[0] for pixels in images]
     width = max((round(pixels.shape[1] * scale) for pixels, scale in zip(images, scales, strict=True)), default=side)

@@ -24,8 +24,6 @@ def find_folder(root: Path, wanted: Wanted = AS_USUAL, super_classes: bool | Non
     A folder that holds a table of labels (see `vimoe.data.label_table`) is read by it.
 
     Args:
-        root: The folder.
-        wanted: Which splits.
         super_classes: Whether classes lie in folders of larger classes (`animals/cat/1.jpg`, named `animals/cat`), or,
             if False, all that lies below a class folder is of that class; None refuses what could be either.
 

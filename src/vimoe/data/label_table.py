@@ -111,15 +111,7 @@ def _parquet(table: Path) -> list[list[str]]:
 def label_by_class(
     tree: Mapping[str, Mapping[str, Sequence[Any]]], root: Path, order: Callable[[str], Any] = str
 ) -> tuple[dict[str, Samples], tuple[str, ...]]:
-    """Number the classes of a data set in their order.
-
-    Args:
-        tree: By split and class, where the images are.
-        root: The data set, for the message.
-        order: What classes are sorted by.
-
-    Returns:
-        The same, as labelled samples by split, and the names of the classes.
+    """From where images are, by split and class, to labelled samples by split, and the names of the classes in order.
 
     Raises UserError if a split has a class that the first one has not.
     """

@@ -88,11 +88,7 @@ def batches(
 
 
 def every_image(
-    images: Images,
-    view: int | None = None,
-    batch_size: int = 256,
-    workers: int = 0,
-    on_broken: OnBroken | None = None,
+    images: Images, view: int | None = None, batch_size: int = 256, workers: int = 0, on_broken: OnBroken | None = None
 ) -> Iterator[tuple[Tensor, Tensor, dict[int, str]]]:
     """All images once, in their own order, on this process alone; none is left out.
 

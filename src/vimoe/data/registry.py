@@ -152,11 +152,7 @@ def open_one_split(
 
 
 def _find(
-    name: str,
-    data_dir: str | None,
-    wanted: Wanted,
-    reduce_zero_label: bool = True,
-    super_classes: bool | None = None,
+    name: str, data_dir: str | None, wanted: Wanted, reduce_zero_label: bool = True, super_classes: bool | None = None
 ) -> Found:
     kind, _, rest = name.partition("/")
     if kind == "hfids" and not Path(rest).is_dir():

@@ -38,6 +38,8 @@ from vimoe.training.recipe import Recipe
 from vimoe.vit.trunk import trunk_features, trunk_state
 
 MEMORY = "memory"
+# Tokens, labels and broken images, batch by batch.
+Made = Iterator[tuple[NDArray[np.float16], list[int], dict[str, str]]]
 # What decides how a training view looks and in what precision it is computed, apart from images and weights.
 _KEYS = ("augment", "scale", "hflip", "color_jitter", "aa", "reprob", "in_memory", "amp", "amp_dtype")
 # By key, the features of this process's last runs; two are of one run.
@@ -124,9 +126,7 @@ class _Trunk:
             raise UserError("the trunk's tokens do not fit into fp16: leave cache_features out for this model")
         return tokens.numpy()
 
-    def _batches(
-        self, images: Images, views: int, augment: Augment | None
-    ) -> Iterator[tuple[NDArray[np.float16], list[int], dict[str, str]]]:
+    def _batches(self, images: Images, views: int, augment: Augment | None) -> Made:
         """Tokens, labels and broken images, batch by batch and view by view, in the images' own order."""
         for view in range(max(1, views)):
             progress = tqdm(total=len(images), desc=f"features, view {view + 1}", unit="images", disable=None)
@@ -160,7 +160,7 @@ def _identity(images: Images) -> Any:
     return len(images), digest.hexdigest()
 
 
-def _gather(made: Iterator[tuple[NDArray[np.float16], list[int], dict[str, str]]], shape: tuple[int, ...]) -> Features:
+def _gather(made: Made, shape: tuple[int, ...]) -> Features:
     tokens, labels, broken, place = np.empty(shape, np.float16), list[int](), dict[str, str](), 0
     rows = tokens.reshape(-1, *shape[2:])
     _say_size(shape, "memory")
@@ -172,12 +172,7 @@ def _gather(made: Iterator[tuple[NDArray[np.float16], list[int], dict[str, str]]
     return Features(tokens, np.array(labels).reshape(shape[:2]).tolist(), broken)
 
 
-def _on_disk(
-    folder: Path,
-    key: str,
-    shape: tuple[int, ...],
-    made: Iterator[tuple[NDArray[np.float16], list[int], dict[str, str]]],
-) -> Features:
+def _on_disk(folder: Path, key: str, shape: tuple[int, ...], made: Made) -> Features:
     """Features from their files, which are written first where they are missing or damaged."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -193,12 +188,7 @@ def _on_disk(
     return found
 
 
-def _write(
-    folder: Path,
-    key: str,
-    shape: tuple[int, ...],
-    made: Iterator[tuple[NDArray[np.float16], list[int], dict[str, str]]],
-) -> None:
+def _write(folder: Path, key: str, shape: tuple[int, ...], made: Made) -> None:
     wanted, free = 2 * math.prod(shape), shutil.disk_usage(folder).free
     if wanted > free:
         raise UserError(f"features of {wanted / 1e9:.2f} GB do not fit into {folder}: {free / 1e9:.2f} GB are free")
