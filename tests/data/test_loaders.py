@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vimoe.data import loaders
 from vimoe.data.decode import BrokenImageError
+from vimoe.data.digits import digits
 from vimoe.data.images import Images
 from vimoe.data.loaders import NOBODY, batches, training_batches
 from vimoe.errors import UserError
@@ -133,3 +134,9 @@ def test_a_broken_image_is_replaced_by_the_next_one_in_training_and_left_out_of_
     lines.clear()
     assert [part.tolist() for _, part in batches(images, 2, workers, lines.append)] == [[0, 1], [4, 5]]
     assert lines == ["2 is broken", "3 is broken"]
+
+
+def test_evaluation_sees_every_image_once_in_its_own_order() -> None:
+    part = digits().test
+    labels = torch.cat([labels for _, labels in batches(part, 100)])
+    assert torch.equal(labels, part.targets)
