@@ -79,7 +79,7 @@ def test_a_state_of_two_processes_with_shards_is_resumed_by_another_number(
 
 
 def test_a_damaged_state_of_a_sharded_model_costs_one_state(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    settings = recipe(tmp_path / "run", **{**SAME, "epochs": 2}, fsdp=True)
+    settings = recipe(tmp_path / "run", **{**SAME, "epochs": 2}, fsdp=True, keep_states=True)
     whole = weights(train(replace(settings, output=str(tmp_path / "whole"))).path)
     train(settings)
     newest = sorted((tmp_path / "run" / "checkpoints").glob("state-*.pt"))[-1]
