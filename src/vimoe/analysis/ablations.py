@@ -26,10 +26,7 @@ def layer_ablations(number: int, layer: MoELayer, config: MoEConfig, load: Tenso
         load: `[E]` share of the assignments of each expert.
         mass: Mean sum of the gates of a choice: 1 for straight-through gates.
     """
-    found: dict[str, Answer] = {
-        "mean": _mean(layer, load, mass),
-        "random": _rerouted(layer, _at_random(number)),
-    }
+    found: dict[str, Answer] = {"mean": _mean(layer, load, mass), "random": _rerouted(layer, _at_random(number))}
     if layer.experts.num_experts > layer.router.top_k and layer.router.dropless:
         found["second"] = _rerouted(layer, _next_choice(layer))
     if (shared := layer.shared_expert) is not None:

@@ -18,15 +18,10 @@ if TYPE_CHECKING:
 
 
 class Mixing(NamedTuple):
-    """How tokens become slots and slots become tokens again.
+    """How tokens become slots and slots become tokens again."""
 
-    Attributes:
-        dispatch: `[B, T, E·P]` weights that sum to 1 over the tokens.
-        combine: `[B, T, E·P]` weights that sum to 1 over the slots.
-    """
-
-    dispatch: Tensor
-    combine: Tensor
+    dispatch: Tensor  # `[B, T, E·P]` weights that sum to 1 over the tokens
+    combine: Tensor  # `[B, T, E·P]` weights that sum to 1 over the slots
 
 
 class SoftRouter(Router):
