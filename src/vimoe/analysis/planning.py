@@ -35,7 +35,7 @@ from collections.abc import Callable, Mapping, Sequence
 from torch import Tensor
 
 from vimoe.analysis.analysis_result import Analysis, LayerAnalysis, Step
-from vimoe.analysis.paired import Estimate, mean_loss
+from vimoe.analysis.paired import mean_loss
 from vimoe.vit.plan import LayerPlan, Plan, blocks
 
 # Points that the plan may lose.
@@ -79,7 +79,8 @@ def plan_layers(
         number = layer.layer
         scores = try_out({**accepted, number: kept}) if accepted or kept else alone[number]
         lost, own = mean_loss(before, scores), mean_loss(so_far, scores)
-        step = Step(number, drop, lost, own, _outcome(lost, own, max_drop))
+        outcome = "needed" if max(own.low, lost.low) > 0 else "undecided"
+        step = Step(number, drop, lost, own, "accepted" if max(own.high, lost.high) <= max_drop else outcome)
         steps.append(step)
         if not drop:
             reasons[number] = _reason(step, layer, len(before), sorted(accepted), max_drop)
@@ -131,12 +132,6 @@ def power(analysis: Analysis, plan: Plan) -> str:
     if analysis.metric == "top1" and each < FEW:
         words += f" With {each:.0f} images a class the specialisation reads up to 6 percentage points high."
     return words
-
-
-def _outcome(lost: Estimate, own: Estimate, max_drop: float) -> str:
-    if max(own.high, lost.high) <= max_drop:
-        return "accepted"
-    return "needed" if max(own.low, lost.low) > 0 else "undecided"
 
 
 def _reason(

@@ -1,12 +1,8 @@
 """Images that reach every expert of every MoE layer, so that no expert of an exported graph goes untested."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 import torch
 from torch import Tensor, nn
 
-from vimoe.moe.router import Selection
 from vimoe.vit.blocks import moe_layers
 from vimoe.vit.recording import record_routing
 
@@ -57,38 +53,24 @@ def _unreached(model: nn.Module, images: Tensor) -> dict[int, list[int]]:
 
 
 def _ascend(model: nn.Module, images: Tensor, block: int, expert: int, steps: int) -> Tensor | None:
-    with _last_logits(model, block) as seen:
-        with torch.no_grad():
-            model(images)
-        margins = _margin(seen[-1], expert).unflatten(0, (len(images), -1)).amax(1)
-        image = images[margins.argmax()][None].clone().requires_grad_()
-        optimizer = torch.optim.Adam([image], lr=0.1)
-        for _ in range(steps):
-            model(image)
-            margin = _margin(seen[-1], expert).max()
-            if margin.item() > 0.05:
-                return image.detach()
-            (gradient,) = torch.autograd.grad(-margin, image)
-            image.grad = gradient
-            optimizer.step()
-            seen.clear()
+    layer = moe_layers(model)[block]
+
+    def margins(images: Tensor) -> Tensor:
+        """By selection, how far the expert's logit is above the best other one."""
+        model(images)
+        assert layer.last_selection is not None
+        logits = layer.last_selection.logits
+        others = torch.cat([logits[:, :expert], logits[:, expert + 1 :]], 1)
+        return logits[:, expert] - others.amax(1) if others.shape[1] else logits[:, expert] * 0 + 1
+
+    with torch.no_grad():
+        nearest = margins(images).unflatten(0, (len(images), -1)).amax(1).argmax()
+    image = images[nearest][None].clone().requires_grad_()
+    optimizer = torch.optim.Adam([image], lr=0.1)
+    for _ in range(steps):
+        margin = margins(image).max()
+        if margin.item() > 0.05:
+            return image.detach()
+        (image.grad,) = torch.autograd.grad(-margin, image)
+        optimizer.step()
     return None
-
-
-def _margin(logits: Tensor, expert: int) -> Tensor:
-    others = torch.cat([logits[:, :expert], logits[:, expert + 1 :]], 1)
-    return logits[:, expert] - others.amax(1) if others.shape[1] else logits[:, expert] * 0 + 1
-
-
-@contextmanager
-def _last_logits(model: nn.Module, block: int) -> Iterator[list[Tensor]]:
-    seen: list[Tensor] = []
-
-    def note(_router: nn.Module, _inputs: object, selection: Selection) -> None:
-        seen.append(selection.logits)
-
-    handle = moe_layers(model)[block].router.register_forward_hook(note)
-    try:
-        yield seen
-    finally:
-        handle.remove()

@@ -10,7 +10,7 @@ from vimoe.analysis.paired import mean_loss
 from vimoe.errors import UserError
 from vimoe.report.comparison import Variant
 from vimoe.tasks.model import load_model
-from vimoe.training.recipe import MAY_DIFFER, OF_MOE, Recipe, load_recipe
+from vimoe.training.recipe import MAY_DIFFER, MOE_KEYS, Recipe, load_recipe
 from vimoe.training.run_folder import RunFolder
 from vimoe.vit.cost import cost
 
@@ -77,7 +77,7 @@ def dense_control(path: Path, recipe: Recipe) -> RunFolder | None:
 
 def _without_moe(recipe: Recipe) -> Recipe:
     default = Recipe()
-    return replace(recipe, **{key: getattr(default, key) for key in (*OF_MOE, *MAY_DIFFER)})
+    return replace(recipe, **{key: getattr(default, key) for key in (*MOE_KEYS, *MAY_DIFFER)})
 
 
 def _names(paths: Sequence[Path]) -> dict[Path, str]:

@@ -10,9 +10,9 @@ import torch
 from numpy.typing import NDArray
 
 from vimoe.analysis.paired import Estimate, mean_loss
-from vimoe.study.grid import MOE_FIELDS
 from vimoe.study.statistics import Paired, holm, paired, pooled_std
 from vimoe.study.study_table import Right, StudyRow, by_setting
+from vimoe.training.recipe import MOE_KEYS
 
 # Along these a study is drawn; their values are not compared one by one.
 _ALONG_THE_AXES = ("last", "num_experts", "baseline")
@@ -113,7 +113,7 @@ def adjusted(found: Sequence[Comparison]) -> list[float]:
 
 def share_training(row: StudyRow, other: StudyRow) -> bool:
     """Whether two settings differ in nothing but what the model is, and in what was tuned for each."""
-    return _differ_in(row, other) <= set(MOE_FIELDS)
+    return _differ_in(row, other) <= set(MOE_KEYS)
 
 
 def sweeps(settings: Mapping[str, Sequence[StudyRow]]) -> Iterator[tuple[str, dict[int, str], str]]:

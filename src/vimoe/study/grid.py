@@ -11,16 +11,14 @@ from vimoe.errors import UserError, suggest
 from vimoe.study.recovery import recovery_epochs
 from vimoe.study.study_file import RESERVED, Settings, Study
 from vimoe.training.data_keys import check_data_keys
-from vimoe.training.recipe import GROUPS, Recipe, make_recipe
+from vimoe.training.recipe import MOE_KEYS, Recipe, make_recipe
 
 START, PLANNED = "start", "planned"
 _DEFAULTS: dict[str, Any] = {field.name: field.default for field in fields(Recipe)}
-_KEYS, _FIRST = list(_DEFAULTS), {group: list(_DEFAULTS).index(key) for key, group in GROUPS.items()}
-# What makes a model an MoE model, and how it is trained.
-MOE_FIELDS = _KEYS[_FIRST["MoE"] : _FIRST["optimisation"]]
+_KEYS = list(_DEFAULTS)
 # What the data is and what the dense model is: a pretraining follows its fine-tunings in these.
 DATA_AND_MODEL = (
-    *(key for key in _KEYS[: _FIRST["MoE"]] if key not in ("workers", "max_broken", "initial_checkpoint")),
+    *(key for key in _KEYS[: _KEYS.index(MOE_KEYS[0])] if key not in ("workers", "max_broken", "initial_checkpoint")),
     "pos_embed_std",
 )
 
@@ -140,7 +138,7 @@ def _planned(runs: dict[str, StudyRun], name: str) -> StudyRun:
 def _canonical(recipe: Recipe) -> Recipe:
     """One recipe for all that describe the same model: what a model does not depend on has its default."""
     width = recipe.top_k + recipe.shared_expert
-    default = {key: _DEFAULTS[key] for key in MOE_FIELDS}
+    default = {key: _DEFAULTS[key] for key in MOE_KEYS}
     if recipe.last == 0 or recipe.baseline == "dense" or (recipe.baseline == "wide" and width == 1):
         return replace(recipe, **default)
     if recipe.baseline == "wide":  # of the MoE settings only the number of FFNs that are active together counts

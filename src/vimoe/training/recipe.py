@@ -4,7 +4,7 @@ import math
 import reprlib
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -270,23 +270,9 @@ _SHARES = (
 )
 _COUNTS = ("num_experts", "top_k", "granularity", "feature_views", "epochs", "batch_size", "accumulate", "aug_repeats")
 _NOT_NEGATIVE = (
-    *(
-        "last",
-        "expert_rank",
-        "balance_rate",
-        "balance_weight",
-        "importance_weight",
-        "z_weight",
-        "lr",
-        "expert_lr",
-        "router_lr",
-        "weight_decay",
-        "warmup_epochs",
-        "min_lr",
-        "clip_grad",
-        "workers",
-    ),
-    *("pos_embed_std", "color_jitter", "mixup", "cutmix", "seed", "checkpoint_minutes", "log_interval"),
+    *("last", "expert_rank", "balance_rate", "balance_weight", "importance_weight", "z_weight", "lr", "expert_lr"),
+    *("router_lr", "weight_decay", "warmup_epochs", "min_lr", "clip_grad", "workers", "pos_embed_std", "color_jitter"),
+    *("mixup", "cutmix", "seed", "checkpoint_minutes", "log_interval"),
 )
 _LOWEST = {**dict.fromkeys(_COUNTS, 1), **dict.fromkeys((*_SHARES, *_NOT_NEGATIVE), 0)}
 
@@ -295,17 +281,14 @@ MAY_DIFFER = (
     *("output", "device", "data_dir", "workers", "max_broken", "log_interval", "log_tensorboard", "log_wandb"),
     *("checkpoint_minutes", "keep_states"),
 )
-# What a dense model makes nothing of.
-OF_MOE = (
-    *("last", "num_experts", "top_k", "shared_expert", "routing", "preset", "init", "router_noise", "balance_weight"),
-    *("importance_weight", "z_weight", "router_start", "expert_lr", "router_lr", "baseline"),
-)
-
 # The first field of each group of flags in `vimoe train --help`; fields stand in the order of their groups.
 GROUPS = {
     **{"task": "data", "model": "model", "last": "MoE", "freeze": "optimisation", "augment": "augmentation"},
     "amp": "run",
 }
+_KEYS = [field.name for field in fields(Recipe)]
+# What makes a model an MoE model, and how it is trained: a dense one makes nothing of it.
+MOE_KEYS = tuple(_KEYS[_KEYS.index("last") : _KEYS.index("freeze")])
 _KINDS = {bool: "true or false", int: "a whole number", float: "a number", str: "text", dict: "keys and values"}
 
 
