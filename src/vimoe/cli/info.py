@@ -12,8 +12,9 @@ LATENCY = ("measure", "batch", "rounds", "threads", "exported", "device")
 
 def run(arguments: Sequence[str]) -> None:
     """Print the cost of a timm model, dense and upcycled, or of a model in a folder."""
-    parser = Parser("info", "Nothing is downloaded. A folder's model is counted as it is, with its plan if it has one.")
-    parser.value("model", "a run folder, a model folder, or a timm name such as vit_small_patch14_dinov2")
+    about = "Only hf-hub:user/name is downloaded. A folder's model is counted as it is, with its plan if it has one."
+    parser = Parser("info", about)
+    parser.value("model", "a run or model folder, hf-hub:user/name, or a timm name such as vit_small_patch14_dinov2")
     parser.group("model")
     parser.flag("--image-size", "pixels of an image's side (default: the model's own)", type=at_least(1))
     parser.flag("--num-classes", "classes of the head (default: the model's own)", type=at_least(0))
@@ -40,7 +41,7 @@ def run(arguments: Sequence[str]) -> None:
     name, how = args.pop("model"), {key: args.pop(key) for key in LATENCY}
     if not how["measure"] and (needless := given.keys() & set(LATENCY[1:])):
         raise UserError(f"--{min(needless)} needs --measure")
-    if Path(name).is_dir():
+    if Path(name).is_dir() or name.startswith("hf-hub:"):
         for other in given.keys() - {"model", "image_size", *LATENCY}:
             raise UserError(f"--{other.replace('_', '-')} is for timm names: the model in {name} is counted as it is")
         print(describe_folder(Path(name), args["image_size"]))

@@ -4,9 +4,10 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from vimoe.analysis.paired import Estimate
+from vimoe.errors import UserError, first_line
 from vimoe.files import write_text
 from vimoe.report.tables import Table, metric_name
 from vimoe.vit.cost import Cost, giga_macs, millions
@@ -53,6 +54,23 @@ class Evidence:
         states = [{**asdict(s), "cost": s.cost._asdict(), "speed": s.speed and s.speed._asdict()} for s in self.states]
         numbers = {key: getattr(self, key) for key in ("metric", "split", "images", "decided", "epochs")}
         write_text(path, json.dumps({**numbers, "states": states}, indent=2))
+
+    @classmethod
+    def load(cls, path: Path) -> Self:
+        """Read what `save` wrote. Raises UserError if the file is damaged."""
+        try:
+            values = json.loads(path.read_text(encoding="utf-8"))
+            states = tuple(
+                Variant(
+                    **state
+                    | {key: state[key] and Estimate(**state[key]) for key in ("score", "lost")}
+                    | {"cost": Cost(**state["cost"]), "speed": state["speed"] and Speed(**state["speed"])}
+                )
+                for state in values.pop("states")
+            )
+            return cls(states=states, output=path.parent, **values)
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise UserError(f"{path} is damaged: {first_line(error)}") from error
 
 
 def comparison_table(variants: Sequence[Variant], metric: str, images: int, note: str, split: str = "test") -> Table:

@@ -47,6 +47,14 @@ def save_figure(figure: Figure, path: Path) -> None:
             write_bytes(path.with_name(f"{path.name}.{suffix}"), buffer.getvalue())
 
 
+def png(figure: Figure) -> bytes:
+    """The figure as the bytes of a PNG file."""
+    buffer = io.BytesIO()
+    with _laid_out(figure, "vimoe"):
+        figure.savefig(buffer, format="png", dpi=_DPI, metadata={"Software": None})
+    return buffer.getvalue()
+
+
 def embed(figure: Figure, name: str, words: str) -> Drawing:
     """The figure as an SVG element that takes the font and the colour of the text around it.
 

@@ -11,6 +11,7 @@ import timm
 
 from vimoe.errors import UserError
 from vimoe.moe.config import MoEConfig
+from vimoe.vit.hub_folder import PREFIX, fetch
 from vimoe.vit.meta import height_and_width
 
 CONFIG, MOE_KEY, WIDENED_KEY = "config.json", "vimoe", "vimoe_widened"
@@ -24,8 +25,13 @@ def a_path(path: Any) -> Path:
 
 
 def model_folder(path: str | Path) -> Path:
-    """The model folder of a run (`model/` in it), or the path itself. Raises UserError if it is no path."""
+    """The model folder of a run (`model/` in it), the copy of one on the Hub (`hf-hub:user/name`), or the path itself.
+
+    Raises UserError if it is no path, or the Hub cannot give it.
+    """
     folder = a_path(path)
+    if str(folder).startswith(PREFIX):
+        return fetch(str(folder))
     inner = folder / "model"
     return inner if exists(inner / CONFIG) and not exists(folder / CONFIG) else folder  # Path.exists raises on some
 
