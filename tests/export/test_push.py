@@ -42,7 +42,7 @@ def test_a_pushed_model_loads_by_its_name_with_its_card(repos: Repos, tmp_path: 
     assert card.data.library_name == "vimoe"
     assert 'vimoe.load("hf-hub:me/mine")' in card.text
     assert main(["info", "hf-hub:me/mine"]) == 0
-    assert "One choice of 1 for each image" in capsys.readouterr().out
+    assert "for each image, with a shared expert" in capsys.readouterr().out
 
 
 def test_a_pruned_model_is_plain_timms_on_the_hub_too(repos: Repos, tmp_path: Path) -> None:

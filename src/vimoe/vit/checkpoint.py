@@ -29,6 +29,8 @@ from vimoe.vit.upcycle import get_config, install
 from vimoe.vit.widen import widen, widening
 
 WEIGHTS = "model.safetensors"
+# Where a model keeps the arguments of its own architecture if it was made by another name.
+OWN_ARGS = "own_model_args"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 
 
@@ -94,6 +96,8 @@ def _write(
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as scratch:
+            if OWN_ARGS in model.__dict__:
+                model._model_args = model.__dict__[OWN_ARGS]
             with _one_line("cannot describe this model"):
                 save_config_for_hf(model, str(Path(scratch) / CONFIG), model_config=entries, model_args=model_args)
             _check_readable(json.loads((Path(scratch) / CONFIG).read_text()), state)

@@ -23,7 +23,7 @@ def fetch(name: str) -> Path:
     Raises UserError if the Hub has no such model, or is out of reach and there is no copy.
     """
     from huggingface_hub import snapshot_download
-    from huggingface_hub.utils import disable_progress_bars
+    from huggingface_hub.utils import disable_progress_bars  # type: ignore[attr-defined]
 
     repo, _, revision = name.removeprefix(PREFIX).partition("@")
     try:
