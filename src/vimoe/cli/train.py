@@ -1,7 +1,6 @@
 """`vimoe train`: run a recipe; the same command on the same folder goes on where it stopped."""
 
 import os
-import re
 import sys
 from argparse import BooleanOptionalAction
 from collections.abc import Callable, Sequence
@@ -101,9 +100,8 @@ def _has_masks(data_dir: object) -> bool:
 
 
 def add_recipe_flags(parser: Parser) -> None:
-    """A flag for every key of the recipe, its help from the recipe's docstring."""
+    """A flag for every key of the recipe."""
     hints = get_type_hints(Recipe)
-    texts = dict(re.findall(r"^ {8}(\w+): (.+?)(?=^ {8}\w|\Z)", Recipe.__doc__ or "", re.MULTILINE | re.DOTALL))
     for field in fields(Recipe):
         if field.name in GROUPS:
             parser.group(GROUPS[field.name])
@@ -114,6 +112,6 @@ def add_recipe_flags(parser: Parser) -> None:
             settings["action"] = BooleanOptionalAction
         elif get_origin(hint) is dict:
             settings["type"] = mapping
-        about = " ".join(texts[field.name].split()).replace("`", "").rstrip(".")
+        about = field.metadata["about"].replace("`", "")
         default = {} if field.default is MISSING else field.default
         parser.flag(f"--{field.name.replace('_', '-')}", about[0].lower() + about[1:], default, **settings)

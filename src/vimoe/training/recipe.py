@@ -17,220 +17,196 @@ MOST_PIXELS = 16384  # of an image's side
 MOST_WORKERS = 1024
 
 
+def _key(default: Any, about: str, least: float | None = None, most: float | None = None) -> Any:
+    """A recipe key: its default, what `vimoe train --help` says of it, and its limits."""
+    start: dict[str, Any] = {"default_factory": dict} if default == {} else {"default": default}
+    return field(**start, metadata={"about": about, "least": least, "most": most})
+
+
 @dataclass(frozen=True)
 class Recipe:
-    """One training run. The names are timm's where timm has them.
+    """One training run, a key a field. The names are timm's where timm has them."""
 
-    Args:
-        task: `classification` (a label for each image) or `segmentation` (a label for each pixel).
-        dataset: `digits`, `glyphs` or `digit_scenes` (embedded), `folder` (a folder for each class, or a table of
-            labels), `csv` (that table alone), `ade20k` (images and masks in ADE20K's layout), `tar`, or one of timm's
-            names: `torch/NAME`, `wds/NAME`, `hfds/NAME`, `hfids/NAME`. When empty, `folder` or `ade20k` if there is a
-            `data_dir`, else `digits` or `digit_scenes`.
-        dataset_args: Arguments of `glyphs`, such as `classes` and `scripts` (see `vimoe.data.glyphs.glyphs`).
-        data_dir: The folder of images, or the table of their labels.
-        train_split: Name of the training split; the usual names are tried when empty.
-        val_split: Name of the validation split; the usual names are tried when empty.
-        test_split: Name of the test split; the usual names are tried when empty.
-        super_classes: Classes lie in folders of larger classes (SUPER/CLASS); where empty, such folders are refused.
-        reduce_zero_label: Masks hold 0 for unlabelled and 1 to K for the classes; otherwise 0 to K - 1 for the
-            classes and 255 for unlabelled.
-        short_side: Resize a segmentation image's shorter side to this many pixels before it is cropped; its own size
-            when empty.
-        in_memory: Decode all images once, keep them in memory, and augment whole batches on the device; for small
-            images.
-        val_share: Share of each class used for validation where there is no validation split.
-        per_class: Use this many training images of each class, drawn with the seed; all of them when empty.
-        img_size: Side of the images in pixels; the model's own when empty.
-        workers: Processes that decode images.
-        max_broken: Stop when more than this share of the images is broken.
-        model: Name of a timm model, or `local-dir:FOLDER` for a model folder of timm's or ours.
-        model_args: More arguments of `timm.create_model`.
-        pretrained: Start from timm's pretrained weights.
-        initial_checkpoint: Start from this model or run folder, dense or upcycled, which replaces `model`,
-            `model_args` and `pretrained`; or from a file of weights of `model` (`.safetensors`, `.pth`, `.npz`) in any
-            format that timm reads, such as DINOv2's.
-        decoder: Decoder of a segmentation model: `linear`, or `upernet` on the features of four blocks.
-        last: Turn the FFNs of this many last blocks into MoE layers; 0 trains a dense model.
-        num_experts: Routed experts of each MoE layer.
-        top_k: Experts chosen for each image or token.
-        shared_expert: Add an expert that is always on.
-        routing: Choose experts for each `image` or for each `token`.
-        preset: `preserve` keeps the dense model's outputs; `paper` has softmax gates and unscaled copies.
-        init: How experts start: `preserve` halves the copies, `copy` does not, `residual` leaves the FFN to the shared
-            expert and lets the others begin at 0, `drop` draws a share of each copy anew, `split` cuts the FFN into
-            num_experts slices; the preset's when empty.
-        drop_share: Share of each expert's hidden units that `drop` draws anew.
-        granularity: Make experts so many times narrower, and take so many times as many.
-        expert_rank: Make experts low-rank differences of this rank from the shared expert; 0 for whole FFNs.
-        expert_dropout: Dropout in the experts in place of the model's own; 0 keeps that.
-        router: `top_k`: each image or token chooses; `prioritised`: so it does, and experts serve the most decided
-            tokens up to `capacity`; `expert_choice`: experts choose tokens; `soft`: experts get mixtures of all tokens.
-        capacity: Tokens of an image that an expert serves, as a factor on its even share.
-        slots: Slots of each expert under `soft`; as many as make a slot for each token when empty.
-        router_noise: Add noise to the router's logits in training.
-        router_jitter: Multiply the router's input in training by random numbers within 1 plus or minus this.
-        router_temperature: Divides the router's logits.
-        balance: Balance the load by a `loss`, or without one by a `bias` on the choice.
-        balance_rate: Step of that bias.
-        balance_weight: Weight of the balance loss.
-        importance_weight: Weight of the importance loss (equal total probability of the experts).
-        z_weight: Weight of the router's z-loss (small logits).
-        router_start: `random`, or `centroids` of what the routers see in the first training images.
-        expert_lr: Factor on the learning rate of the routed experts.
-        router_lr: Factor on the learning rate of the routers.
-        baseline: Train a control instead of the MoE: `dense`, or `wide` with FFNs widened in the same blocks to the
-            same activated parameters.
-        freeze: Train only a part: `experts` (the MoE layers and the head), or the blocks after the `trunk`, which ends
-            before the first MoE layer, or `last` blocks before the head. All is trained when empty.
-        cache_features: With a frozen trunk, compute its tokens once and keep them in this folder, or in `memory`.
-        feature_views: Augmented views of each training image in that cache; epochs take them in turn.
-        epochs: Passes over the training data.
-        batch_size: Images a step, over all processes.
-        lr: Peak learning rate.
-        weight_decay: Weight decay of matrices; biases, norms, tokens and routers have none.
-        layer_decay: Factor on the learning rate from each block to the one before it; 1 for none.
-        opt: Name of a timm optimiser.
-        sched: Name of a timm schedule.
-        warmup_epochs: Epochs of linear warm-up.
-        min_lr: Learning rate at the end.
-        clip_grad: Largest norm of the gradient; 0 for no clipping.
-        smoothing: Label smoothing.
-        drop_path: Highest rate of stochastic depth.
-        pos_embed_std: Standard deviation of a new model's position embedding; 1 instead of timm's 0.02 lets tiny
-            models learn several times faster.
-        augment: Augment the training images.
-        scale: Smallest share of an image's area in a random crop.
-        hflip: Probability of a horizontal flip.
-        color_jitter: Strength of random brightness, contrast and saturation.
-        aa: A timm auto-augment policy such as `rand-m9-mstd0.5-inc1`.
-        reprob: Probability of random erasing.
-        mixup: Alpha of mixup; 0 for none.
-        cutmix: Alpha of CutMix; 0 for none.
-        aug_repeats: Augmentations of each image in an epoch, which then shows as many times fewer images.
-        amp: Use mixed precision.
-        amp_dtype: Type of mixed precision; `float16` comes with loss scaling.
-        accumulate: Batches whose gradients add up to one step.
-        model_ema: Evaluate and save an exponential moving average of the weights.
-        model_ema_decay: Decay of that average in each step.
-        grad_checkpointing: Recompute activations in the backward pass to save memory.
-        compile: Use torch.compile.
-        fsdp: Under torchrun, shard weights and optimiser state over the processes (FSDP2); otherwise each process
-            holds a copy (DDP).
-        log_interval: Seconds between two lines of progress where there is no terminal.
-        log_tensorboard: Also log to TensorBoard files in the run folder.
-        log_wandb: Also log to Weights & Biases.
-        checkpoint_minutes: Minutes between two resume states within an epoch; one is always written after it.
-        keep_states: Keep the resume states of a run that has come to its end.
-        seed: Seed of everything random.
-        device: `auto`, or a torch device.
-        output: The run folder.
-    """
-
-    task: Literal["classification", "segmentation"] = "classification"
-    dataset: str = ""
-    dataset_args: dict[str, Any] = field(default_factory=dict)
-    data_dir: str | None = None
-    train_split: str = ""
-    val_split: str = ""
-    test_split: str = ""
-    super_classes: bool | None = None
-    reduce_zero_label: bool = True
-    short_side: int | None = None
-    in_memory: bool = False
-    val_share: float = 0.1
-    per_class: int | None = None
-    img_size: int | None = None
-    workers: int = 2
-    max_broken: float = 0.01
-    model: str = "vit_tiny_patch16_224"
-    model_args: dict[str, Any] = field(default_factory=dict)
-    pretrained: bool = False
-    initial_checkpoint: str | None = None
-    decoder: Literal["linear", "upernet"] = "linear"
-    last: int = 0
-    num_experts: int = 8
-    top_k: int = 1
-    shared_expert: bool = True
-    routing: Literal["image", "token"] = "image"
-    preset: Literal["preserve", "paper"] = "preserve"
-    init: Literal["", "preserve", "copy", "residual", "drop", "split"] = ""
-    drop_share: float = 0.5
-    granularity: int = 1
-    expert_rank: int = 0
-    expert_dropout: float = 0.0
-    router: Literal["top_k", "prioritised", "expert_choice", "soft"] = "top_k"
-    capacity: float = 1.0
-    slots: int | None = None
-    router_noise: bool = False
-    router_jitter: float = 0.0
-    router_temperature: float = 1.0
-    balance: Literal["loss", "bias"] = "loss"
-    balance_rate: float = 0.001
-    balance_weight: float = 0.01
-    importance_weight: float = 0.0
-    z_weight: float = 0.0
-    router_start: Literal["random", "centroids"] = "random"
-    expert_lr: float = 1.0
-    router_lr: float = 1.0
-    baseline: Literal["", "dense", "wide"] = ""
-    freeze: Literal["", "experts", "trunk"] = ""
-    cache_features: str = ""
-    feature_views: int = 1
-    epochs: int = 20
-    batch_size: int = 64
-    lr: float = 1e-3
-    weight_decay: float = 0.05
-    layer_decay: float = 1.0
-    opt: str = "adamw"
-    sched: str = "cosine"
-    warmup_epochs: float = 0.5
-    min_lr: float = 0.0
-    clip_grad: float = 1.0
-    smoothing: float = 0.1
-    drop_path: float = 0.0
-    pos_embed_std: float = 0.02
-    augment: bool = True
-    scale: float = 0.08
-    hflip: float = 0.5
-    color_jitter: float = 0.4
-    aa: str = ""
-    reprob: float = 0.0
-    mixup: float = 0.0
-    cutmix: float = 0.0
-    aug_repeats: int = 1
-    amp: bool = False
-    amp_dtype: Literal["bfloat16", "float16"] = "bfloat16"
-    accumulate: int = 1
-    model_ema: bool = False
-    model_ema_decay: float = 0.9998
-    grad_checkpointing: bool = False
-    compile: bool = False
-    fsdp: bool = False
-    log_interval: float = 60.0
-    log_tensorboard: bool = False
-    log_wandb: bool = False
-    checkpoint_minutes: float = 10.0
-    keep_states: bool = False
-    seed: int = 0
-    device: str = "auto"
-    output: str = "runs/train"
+    task: Literal["classification", "segmentation"] = _key(
+        "classification", "`classification` (a label for each image) or `segmentation` (a label for each pixel)"
+    )
+    dataset: str = _key(
+        "",
+        "`digits`, `glyphs` or `digit_scenes` (embedded), `folder` (a folder for each class, or a table of labels), "
+        "`csv` (that table alone), `ade20k` (images and masks in ADE20K's layout), `tar`, or one of timm's names: "
+        "`torch/NAME`, `wds/NAME`, `hfds/NAME`, `hfids/NAME`. When empty, `folder` or `ade20k` if there is a "
+        "`data_dir`, else `digits` or `digit_scenes`",
+    )
+    dataset_args: dict[str, Any] = _key(  # noqa: RUF009
+        {}, "Arguments of `glyphs`, such as `classes` and `scripts` (see `vimoe.data.glyphs.glyphs`)"
+    )
+    data_dir: str | None = _key(None, "The folder of images, or the table of their labels")
+    train_split: str = _key("", "Name of the training split; the usual names are tried when empty")
+    val_split: str = _key("", "Name of the validation split; the usual names are tried when empty")
+    test_split: str = _key("", "Name of the test split; the usual names are tried when empty")
+    super_classes: bool | None = _key(
+        None, "Classes lie in folders of larger classes (SUPER/CLASS); where empty, such folders are refused"
+    )
+    reduce_zero_label: bool = _key(
+        True,
+        "Masks hold 0 for unlabelled and 1 to K for the classes; otherwise 0 to K - 1 for the classes and 255 for "
+        "unlabelled",
+    )
+    short_side: int | None = _key(
+        None,
+        "Resize a segmentation image's shorter side to this many pixels before it is cropped; its own size when empty",
+    )
+    in_memory: bool = _key(
+        False, "Decode all images once, keep them in memory, and augment whole batches on the device; for small images"
+    )
+    val_share: float = _key(0.1, "Share of each class used for validation where there is no validation split", 0, 1)
+    per_class: int | None = _key(
+        None, "Use this many training images of each class, drawn with the seed; all of them when empty"
+    )
+    img_size: int | None = _key(None, "Side of the images in pixels; the model's own when empty")
+    workers: int = _key(2, "Processes that decode images", 0, MOST_WORKERS)
+    max_broken: float = _key(0.01, "Stop when more than this share of the images is broken", 0, 1)
+    model: str = _key(
+        "vit_tiny_patch16_224", "Name of a timm model, or `local-dir:FOLDER` for a model folder of timm's or ours"
+    )
+    model_args: dict[str, Any] = _key({}, "More arguments of `timm.create_model`")  # noqa: RUF009
+    pretrained: bool = _key(False, "Start from timm's pretrained weights")
+    initial_checkpoint: str | None = _key(
+        None,
+        "Start from this model or run folder, dense or upcycled, which replaces `model`, `model_args` and "
+        "`pretrained`; or from a file of weights of `model` (`.safetensors`, `.pth`, `.npz`) in any format that timm "
+        "reads, such as DINOv2's",
+    )
+    decoder: Literal["linear", "upernet"] = _key(
+        "linear", "Decoder of a segmentation model: `linear`, or `upernet` on the features of four blocks"
+    )
+    last: int = _key(0, "Turn the FFNs of this many last blocks into MoE layers; 0 trains a dense model", 0)
+    num_experts: int = _key(8, "Routed experts of each MoE layer", 1)
+    top_k: int = _key(1, "Experts chosen for each image or token", 1)
+    shared_expert: bool = _key(True, "Add an expert that is always on")
+    routing: Literal["image", "token"] = _key("image", "Choose experts for each `image` or for each `token`")
+    preset: Literal["preserve", "paper"] = _key(
+        "preserve", "`preserve` keeps the dense model's outputs; `paper` has softmax gates and unscaled copies"
+    )
+    init: Literal["", "preserve", "copy", "residual", "drop", "split"] = _key(
+        "",
+        "How experts start: `preserve` halves the copies, `copy` does not, `residual` leaves the FFN to the shared "
+        "expert and lets the others begin at 0, `drop` draws a share of each copy anew, `split` cuts the FFN into "
+        "num_experts slices; the preset's when empty",
+    )
+    drop_share: float = _key(0.5, "Share of each expert's hidden units that `drop` draws anew")
+    granularity: int = _key(1, "Make experts so many times narrower, and take so many times as many", 1)
+    expert_rank: int = _key(
+        0, "Make experts low-rank differences of this rank from the shared expert; 0 for whole FFNs", 0
+    )
+    expert_dropout: float = _key(0.0, "Dropout in the experts in place of the model's own; 0 keeps that")
+    router: Literal["top_k", "prioritised", "expert_choice", "soft"] = _key(
+        "top_k",
+        "`top_k`: each image or token chooses; `prioritised`: so it does, and experts serve the most decided tokens "
+        "up to `capacity`; `expert_choice`: experts choose tokens; `soft`: experts get mixtures of all tokens",
+    )
+    capacity: float = _key(1.0, "Tokens of an image that an expert serves, as a factor on its even share")
+    slots: int | None = _key(
+        None, "Slots of each expert under `soft`; as many as make a slot for each token when empty"
+    )
+    router_noise: bool = _key(False, "Add noise to the router's logits in training")
+    router_jitter: float = _key(
+        0.0, "Multiply the router's input in training by random numbers within 1 plus or minus this"
+    )
+    router_temperature: float = _key(1.0, "Divides the router's logits")
+    balance: Literal["loss", "bias"] = _key(
+        "loss", "Balance the load by a `loss`, or without one by a `bias` on the choice"
+    )
+    balance_rate: float = _key(0.001, "Step of that bias", 0)
+    balance_weight: float = _key(0.01, "Weight of the balance loss", 0)
+    importance_weight: float = _key(0.0, "Weight of the importance loss (equal total probability of the experts)", 0)
+    z_weight: float = _key(0.0, "Weight of the router's z-loss (small logits)", 0)
+    router_start: Literal["random", "centroids"] = _key(
+        "random", "`random`, or `centroids` of what the routers see in the first training images"
+    )
+    expert_lr: float = _key(1.0, "Factor on the learning rate of the routed experts", 0)
+    router_lr: float = _key(1.0, "Factor on the learning rate of the routers", 0)
+    baseline: Literal["", "dense", "wide"] = _key(
+        "",
+        "Train a control instead of the MoE: `dense`, or `wide` with FFNs widened in the same blocks to the same "
+        "activated parameters",
+    )
+    freeze: Literal["", "experts", "trunk"] = _key(
+        "",
+        "Train only a part: `experts` (the MoE layers and the head), or the blocks after the `trunk`, which ends "
+        "before the first MoE layer, or `last` blocks before the head. All is trained when empty",
+    )
+    cache_features: str = _key(
+        "", "With a frozen trunk, compute its tokens once and keep them in this folder, or in `memory`"
+    )
+    feature_views: int = _key(1, "Augmented views of each training image in that cache; epochs take them in turn", 1)
+    epochs: int = _key(20, "Passes over the training data", 1)
+    batch_size: int = _key(64, "Images a step, over all processes", 1)
+    lr: float = _key(1e-3, "Peak learning rate", 0)
+    weight_decay: float = _key(0.05, "Weight decay of matrices; biases, norms, tokens and routers have none", 0)
+    layer_decay: float = _key(1.0, "Factor on the learning rate from each block to the one before it; 1 for none", 0, 1)
+    opt: str = _key("adamw", "Name of a timm optimiser")
+    sched: str = _key("cosine", "Name of a timm schedule")
+    warmup_epochs: float = _key(0.5, "Epochs of linear warm-up", 0)
+    min_lr: float = _key(0.0, "Learning rate at the end", 0)
+    clip_grad: float = _key(1.0, "Largest norm of the gradient; 0 for no clipping", 0)
+    smoothing: float = _key(0.1, "Label smoothing", 0, 1)
+    drop_path: float = _key(0.0, "Highest rate of stochastic depth", 0, 1)
+    pos_embed_std: float = _key(
+        0.02,
+        "Standard deviation of a new model's position embedding; 1 instead of timm's 0.02 lets tiny models learn "
+        "several times faster",
+        0,
+    )
+    augment: bool = _key(True, "Augment the training images")
+    scale: float = _key(0.08, "Smallest share of an image's area in a random crop", 0, 1)
+    hflip: float = _key(0.5, "Probability of a horizontal flip", 0, 1)
+    color_jitter: float = _key(0.4, "Strength of random brightness, contrast and saturation", 0)
+    aa: str = _key("", "A timm auto-augment policy such as `rand-m9-mstd0.5-inc1`")
+    reprob: float = _key(0.0, "Probability of random erasing", 0, 1)
+    mixup: float = _key(0.0, "Alpha of mixup; 0 for none", 0)
+    cutmix: float = _key(0.0, "Alpha of CutMix; 0 for none", 0)
+    aug_repeats: int = _key(
+        1, "Augmentations of each image in an epoch, which then shows as many times fewer images", 1
+    )
+    amp: bool = _key(False, "Use mixed precision")
+    amp_dtype: Literal["bfloat16", "float16"] = _key(
+        "bfloat16", "Type of mixed precision; `float16` comes with loss scaling"
+    )
+    accumulate: int = _key(1, "Batches whose gradients add up to one step", 1)
+    model_ema: bool = _key(False, "Evaluate and save an exponential moving average of the weights")
+    model_ema_decay: float = _key(0.9998, "Decay of that average in each step", 0, 1)
+    grad_checkpointing: bool = _key(False, "Recompute activations in the backward pass to save memory")
+    compile: bool = _key(False, "Use torch.compile")
+    fsdp: bool = _key(
+        False,
+        "Under torchrun, shard weights and optimiser state over the processes (FSDP2); otherwise each process holds a "
+        "copy (DDP)",
+    )
+    log_interval: float = _key(60.0, "Seconds between two lines of progress where there is no terminal", 0)
+    log_tensorboard: bool = _key(False, "Also log to TensorBoard files in the run folder")
+    log_wandb: bool = _key(False, "Also log to Weights & Biases")
+    checkpoint_minutes: float = _key(
+        10.0, "Minutes between two resume states within an epoch; one is always written after it", 0
+    )
+    keep_states: bool = _key(False, "Keep the resume states of a run that has come to its end")
+    seed: int = _key(0, "Seed of everything random", 0)
+    device: str = _key("auto", "`auto`, or a torch device")
+    output: str = _key("runs/train", "The run folder")
 
     def __post_init__(self) -> None:
         if not self.dataset:
             images, masks = ("folder", "ade20k") if self.data_dir else ("digits", "digit_scenes")
             object.__setattr__(self, "dataset", masks if self.task == "segmentation" else images)
-        for name, lowest in _LOWEST.items():
-            if getattr(self, name) < lowest:
-                raise UserError(f"{name} must be at least {lowest}, got {getattr(self, name)}")
-        for name in _SHARES:
-            if getattr(self, name) > 1:
-                raise UserError(f"{name} must be at most 1, got {getattr(self, name)}")
+        for key in fields(self):
+            value, least, most = getattr(self, key.name), key.metadata["least"], key.metadata["most"]
+            if least is not None and value < least:
+                raise UserError(f"{key.name} must be at least {least}, got {value}")
+            if most is not None and value > most:
+                raise UserError(f"{key.name} must be at most {most}, got {value}")
         for name in ("img_size", "short_side"):
             if (pixels := getattr(self, name)) is not None and not 1 <= pixels <= MOST_PIXELS:
                 raise UserError(f"{name} must be between 1 and {MOST_PIXELS} pixels, got {pixels}")
-        if self.workers > MOST_WORKERS:
-            raise UserError(f"workers must be at most {MOST_WORKERS}, got {self.workers}")
         if self.cache_features:
             self._check_cache()
         if self.warmup_epochs >= self.epochs:
@@ -262,19 +238,6 @@ class Recipe:
         start = self.initial_checkpoint or (local if local != self.model else None)
         return None if start is None else Path(start)
 
-
-# Shares lie between 0 and 1, counts begin at 1.
-_SHARES = (
-    *("val_share", "max_broken", "layer_decay", "smoothing", "drop_path", "scale", "hflip", "reprob"),
-    "model_ema_decay",
-)
-_COUNTS = ("num_experts", "top_k", "granularity", "feature_views", "epochs", "batch_size", "accumulate", "aug_repeats")
-_NOT_NEGATIVE = (
-    *("last", "expert_rank", "balance_rate", "balance_weight", "importance_weight", "z_weight", "lr", "expert_lr"),
-    *("router_lr", "weight_decay", "warmup_epochs", "min_lr", "clip_grad", "workers", "pos_embed_std", "color_jitter"),
-    *("mixup", "cutmix", "seed", "checkpoint_minutes", "log_interval"),
-)
-_LOWEST = {**dict.fromkeys(_COUNTS, 1), **dict.fromkeys((*_SHARES, *_NOT_NEGATIVE), 0)}
 
 # What changes no bit of the model: a run may go on with another value.
 MAY_DIFFER = (
