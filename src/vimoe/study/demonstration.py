@@ -22,7 +22,7 @@ from vimoe.report.page import write_page
 from vimoe.report.results import decision_table
 from vimoe.report.run_report import analysis_report
 from vimoe.study.execution import execute
-from vimoe.study.grid import StudyRun
+from vimoe.study.grid import StudyRun, list_runs
 from vimoe.study.prune_run import prune_run
 from vimoe.study.recovery import recovery
 from vimoe.study.study_file import Study, read_study
@@ -87,8 +87,10 @@ def run_demo(folder: Path, seed: int, device: str, task: str = "classification")
     # One thread: a model this small only waits for others, and the figures do not depend on the number of cores.
     torch.set_num_threads(1)
     course, device = COURSES[task], pick_device(device)
+    study = demo_study(folder, seed, device, task)
+    list_runs(study)  # a wrong seed is told before a folder is made
     _say(f"1/3  a dense ViT learns {course.learns}; copies of it go on: dense, widened, and as a Mixture-of-Experts")
-    progress = execute(demo_study(folder, seed, device, task), jobs=min(3, os.cpu_count() or 1))
+    progress = execute(study, jobs=min(3, os.cpu_count() or 1))
     if progress.failures:
         raise UserError(progress.failure_line())
     start, dense, wide, vimoe = (_of(progress.runs, name) for name in ("start", "dense", "wide", "moe"))
