@@ -38,7 +38,7 @@ def test_what_pruning_did_is_a_table_of_scores_changes_cost_and_speed() -> None:
 def test_models_that_were_trained_side_by_side_have_seconds_and_no_speed() -> None:
     table = comparison_table([Variant("dense", Estimate(96.7, 95, 98), AFTER, training=57.4)], "pixels", 9, "A note.")
     assert table.header[1] == "test pixel accuracy % (95 %)"
-    assert table.rows == [["dense", "96.7 (95.0 to 98.0)", "", "0.75 M", "1.00 M", "15.0 MMAC", "57"]]
+    assert table.rows == [["dense", "96.7 (95.0 to 98.0)", "", "0.750 M", "1.00 M", "15.0 MMAC", "57"]]
     assert table.header[-1] == "training s"
     assert "A note." in table.notes[0]
 

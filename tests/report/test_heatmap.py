@@ -99,6 +99,24 @@ def test_super_classes_are_named_where_classes_are_not() -> None:
     assert [(text.get_text(), text.get_position()[1]) for text in alone.texts] == [("animal", 19.5), ("plant", 69.5)]
 
 
+def test_names_of_small_super_classes_give_way_where_they_would_overlap() -> None:
+    groups = ("animal",) * 298 + ("fungus",) * 3 + ("moss",) * 2 + ("plant",) * 297
+    figure = routing_heatmaps((table := example(classes=600, groups=groups)), measures(table))
+    figure.draw_without_rendering()
+    panel = next(ax for ax in figure.axes if ax.images)
+    assert [label.get_text() for label in panel.get_yticklabels()] == ["animal", "fungus", "plant"]
+
+
+def test_the_colour_scale_ends_at_the_highest_share_of_any_layer() -> None:
+    even, table = np.full((4, 8), 10), np.full((2, 4, 8), 10)
+    table[1, 0, 0] = 45  # 45 of 115
+    counts = RoutingCounts((2, 3), (8, 8), tuple("abcd"), table)
+    for blocks in (None, [2], [3]):
+        figure = routing_heatmaps(counts, measures(counts), blocks=blocks)
+        assert figure.axes[-1].get_ylim() == (0.0, 0.4)
+    assert class_shares(even).max() < 0.4
+
+
 def test_a_grid_of_twelve_fits_its_rows() -> None:
     """No panel's title or names reach into another panel."""
     names = tuple(f"a rather long class name {i}" for i in range(10))

@@ -23,7 +23,7 @@ def test_the_plans_table_has_the_model_as_it_is_and_as_planned() -> None:
     lost = "-0.5 (-2.0 to +1.0)"  # of the last accepted step
     assert table.rows == [
         ["as it is", "90.0 (82.5 to 97.5)", "", "1.00 M", "4.00 M", "20.0 MMAC"],
-        ["as planned, before any recovery training", "89.5", lost, "0.75 M", "1.00 M", "15.0 MMAC"],
+        ["as planned, before any recovery training", "89.5", lost, "0.750 M", "1.00 M", "15.0 MMAC"],
     ]
     nothing = replace(analysis(), steps=())
     assert len(plan_table(nothing, EVERYTHING, BEFORE, BEFORE).rows) == 1

@@ -40,12 +40,12 @@ def test_no_cell_of_a_csv_is_a_formula_and_numbers_stay_numbers() -> None:
 
 def test_numbers_keep_three_figures() -> None:
     assert [millions(n) for n in (599_000, 1_014_000, 22_013_800, 135_481_192)] == [
-        "0.60 M",
+        "0.599 M",
         "1.01 M",
         "22.0 M",
         "135.5 M",
     ]
-    assert [giga_macs(n) for n in (10_500_000, 6_123_945_984)] == ["10.5 MMAC", "6.12 GMAC"]
+    assert [giga_macs(n) for n in (172_544, 10_500_000, 6_123_945_984)] == ["0.17 MMAC", "10.5 MMAC", "6.12 GMAC"]
 
 
 def test_the_cost_table_holds_the_papers_figures_and_the_routing_degree() -> None:

@@ -21,6 +21,8 @@ from vimoe.vit.plan import Plan
 NAMED, NAMED_ALONE = 24, 200
 # Inches of all panels side by side, about.
 WIDTH = 15.5
+# Inches that a line of text takes.
+_LETTER = 0.13
 # Rows of fewer choices than this are grey: their shares say little.
 FEW = 10
 
@@ -56,7 +58,7 @@ def routing_heatmaps(
     unit: str = "image",
     columns: int = 6,
 ) -> Figure:
-    """Class × expert heatmaps, the last layer first, on one colour scale from 0 to 1.
+    """Class × expert heatmaps, the last layer first, on one colour scale for all layers of the model.
 
     Each row is the share of a class's choices that fell on each expert, so that rows sum to 1 and panels can be
     compared by eye. Rows of a class with few choices are grey. The axes are labelled `block N`.
@@ -82,7 +84,7 @@ def routing_heatmaps(
     axes = figure.subplots(rows, columns, squeeze=False)
     for ax in axes.flat[len(numbers) :]:
         ax.set_visible(False)
-    scale = matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(0, 1), "Blues")
+    scale = matplotlib.cm.ScalarMappable(matplotlib.colors.Normalize(0, _top(counts)), "Blues")
     parts = {part.layer: part.pruned for part in plan.layers} if plan else {}
     units, some_few = "patches" if unit == "patch" else "images", False
     for ax, number in zip(axes.flat, numbers, strict=False):
@@ -103,7 +105,10 @@ def routing_heatmaps(
         ax.set_xticks(range(table.shape[1]), [str(e) for e in range(table.shape[1])] if table.shape[1] <= 16 else [])
         spans = [(name, len(list(same))) for name, same in itertools.groupby(groups[i] for i in order if groups)]
         ends = list(itertools.accumulate(size for _, size in spans))
-        places = {end - (size + 1) / 2: short(name) for end, (name, size) in zip(ends, spans, strict=True)}
+        places = _apart(
+            [(end - (size + 1) / 2, short(name), size) for end, (name, size) in zip(ends, spans, strict=True)],
+            _LETTER * classes / height,
+        )
         for end in ends[:-1]:
             ax.axhline(end - 0.5, color="black", linewidth=0.5)
         if named:
@@ -124,3 +129,18 @@ def routing_heatmaps(
         grey = [Patch(color=matplotlib.colormaps["Greys"](0.4))]
         legend(figure, grey, [f"class with fewer than {FEW} {units}"], loc="outside upper right")
     return figure
+
+
+def _top(counts: RoutingCounts) -> float:
+    """Where the colour scale ends: the highest share of a class with enough choices, up to the next tenth."""
+    tables = [counts.layer(number) for number in counts.layers]
+    return max(0.1, *(math.ceil(10 * class_shares(t)[t.sum(1) >= FEW].max(initial=0)) / 10 for t in tables))
+
+
+def _apart(labels: Sequence[tuple[float, str, int]], least: float) -> dict[float, str]:
+    """By place, the names that do not come nearer to each other than `least`; of two, that of the larger span stays."""
+    kept: dict[float, str] = {}
+    for place, name, _ in sorted(labels, key=lambda label: -label[2]):
+        if all(abs(place - other) >= least for other in kept):
+            kept[place] = name
+    return dict(sorted(kept.items()))

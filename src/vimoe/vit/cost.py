@@ -80,11 +80,11 @@ def _count_macs(model: nn.Module, image_size: int | tuple[int, int] | None) -> t
 
 
 def millions(count: int) -> str:
-    """A count in millions: three figures, and never less than a hundredth."""
+    """A count in millions, three figures of it."""
     value = count / 1e6
-    return f"{value:.1f} M" if value >= 10 else f"{value:.2f} M"
+    return f"{value:.{1 if value >= 10 else 2 if value >= 1 else 3}f} M"
 
 
 def giga_macs(macs: int) -> str:
     """Multiply-adds in units of 10^9, or 10^6 for small models."""
-    return f"{macs / 1e9:.2f} GMAC" if macs >= 1e8 else f"{macs / 1e6:.1f} MMAC"
+    return f"{macs / 1e9:.2f} GMAC" if macs >= 1e8 else f"{macs / 1e6:.{1 if macs >= 1e7 else 2}f} MMAC"
