@@ -69,33 +69,23 @@ def select_experts(
 
 
 class Router(nn.Module):
-    """What a layer needs of its router, whatever its kind.
+    """What a layer needs of its router, whatever its kind."""
 
-    Attributes:
-        weight: `[·, D]` its parameters.
-        top_k: Experts chosen for each input, at the most where there is a capacity; 0 where nothing is chosen.
-        dropless: Whether every choice is served.
-        bias: `[E]` what balances the load, None where nothing does.
-        assigned: `[E]` int64, choices in training since the bias last moved; None before the first.
-    """
-
-    weight: nn.Parameter
-    top_k = 0
-    dropless = True
-    bias: Tensor | None
+    weight: nn.Parameter  # `[·, D]`
+    top_k = 0  # experts chosen for each input, at the most where there is a capacity; 0 where nothing is chosen
+    dropless = True  # whether every choice is served
+    bias: Tensor | None  # `[E]` what balances the load, None where nothing does
+    assigned: Tensor | None  # `[E]` int64, choices in training since the bias last moved; None before the first
 
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("bias", None)
-        self.assigned: Tensor | None = None
+        self.assigned = None
 
     def select(self, logits: Tensor, noise: Tensor | None = None, among: Tensor | None = None) -> Selection:
-        """Choose experts by their logits.
+        """Choose experts by their logits `[B, M, E]` or `[S, E]`; for `noise`, of their shape, see `select_experts`.
 
-        Args:
-            logits: `[B, M, E]` or `[S, E]`.
-            noise: Of the same shape, added for the choice and the gates.
-            among: The experts that `logits` are about, by number; all by default. The answer counts within them.
+        `among` are the experts that they are about, by number, all by default; the answer counts within them.
         """
         raise NotImplementedError
 

@@ -36,19 +36,12 @@ from vimoe.vit.cost import cost
 
 
 class Course(NamedTuple):
-    """What the demo of a task does.
+    """What the demo of a task does."""
 
-    Attributes:
-        study: The study file, in this folder, with a start, and a dense, a wide and an MoE variant.
-        title: Of the report.
-        learns: What the models learn.
-        recovery: Epochs of recovery after pruning, of which the control gets as many; 0 where little is pruned.
-    """
-
-    study: str
-    title: str
-    learns: str
-    recovery: int
+    study: str  # the study file, in this folder, with a start, and a dense, a wide and an MoE variant
+    title: str  # of the report
+    learns: str  # what the models learn
+    recovery: int  # epochs of recovery after pruning, of which the control gets as many; 0 where little is pruned
 
 
 COURSES = {
