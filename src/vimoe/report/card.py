@@ -18,7 +18,7 @@ from vimoe.report.comparison import Evidence, pruning_table
 from vimoe.report.heatmap import routing_heatmaps
 from vimoe.report.results import decision_table, plan_sentence, plan_table
 from vimoe.report.saving import png
-from vimoe.report.tables import METRICS, cost_rows
+from vimoe.report.tables import METRICS, Table, cost_rows
 from vimoe.tasks.model import load_model
 from vimoe.training.recipe import Recipe, load_recipe
 from vimoe.training.run_folder import Row, RunFolder
@@ -172,11 +172,9 @@ def _loading(facts: Facts) -> str:
 def _metrics(row: Row) -> str:
     """Numbers of the validation split, as `vimoe train` prints them."""
     found = {key.removeprefix("val_"): value for key, value in row.items() if key.startswith("val_")}
-    cells = {
-        METRICS.get(key, key.replace("_", " ")): f"{value:.2f}".removesuffix(".00") for key, value in found.items()
-    }
-    lines = [f"| {name} | {value} |" for name, value in cells.items()]
-    return "\n".join(["| validation | |", "| --- | ---: |", *lines])
+    names = [METRICS.get(key, key.replace("_", " ")) for key in found]
+    numbers = [f"{value:.2f}".removesuffix(".00") for value in found.values()]
+    return Table(("validation", ""), list(zip(names, numbers, strict=True))).markdown()
 
 
 def _images(facts: Facts) -> str:
