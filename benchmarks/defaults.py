@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from vimoe.analysis.evaluate_run import evaluate_run
+from vimoe.analysis.evaluate_run import evaluate
 from vimoe.analysis.paired import mean_loss
 from vimoe.files import write_text
 from vimoe.report.comparison import change
@@ -49,7 +49,7 @@ def measured(data_dir: Path, given: Mapping[str, Any], output: Path) -> list[lis
         folder = output / data_dir.name / name.replace(" ", "-").replace(",", "").replace("'", "")
         recipe = make_recipe({**given, **settings, "output": str(folder)})
         seconds = sum(row["seconds"] for row in train(recipe).read_rows())
-        found = evaluate_run(folder, workers=recipe.workers, device=recipe.device)
+        found = evaluate(folder, workers=recipe.workers, device=recipe.device)
         first = first or found
         score, lost = found.score, mean_loss(first.scores, found.scores)
         rows.append(

@@ -6,9 +6,13 @@ from typing import TYPE_CHECKING, Any
 from vimoe.errors import UserError
 
 if TYPE_CHECKING:
+    from vimoe.analysis.evaluate_run import evaluate
     from vimoe.moe.balance import update_balance
     from vimoe.moe.config import MoEConfig
     from vimoe.moe.losses import balance_loss
+    from vimoe.report.analyzed_run import analyze
+    from vimoe.training.fit import train
+    from vimoe.training.recipe import Recipe
     from vimoe.vit.checkpoint import load, save
     from vimoe.vit.cost import cost
     from vimoe.vit.merging import merge
@@ -22,14 +26,18 @@ __version__ = "0.1.0"
 __all__ = [
     "MoEConfig",
     "Plan",
+    "Recipe",
     "UserError",
+    "analyze",
     "balance_loss",
     "cost",
+    "evaluate",
     "load",
     "merge",
     "prune",
     "record_routing",
     "save",
+    "train",
     "upcycle",
     "update_balance",
 ]
@@ -38,13 +46,17 @@ __all__ = [
 _HOMES = {
     "MoEConfig": "vimoe.moe.config",
     "Plan": "vimoe.vit.plan",
+    "Recipe": "vimoe.training.recipe",
+    "analyze": "vimoe.report.analyzed_run",
     "balance_loss": "vimoe.moe.losses",
     "cost": "vimoe.vit.cost",
+    "evaluate": "vimoe.analysis.evaluate_run",
     "load": "vimoe.vit.checkpoint",
     "merge": "vimoe.vit.merging",
     "prune": "vimoe.vit.pruning",
     "record_routing": "vimoe.vit.recording",
     "save": "vimoe.vit.checkpoint",
+    "train": "vimoe.training.fit",
     "upcycle": "vimoe.vit.upcycle",
     "update_balance": "vimoe.moe.balance",
 }

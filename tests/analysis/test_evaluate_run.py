@@ -7,7 +7,7 @@ from PIL import Image
 
 from tests.training.tiny import recipe
 from vimoe.analysis.ablation_scores import image_scores
-from vimoe.analysis.evaluate_run import WORST, evaluate_run
+from vimoe.analysis.evaluate_run import WORST, evaluate
 from vimoe.data.digits import digits
 from vimoe.data.images import InMemory
 from vimoe.data.loaders import batches
@@ -22,7 +22,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_scores_confusion_and_mistakes_agree_with_the_answers_one_by_one(run: Path) -> None:
-    evaluation, test = evaluate_run(run, device="cpu"), digits().test
+    evaluation, test = evaluate(run, device="cpu"), digits().test
     assert isinstance(test, InMemory)
     model = load(run / "model")
     assert torch.equal(evaluation.scores, image_scores(model, batches(test)))
@@ -41,7 +41,7 @@ def test_scores_confusion_and_mistakes_agree_with_the_answers_one_by_one(run: Pa
 
 
 def test_the_files_of_an_evaluation(run: Path, tmp_path: Path) -> None:
-    evaluation = evaluate_run(run, device="cpu")
+    evaluation = evaluate(run, device="cpu")
     write_evaluation(evaluation, tmp_path)
     kept = json.loads((tmp_path / "metrics.json").read_text())
     assert kept["score"]["low"] < kept["top1"] < kept["score"]["high"]

@@ -81,7 +81,7 @@ class Evaluation:
         }
 
 
-def evaluate_run(
+def evaluate(
     path: str | Path,
     *,
     dataset: str | None = None,

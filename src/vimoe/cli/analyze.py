@@ -35,15 +35,15 @@ def run(arguments: Sequence[str]) -> None:
     parser.group("run")
     parser.shared("--batch-size", "--workers", "--device")
     args = parser.parse(arguments)
-    from vimoe.analysis.analyze_run import analyze_run
+    from vimoe.report.analyzed_run import analyze
     from vimoe.report.page import write_page
     from vimoe.report.run_report import analysis_report
 
     options = {name: value for name, value in vars(args).items() if name != "run"}
-    analysis, plan = analyze_run(args.run, note=parser.note, **options)
+    found = analyze(args.run, note=parser.note, **options)
     command = shlex.join(["vimoe", "analyze", *arguments])
     report = write_page(analysis_report(args.run, command, args.dataset, args.data_dir), args.run / "report.html")
-    print(analysis_table(analysis, plan))
+    print(analysis_table(found.analysis, found.plan))
     print(f"\nThe report lies in {report}, the plan in {args.run / 'plan.json'}.")
     print(f"`vimoe prune {args.run}` carries it out.")
 

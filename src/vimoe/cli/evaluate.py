@@ -26,11 +26,11 @@ def run(arguments: Sequence[str]) -> None:
     parser.shared("--batch-size", "--workers", "--device")
     add_view(parser)
     args = parser.parse(arguments)
-    from vimoe.analysis.evaluate_run import evaluate_run
+    from vimoe.analysis.evaluate_run import evaluate
     from vimoe.files import write_text
     from vimoe.report.evaluation_report import class_table, evaluation_text, write_evaluation
 
-    evaluation = evaluate_run(
+    evaluation = evaluate(
         args.model,
         dataset=args.dataset,
         dataset_args=args.dataset_args,

@@ -63,10 +63,10 @@ def run(arguments: Sequence[str]) -> None:
 
 def _result(path: Path, recipe: Recipe) -> str:
     """How good the finished model is on the images that decided nothing, and what can be done next."""
-    from vimoe.analysis.evaluate_run import evaluate_run
+    from vimoe.analysis.evaluate_run import evaluate
     from vimoe.report.evaluation_report import class_table, is_uneven, score_words
 
-    evaluation = evaluate_run(path, data_dir=recipe.data_dir, workers=recipe.workers, device=recipe.device)
+    evaluation = evaluate(path, data_dir=recipe.data_dir, workers=recipe.workers, device=recipe.device)
     lines = [f"the trained model lies in {path / 'model'}", "", score_words(evaluation)]
     lines += ["", class_table(evaluation).text()] if is_uneven(evaluation) else []
     ways = {f"vimoe evaluate {quote(str(path))}": "confusion matrix and worst mistakes"}

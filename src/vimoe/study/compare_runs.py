@@ -5,7 +5,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from vimoe.analysis.analyze_run import finished_run
-from vimoe.analysis.evaluate_run import Evaluation, evaluate_run
+from vimoe.analysis.evaluate_run import Evaluation, evaluate
 from vimoe.analysis.paired import mean_loss
 from vimoe.errors import UserError
 from vimoe.report.comparison import Variant
@@ -44,9 +44,7 @@ def compare_runs(
     first: Evaluation | None = None
     names, variants = _names(paths), list[Variant]()
     for path, (run, _) in zip(paths, runs, strict=True):
-        found = evaluate_run(
-            path, split=split, data_dir=data_dir, batch_size=batch_size, workers=workers, device=device
-        )
+        found = evaluate(path, split=split, data_dir=data_dir, batch_size=batch_size, workers=workers, device=device)
         first = first or found
         if found.metric != first.metric or found.images != first.images:
             raise UserError(
