@@ -6,9 +6,10 @@ from PIL import Image
 
 from tests.data.image_files import write_folder
 from tests.training.tiny import recipe
+from vimoe.data.images import is_uneven
 from vimoe.training.fit import train
 from vimoe.training.health import RoutingHealth
-from vimoe.training.run_summary import data_words, is_uneven
+from vimoe.training.run_summary import data_words
 from vimoe.training.source import open_recipe_data
 
 

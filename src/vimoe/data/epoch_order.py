@@ -12,15 +12,26 @@ def generator(*key: int | str) -> torch.Generator:
 
 
 def epoch_order(
-    size: int, batch_size: int, seed: int, epoch: int, repeats: int = 1, part: tuple[int, int] = (0, 1)
+    size: int,
+    batch_size: int,
+    seed: int,
+    epoch: int,
+    repeats: int = 1,
+    part: tuple[int, int] = (0, 1),
+    weights: torch.Tensor | None = None,
 ) -> list[list[int]]:
     """The batches of one epoch: a permutation that depends on seed and epoch alone, the incomplete batch dropped.
 
     With repeats (repeated augmentation, Berman et al. 2019, MultiGrain) an epoch has the same number of batches of
     fewer images, the views of an image side by side. Number `i + size * r` stands for view r of image i. Of every
-    batch a process gets its `part`, by rank and world size.
+    batch a process gets its `part`, by rank and world size. With `weights` `[size]`, images are drawn as often as these
+    say, and may come twice.
     """
-    order = torch.randperm(size, generator=generator("order", seed, epoch))
+    drawn = generator("order", seed, epoch)
+    if weights is None:
+        order = torch.randperm(size, generator=drawn)
+    else:
+        order = torch.multinomial(weights, size, replacement=True, generator=drawn)
     place = torch.arange(size - size % batch_size)
     numbers = order[place // repeats] + size * (place % repeats)
     rank, world = part

@@ -11,6 +11,9 @@ from torch.utils.data import Dataset
 from vimoe.data.decode import BrokenImageError
 from vimoe.data.transforms import ImageForm
 
+# Images of the largest class for one of the smallest, from which on classes are called uneven.
+UNEVEN = 3
+
 # Where each image is, with its label or with where its mask is.
 Samples = Sequence[tuple[Any, Any]]
 # From a sample to the image in RGB and its target.
@@ -86,6 +89,23 @@ class InMemory(Images):
             mean, std = self.normalise
             image = (image / 255 - mean) / std
         return image, target if target.ndim else int(target)
+
+
+def class_counts(images: Images, num_classes: int) -> Tensor | None:
+    """`[classes]` images of each class; None for masks."""
+    labels = image_labels(images)
+    return None if labels is None else torch.bincount(labels, minlength=num_classes)
+
+
+def class_weights(counts: Tensor) -> Tensor:
+    """`[classes]` weights under which all classes weigh the same and images 1 on average; 0 for one without images."""
+    weights = torch.where(counts > 0, counts.sum() / counts.clamp(min=1), 0.0)
+    return weights / (counts > 0).sum()
+
+
+def is_uneven(counts: Tensor, ratio: float = UNEVEN) -> bool:
+    """Whether the largest class has so many times the images of the smallest one."""
+    return bool(counts.max() >= ratio * counts.min().clamp(min=1))
 
 
 def image_labels(images: Images) -> Tensor | None:

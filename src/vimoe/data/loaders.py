@@ -47,6 +47,7 @@ def training_batches(
     on_broken: OnBroken | None = None,
     repeats: int = 1,
     part: tuple[int, int] = (0, 1),
+    weights: Tensor | None = None,
 ) -> Iterator[Batch]:
     """The batches of one epoch from number `first` on.
 
@@ -66,7 +67,7 @@ def training_batches(
     Raises UserError if dozens of images in a row cannot be read, or a worker was killed.
     """
     images = images.at_epoch(epoch)
-    order = epoch_order(len(images), batch_size, seed, epoch, repeats, part)[first:]
+    order = epoch_order(len(images), batch_size, seed, epoch, repeats, part, weights)[first:]
     views = [[(seed, epoch, number) for number in numbers] for numbers in order]
     for batch in _load(images, views, workers, on_broken):
         if batch is None or len(batch[1]) < len(order[0]):

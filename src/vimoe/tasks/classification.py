@@ -16,17 +16,19 @@ from vimoe.vit.checkpoint import save
 
 
 class Classification(Task):
-    """One label an image: cross-entropy, and top-1 accuracy."""
+    """One label an image: cross-entropy, and top-1 accuracy; `class_weights` `[classes]` weigh the loss."""
 
     metric = "top1"
 
-    def __init__(self, num_classes: int, smoothing: float = 0.0) -> None:
+    def __init__(self, num_classes: int, smoothing: float = 0.0, class_weights: Tensor | None = None) -> None:
         self.num_classes = num_classes
+        self.class_weights = class_weights
         self.smoothing = smoothing
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Cross-entropy of logits `[B, classes]` and labels `[B]`."""
-        return F.cross_entropy(outputs.float(), targets, label_smoothing=self.smoothing)
+        weights = None if self.class_weights is None else self.class_weights.to(outputs.device)
+        return F.cross_entropy(outputs.float(), targets, weights, label_smoothing=self.smoothing)
 
     def measure(
         self, model: nn.Module, labelled: Iterable[Batch], device: str, watch: Watch | None = None

@@ -1,5 +1,6 @@
 """From a recipe to a trained model: data, model, the loop over epochs, and the run folder it resumes from."""
 
+import os
 import shutil
 import sys
 import traceback
@@ -9,10 +10,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
 from tqdm import tqdm
 
+from vimoe.data.images import class_counts, class_weights, is_uneven
 from vimoe.data.splits import Splits
-from vimoe.distributed import barrier, is_network_error, process_group, rank
+from vimoe.distributed import all_gather, barrier, is_network_error, process_group, rank
 from vimoe.errors import UserError, first_line
 from vimoe.files import write_text
 from vimoe.tasks.classification import Classification
@@ -50,7 +53,8 @@ def train(recipe: Recipe, resume_changed: bool = False, say: Callable[[str], Non
             splits = open_recipe_data(recipe)
             task = recipe_task(recipe, splits)
             trainer = Trainer(build_model(recipe, splits), splits, task, recipe, run)
-            _fit(trainer, stop, changed, say and partial(_introduce, trainer, splits, say))
+            best = best_key(recipe, splits, task.metric) if recipe.keep == "best" else ""
+            _fit(trainer, stop, changed, say and partial(_introduce, trainer, splits, say), best)
     return run
 
 
@@ -58,16 +62,31 @@ def recipe_task(recipe: Recipe, splits: Splits) -> Task:
     """What the recipe trains for. Raises UserError if the task and another setting of the recipe exclude each other."""
     classes = len(splits.class_names)
     if recipe.task == "classification":
-        return Classification(classes, recipe.smoothing)
+        weights = class_weights(_counts(splits)) if recipe.balance_classes == "loss" else None
+        return Classification(classes, recipe.smoothing, weights)
+    if recipe.balance_classes:
+        raise UserError("balance_classes counts images by their label: leave it out for segmentation")
     if recipe.mixup or recipe.cutmix:
         raise UserError("mixup and cutmix mix the labels of whole images: leave them 0 for segmentation")
     return Segmentation(classes, recipe.smoothing, View(recipe.short_side), recipe.reduce_zero_label)
 
 
+def _counts(splits: Splits) -> Tensor:
+    counts = class_counts(splits.train, len(splits.class_names))
+    assert counts is not None  # they have labels
+    return counts
+
+
+def best_key(recipe: Recipe, splits: Splits, metric: str) -> str:
+    """The validation metric that says which epoch is best: the mean of the classes where these are uneven."""
+    uneven = recipe.task == "classification" and is_uneven(_counts(splits))
+    return "val_mean_class" if uneven else f"val_{metric}"
+
+
 def _fit(
-    trainer: Trainer, stop: StopRequest, changed: dict[str, list[Any]], introduce: Callable[[], None] | None
+    trainer: Trainer, stop: StopRequest, changed: dict[str, list[Any]], introduce: Introduce | None, best: str
 ) -> None:
-    """Train from where the run's folder stands to the end, and write the finished model."""
+    """Train from where the run's folder stands to the end, and write the finished model, or that `best` by this key."""
     run, recipe = trainer.run, trainer.recipe
     with ExitStack() as stack:
         if first := rank() == 0:
@@ -89,10 +108,13 @@ def _fit(
                 log(row)
                 _report(row, trainer.task, recipe)
                 told |= _warn(_collapsed(row), set() if row["epoch"] == recipe.epochs else told)
+            if best and row[best] > max((before[best] for before in trainer.rows[:-1]), default=-1.0):
+                trainer.save_model(run.checkpoints / "best")
             trainer.write_state()
         if first and trainer.rows:
             run.write_rows(trainer.rows)
-        trainer.save_model(run.model)
+        if not best or not _take_best(trainer, best, first):
+            trainer.save_model(run.model)
         barrier()
         if first and not recipe.keep_states:
             shutil.rmtree(run.checkpoints, ignore_errors=True)
@@ -130,6 +152,19 @@ def _report(row: Row, task: Task, recipe: Recipe) -> None:
     # On a terminal every epoch; in a log ten lines a run are enough.
     if sys.stderr.isatty() or row["epoch"] % max(1, recipe.epochs // 10) == 0 or row["epoch"] == recipe.epochs:
         tqdm.write(f"  {line}  {row['seconds']:.0f} s", file=sys.stderr)
+
+
+def _take_best(trainer: Trainer, key: str, first: bool) -> bool:
+    """Make the best epoch's model the finished one; says whether it is there."""
+    kept = trainer.run.checkpoints / "best"
+    if not all(all_gather((kept / "config.json").exists())):
+        return False
+    barrier()  # all have looked
+    if first:
+        row = max(trainer.rows, key=lambda row: row[key])
+        tqdm.write(f"  kept: epoch {row['epoch']}, best by {key} {row[key]:.1f}", file=sys.stderr)
+        os.replace(kept, trainer.run.model)
+    return True
 
 
 def _collapsed(row: Row) -> dict[str, float]:

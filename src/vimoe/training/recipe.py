@@ -151,6 +151,16 @@ class Recipe:
     min_lr: float = _key(0.0, "Learning rate at the end", 0)
     clip_grad: float = _key(1.0, "Largest norm of the gradient; 0 for no clipping", 0)
     smoothing: float = _key(0.1, "Label smoothing", 0, 1)
+    balance_classes: Literal["", "loss", "sampler"] = _key(
+        "",
+        "Give all classes the same weight where they are uneven: in the `loss`, or in how often the `sampler` shows "
+        "their images",
+    )
+    keep: Literal["last", "best"] = _key(
+        "last",
+        "The model of the `last` epoch, or of the `best` one on the validation split: by the task's metric, or by the "
+        "mean of the classes where these are uneven",
+    )
     drop_path: float = _key(0.0, "Highest rate of stochastic depth", 0, 1)
     pos_embed_std: float = _key(
         0.02,

@@ -4,12 +4,9 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
 from vimoe.data.contact_sheet import contact_sheet, to_pixels
 from vimoe.data.epoch_order import generator
-from vimoe.data.images import Images, image_labels
+from vimoe.data.images import class_counts, is_uneven
 from vimoe.data.loaders import training_batches
 from vimoe.data.splits import Splits
 from vimoe.files import write_bytes
@@ -20,8 +17,6 @@ from vimoe.vit.blocks import moe_layers
 from vimoe.vit.cost import cost, giga_macs, millions
 from vimoe.vit.plan import blocks
 
-# Images of the largest class for one of the smallest, from which on classes are called uneven.
-UNEVEN = 3
 # Images of the first batch that are shown.
 _SHOWN = 32
 
@@ -73,17 +68,6 @@ def data_words(splits: Splits) -> str:
     if is_uneven(counts):
         words += f": {'very ' if is_uneven(counts, 10) else ''}uneven, look at the mean of the classes"
     return words
-
-
-def class_counts(images: Images, num_classes: int) -> Tensor | None:
-    """`[classes]` images of each class; None for masks."""
-    labels = image_labels(images)
-    return None if labels is None else torch.bincount(labels, minlength=num_classes)
-
-
-def is_uneven(counts: Tensor, ratio: float = UNEVEN) -> bool:
-    """Whether the largest class has so many times the images of the smallest one."""
-    return bool(counts.max() >= ratio * counts.min().clamp(min=1))
 
 
 def write_first_batch(splits: Splits, recipe: Recipe, path: Path) -> None:

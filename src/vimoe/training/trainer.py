@@ -18,6 +18,7 @@ from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
 from vimoe.data.epoch_order import generator
+from vimoe.data.images import class_counts, class_weights, image_labels
 from vimoe.data.loaders import training_batches
 from vimoe.data.splits import Splits
 from vimoe.distributed import all_gather, all_reduce_numbers, is_distributed, rank, world_size
@@ -73,6 +74,12 @@ class Trainer:
     def __init__(self, model: nn.Module, splits: Splits, task: Task, recipe: Recipe, run: RunFolder) -> None:
         self.model, self.splits, self.task, self.recipe, self.run = model, splits, task, recipe, run
         self.device = pick_device(recipe.device)
+        self.image_weights: Tensor | None = None
+        if recipe.balance_classes == "sampler":
+            labels, counts = image_labels(splits.train), class_counts(splits.train, len(splits.class_names))
+            assert labels is not None  # images with masks were refused
+            assert counts is not None
+            self.image_weights = class_weights(counts)[labels]
         self.batches = len(splits.train) // recipe.batch_size
         self.steps = self.batches // recipe.accumulate
         if not self.steps:
@@ -208,6 +215,7 @@ class Trainer:
             partial(self._skip, "train"),
             recipe.aug_repeats,
             (rank(), world_size()),
+            self.image_weights,
         )
         self.ddp_model.train()
         first, pace, steps, looked = rank() == 0, 1.0, 0, started  # the first process's clock counts
