@@ -54,7 +54,7 @@ def test_the_line_of_a_foreign_model_reads_as_written_here() -> None:
     model = timm.create_model("resnet18", num_classes=2)
     with refused(
         "ResNet has no blocks with an FFN of their own to replace; supported are plain timm ViTs: "
-        "vit_*, DINOv2, DINOv3, DeiT, CLIP and SigLIP image towers, BEiT, EVA",
+        "vit_*, DINOv2, DINOv3, DeiT, CLIP and SigLIP image towers, BEiT, EVA; or transformers'",
         model,
     ):
         vimoe.upcycle(model)

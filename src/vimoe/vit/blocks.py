@@ -7,13 +7,16 @@ from torch import nn
 from vimoe.errors import UserError
 from vimoe.moe.layer import MoELayer, moe_modules
 
-SUPPORTED = "plain timm ViTs: vit_*, DINOv2, DINOv3, DeiT, CLIP and SigLIP image towers, BEiT, EVA"
+SUPPORTED = "plain timm ViTs: vit_*, DINOv2, DINOv3, DeiT, CLIP and SigLIP image towers, BEiT, EVA; or transformers'"
+# What timm calls a ViT's blocks and their attention, and what transformers does.
+BLOCKS = ("blocks", "layers", "layer")
+ATTENTION = ("attn", "attention", "self_attn")
 
 
 class Backbone(NamedTuple):
     """The ViT inside a model (or the model itself), which turns images into tokens, and its transformer blocks.
 
-    Each of these, from the first to the last, has `attn` and `mlp`.
+    Each of these, from the first to the last, has an attention and `mlp`.
     """
 
     vit: nn.Module
@@ -21,15 +24,20 @@ class Backbone(NamedTuple):
 
 
 def find_backbone(model: nn.Module) -> Backbone:
-    """Find the one sequence of transformer blocks that have an FFN of their own, in a timm ViT or what holds one.
+    """Find the one sequence of transformer blocks that have an FFN of their own, in a ViT or what holds one.
+
+    The ViT is timm's or transformers'. Blocks that see no patches, such as a text tower's, are not looked at.
 
     Raises UserError if there is none, or more than one, or it does not start from patches.
     """
     found = [
-        Backbone(owner, list(child.children()))
-        for _, owner in model.named_modules()
+        Backbone(vit, list(child.children()))
+        for path, owner in model.named_modules()
         for name, child in owner.named_children()
-        if name == "blocks" and isinstance(child, nn.ModuleList | nn.Sequential) and _are_blocks(list(child.children()))
+        if name in BLOCKS
+        and isinstance(child, nn.ModuleList | nn.Sequential)
+        and _are_blocks(list(child.children()))
+        and (vit := owner if name == "blocks" else _with_embeddings(model, path)) is not None
     ]
     kind = type(model).__name__
     if not found:
@@ -38,14 +46,29 @@ def find_backbone(model: nn.Module) -> Backbone:
         )
     if len(found) > 1:
         raise UserError(f"{kind} has {len(found)} separate stages of blocks; supported are {SUPPORTED}")
-    if not hasattr(found[0].vit, "patch_embed"):
+    if not hasattr(found[0].vit, "patch_embed") and patch_projection(found[0].vit) is None:
         raise UserError(f"{kind} does not cut its images into patches itself; supported are {SUPPORTED}")
     return found[0]
 
 
+def patch_projection(vit: nn.Module) -> nn.Conv2d | None:
+    """What cuts images into patches in transformers' `embeddings`; None where there is none."""
+    embeddings = vit._modules.get("embeddings")
+    found = [module for module in embeddings.modules() if isinstance(module, nn.Conv2d)] if embeddings else []
+    return found[0] if len(found) == 1 else None
+
+
+def _with_embeddings(model: nn.Module, path: str) -> nn.Module | None:
+    """The nearest module around `path` that turns images into tokens as transformers' ViTs do."""
+    parts = path.split(".") if path else []
+    around = (model.get_submodule(".".join(parts[:depth])) for depth in range(len(parts), -1, -1))
+    return next((module for module in around if patch_projection(module) is not None), None)
+
+
 def _are_blocks(children: list[nn.Module]) -> bool:
     return bool(children) and all(
-        isinstance(getattr(block, "attn", None), nn.Module) and isinstance(getattr(block, "mlp", None), nn.Module)
+        any(isinstance(getattr(block, name, None), nn.Module) for name in ATTENTION)
+        and isinstance(getattr(block, "mlp", None), nn.Module)
         for block in children
     )
 

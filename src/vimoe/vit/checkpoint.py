@@ -25,6 +25,7 @@ from vimoe.moe.config import MoEConfig, whole_number
 from vimoe.vit.blocks import find_backbone
 from vimoe.vit.meta import height_and_width, input_shape
 from vimoe.vit.model_config import CONFIG, MOE_KEY, WIDENED_KEY, a_path, check_config, model_folder, read_config
+from vimoe.vit.transformers_folder import describe, is_of_transformers, make, read_entries
 from vimoe.vit.upcycle import get_config, install
 from vimoe.vit.widen import widen, widening
 
@@ -41,14 +42,14 @@ def save(
     model_args: dict[str, Any] | None = None,
     extra: dict[str, Any] | None = None,
 ) -> None:
-    """Write a model folder that `load`, and for a dense model timm itself, can read.
+    """Write a model folder that `load`, and for a dense model timm or transformers itself, can read.
 
     Each file is written under another name and then renamed: a reader sees the old one or the new one, whole.
     What torch.compile, DDP, DataParallel and averaged copies (timm's and torch's) wrap is saved without the wrapper.
     Where processes share out the weights (FSDP2) all of them call this, and process 0 writes.
 
     Args:
-        model: A model made by `timm.create_model`, dense or upcycled.
+        model: A model made by `timm.create_model`, or one of transformers', dense or upcycled.
         folder: Where to write; made if it does not exist, other files in it stay.
         model_args: Arguments of `timm.create_model` that timm could not note down itself.
         extra: More entries for `config.json`, such as `label_names`.
@@ -56,9 +57,10 @@ def save(
     Raises UserError if the model was not made by `timm.create_model` or was cut since, or the folder cannot be written.
     """
     config, folder, model = get_config(model), a_path(folder), _unwrapped(model)
-    if not getattr(model, "pretrained_cfg", {}).get("architecture"):
+    theirs = is_of_transformers(model)
+    if not theirs and not getattr(model, "pretrained_cfg", {}).get("architecture"):
         raise UserError("only models made by timm.create_model can be saved: this one does not know its own name")
-    if not hasattr(model, "num_classes"):
+    if not theirs and not hasattr(model, "num_classes"):
         raise UserError(
             "a features_only model is cut to what its features need: save a whole model, whose forward_intermediates "
             "gives the same features"
@@ -98,8 +100,11 @@ def _write(
         with tempfile.TemporaryDirectory(dir=folder, prefix=".saving-") as scratch:
             if OWN_ARGS in model.__dict__:
                 model._model_args = model.__dict__[OWN_ARGS]
-            with _one_line("cannot describe this model"):
-                save_config_for_hf(model, str(Path(scratch) / CONFIG), model_config=entries, model_args=model_args)
+            if is_of_transformers(model):
+                (Path(scratch) / CONFIG).write_text(json.dumps(describe(model, get_config(model), entries), indent=2))
+            else:
+                with _one_line("cannot describe this model"):
+                    save_config_for_hf(model, str(Path(scratch) / CONFIG), model_config=entries, model_args=model_args)
             _check_readable(json.loads((Path(scratch) / CONFIG).read_text()), state)
             save_file({name: value.contiguous() for name, value in state.items()}, Path(scratch) / WEIGHTS)
             for name in (WEIGHTS, CONFIG):
@@ -110,7 +115,8 @@ def _write(
 
 def _check_readable(entries: dict[str, Any], state: Mapping[str, Tensor]) -> None:
     """Refuse a model that `load` could not make again, before anything is written."""
-    check_config(entries)
+    if "architecture" in entries:
+        check_config(entries)
     with _one_line("timm cannot make this model again"):
         again = _make_model(entries, {}, "meta")
     if differ := _misfits(again, state):
@@ -150,7 +156,9 @@ def load(
     cannot be given this size or head, or there is no such device.
     """
     folder = model_folder(folder)
-    entries = read_config(folder)
+    entries = read_entries(folder) or read_config(folder)
+    if "architecture" not in entries and (img_size, num_classes, model_args) != (None, None, {}):
+        raise UserError(f"{folder} holds a model of transformers: img_size and others are for timm's")
     state = _read_weights(folder / WEIGHTS)
     with _one_line(f"{folder / CONFIG} does not describe a model"):
         skeleton = _make_model(entries, {}, "meta")
@@ -175,6 +183,9 @@ def load(
 
 
 def _make_model(entries: dict[str, Any], model_args: dict[str, Any], device: str) -> nn.Module:
+    if "architecture" not in entries:
+        with torch.device(device):
+            return make(entries)
     overlay = {**entries["pretrained_cfg"], **{k: entries[k] for k in ("num_classes", "label_names") if k in entries}}
     args = {"num_classes": entries["num_classes"], **entries.get("model_args", {}), **model_args}
     # What is given by name here cannot come from the file: no other weights are read than the folder's own.

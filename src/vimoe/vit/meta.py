@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from vimoe.errors import UserError, first_line
-from vimoe.vit.blocks import Backbone
+from vimoe.vit.blocks import Backbone, find_backbone, patch_projection
 
 
 class TokenLayout(NamedTuple):
@@ -40,7 +40,10 @@ def meta_clone(model: nn.Module) -> nn.Module:
 
 
 def input_shape(vit: nn.Module) -> tuple[int, int, int]:
-    """Channels, height and width that a timm ViT was made for, in whole patches where it takes any size."""
+    """Channels, height and width that a ViT was made for, in whole patches where it takes any size."""
+    if patch_projection(vit) is not None:
+        config: Any = vit.config
+        return config.num_channels, *height_and_width("image_size", config.image_size)
     channels, height, width = get_model_input_config(vit)["input_size"]
     if not getattr(vit, "pretrained_cfg", None):  # made from timm's class and not by timm.create_model
         height, width = getattr(vit.patch_embed, "img_size", None) or (height, width)
@@ -66,8 +69,9 @@ def read_token_layout(backbone: Backbone, layers: Sequence[int]) -> TokenLayout:
     vit = backbone.vit
     seen: dict[int, Sequence[int]] = {}
     clone = meta_clone(vit)
+    blocks = find_backbone(clone).blocks
     for layer in layers:
-        ffn = clone.get_submodule(f"blocks.{layer}.mlp")
+        ffn = blocks[layer].get_submodule("mlp")
         ffn.register_forward_pre_hook(lambda _, inputs, layer=layer: seen.__setitem__(layer, inputs[0].shape))
     forward = getattr(clone, "forward_features", clone)
     try:
@@ -80,8 +84,14 @@ def read_token_layout(backbone: Backbone, layers: Sequence[int]) -> TokenLayout:
             what = list(shape) or "no input"
             raise UserError(f"the FFN of block {layer} sees {what}, an MoE layer takes [batch, tokens, width]")
     shape = seen[layers[0]]
+    per_image = all(shape[0] == 2 for shape in seen.values())
+    if (projection := patch_projection(vit)) is not None:
+        _, height, width = input_shape(vit)
+        prefix = shape[1] - (height // projection.stride[0]) * (width // projection.stride[1])
+        tokens = (getattr(vit.embeddings, name, None) for name in ("cls_token", "class_embedding"))
+        return TokenLayout(prefix, any(isinstance(token, Tensor) for token in tokens), per_image, shape[1])
     prefix = int(getattr(vit, "num_prefix_tokens", 0) or 0)
     if shape[1] == getattr(vit.patch_embed, "num_patches", None):
         prefix = 0  # the class token joins after these blocks (CaiT, XCiT)
     has_class_token = prefix > 0 and isinstance(getattr(vit, "cls_token", None), Tensor)
-    return TokenLayout(prefix, has_class_token, all(shape[0] == 2 for shape in seen.values()), shape[1])
+    return TokenLayout(prefix, has_class_token, per_image, shape[1])

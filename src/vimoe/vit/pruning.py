@@ -11,6 +11,7 @@ from vimoe.errors import UserError
 from vimoe.moe.config import MoEConfig
 from vimoe.moe.layer import MoELayer
 from vimoe.vit.blocks import find_backbone, moe_layers
+from vimoe.vit.ffn_names import with_own_names
 from vimoe.vit.plan import LayerPlan, Plan
 from vimoe.vit.upcycle import get_config, set_config
 
@@ -114,7 +115,7 @@ def prune(model: Model, plan: Plan | Mapping[int, Sequence[int]]) -> Model:
         layer = layers[part.layer]
         if part.pruned:
             load = None if part.load is None else torch.tensor(part.load)
-            blocks[part.layer].mlp = plain_ffn(layer, config, load)
+            blocks[part.layer].mlp = with_own_names(plain_ffn(layer, config, load))
             del sizes[part.layer]
         else:
             keep_experts(layer, part.experts)

@@ -14,6 +14,7 @@ from vimoe.moe.config import Gate, GateInput, Init, MoEConfig, Routing, one_of, 
 from vimoe.moe.experts import check_ffn
 from vimoe.moe.layer import MoELayer, moe_modules
 from vimoe.vit.blocks import Backbone, find_backbone, moe_layers
+from vimoe.vit.ffn_names import with_timm_names
 from vimoe.vit.meta import TokenLayout, read_token_layout
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -127,7 +128,7 @@ def install(
         raise UserError("routing 'image' needs whole images, and this model's FFNs see windows: use routing 'token'")
     if config.routing == "image" and config.gate_input == "cls" and not layout.has_class_token:
         raise UserError("gate_input 'cls' needs a class token at the FFN, and this model has none: use 'mean'")
-    ffns = [backbone.blocks[layer].get_submodule("mlp") for layer in config.layers]
+    ffns = [with_timm_names(backbone.blocks[layer].get_submodule("mlp")) for layer in config.layers]
     for ffn in ffns:
         check_ffn(ffn, config.granularity)
     for layer, num_experts, ffn in zip(config.layers, config.num_experts, ffns, strict=True):
