@@ -1,6 +1,7 @@
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -34,6 +35,25 @@ def test_a_gated_ffn_has_no_wide_competitor_and_that_is_said() -> None:
     lines: list[str] = []
     assert list(competitors(model, note=lines.append)) == ["dense", "ViMoE"]
     assert lines[0].startswith("no dense model of equal activated size: ")
+
+
+@pytest.mark.parametrize(
+    ("form", "names", "line"),
+    [
+        ({"router": "soft", "routing": "token"}, ["ViMoE"], "no dense model of equal blocks: "),
+        ({"granularity": 2, "num_experts": 4, "top_k": 2}, ["dense", "ViMoE"], "the experts are not whole FFNs"),
+        ({"expert_rank": 4}, ["dense", "ViMoE"], "the experts are not whole FFNs"),
+    ],
+)
+def test_other_routers_and_experts_have_the_competitors_that_there_are(
+    form: dict[str, Any], names: list[str], line: str
+) -> None:
+    model, lines = moe(**form), []
+    assert list(competitors(model, note=lines.append)) == names
+    assert line in lines[0]
+    found = touched(model, torch.randn(1, 3, SIZE, SIZE))
+    assert found is not None
+    assert 0 < found.experts <= found.stored
 
 
 def test_the_plan_makes_the_pruned_model_and_leaves_the_others() -> None:

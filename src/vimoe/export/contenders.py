@@ -82,13 +82,16 @@ def competitors(
     config = get_config(model)
     if config is None:
         return {"dense": model}
-    dense = prune(copy.deepcopy(model), {layer: [] for layer in config.layers})
-    models = {"dense": dense}
-    if (factor := config.top_k + config.shared_expert) > 1:
-        try:
-            models["wide"] = widen(copy.deepcopy(dense), config.layers, factor).eval()
-        except UserError as error:
-            note(f"no dense model of equal activated size: {error}")
+    models = {}
+    whole = config.router == "top_k" and config.granularity == 1 and config.expert_rank == 0
+    try:
+        models["dense"] = prune(copy.deepcopy(model), {layer: [] for layer in config.layers})
+        if whole and (factor := config.top_k + config.shared_expert) > 1:
+            models["wide"] = widen(copy.deepcopy(models["dense"]), config.layers, factor).eval()
+    except UserError as error:
+        note(f"no dense model of equal {'activated size' if models else 'blocks'}: {error}")
+    if models and not whole:
+        note("no dense model of equal activated size: the experts are not whole FFNs, or not chosen k at a time")
     models["ViMoE"] = model
     if plan is not None:
         models["pruned"] = prune(copy.deepcopy(model), plan)
@@ -99,14 +102,16 @@ def touched(model: nn.Module, images: Tensor) -> Touched | None:
     """Which experts a batch reads; None for a dense model."""
     if not (layers := moe_layers(model)):
         return None
-    with torch.no_grad(), record_routing(model) as record:
-        model(images)
-    chosen = {block: len(ids.unique()) for block, ids in record.expert_ids.items()}
+    stored = {block: layer.experts.num_experts for block, layer in layers.items()}
+    chosen = stored  # where experts choose, or mix, none is left out
+    if (config := get_config(model)) is not None and config.router == "top_k":
+        with torch.no_grad(), record_routing(model) as record:
+            model(images)
+        chosen = {block: len(ids.unique()) for block, ids in record.expert_ids.items()}
     sizes = {
         block: sum(p.numel() * p.element_size() for p in layer.experts.parameters()) // layer.experts.num_experts
         for block, layer in layers.items()
     }
-    stored = {block: layer.experts.num_experts for block, layer in layers.items()}
     return Touched(
         sum(chosen.values()),
         sum(stored.values()),

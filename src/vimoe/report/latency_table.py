@@ -23,6 +23,7 @@ def latency_table(measured: Sequence[Measured], device: str, threads: int) -> Ta
             )
     rounds = len(next(iter(measured[0].latencies.values())).seconds)
     against = "wide (dense, as many activated parameters)" if "wide" in measured[0].latencies else "dense"
+    against = against if "dense" in measured[0].latencies else "itself, as there is no dense model"
     notes.append(
         f"Milliseconds a batch, on noise: median and quartiles of {rounds} rounds in which all take turns; {device}, "
         f"{threads} {'thread' if threads == 1 else 'threads'}. Ratio: to {against}, in onnxruntime to its export; "
