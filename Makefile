@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup demo test test-slow test-browser soak hostile lint bench clean
+.PHONY: setup demo test test-slow test-browser soak hostile lint bench docs clean
 
 setup: $(READY)
 
@@ -44,5 +44,10 @@ bench: setup
 	$(BIN)/python benchmarks/moe_layer.py --experts-scaling --dims 384 --tokens 32896
 	$(BIN)/python benchmarks/inference.py
 
+# Nothing but the packages is fetched: the site can be read without a network.
+docs: setup
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 clean:
-	rm -rf .venv build dist src/*.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf .venv build dist site src/*.egg-info .pytest_cache .mypy_cache .ruff_cache
