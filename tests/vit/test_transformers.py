@@ -181,6 +181,18 @@ def test_a_tampered_configuration_is_one_line(tmp_path: Path, entry: str, value:
         vimoe.load(tmp_path)
 
 
+@pytest.mark.parametrize("key", ["attn_implementation", "_attn_implementation", "auto_map", "quantization_config"])
+def test_a_configuration_fetches_no_code(tmp_path: Path, key: str) -> None:
+    model = make("vit")
+    vimoe.save(model, tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), key: "evil/kernel"}))
+    again = vimoe.load(tmp_path)
+    assert torch.equal(answer(again), answer(model))
+    assert "evil" not in again.config.to_json_string()
+    assert again.config._attn_implementation == model.config._attn_implementation
+
+
 def test_arguments_of_timm_are_refused(tmp_path: Path) -> None:
     vimoe.save(make("vit"), tmp_path)
     with pytest.raises(UserError, match="img_size and others are for timm's"):

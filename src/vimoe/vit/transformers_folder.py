@@ -14,6 +14,9 @@ from vimoe.moe.config import MoEConfig
 from vimoe.vit.model_config import CONFIG, MOE_KEY
 from vimoe.vit.upcycle import install
 
+# Of a configuration: what names code or kernels to fetch rather than a model's form.
+_NOT_READ = ("attn_implementation", "experts_implementation", "auto_map", "quantization_config", MOE_KEY)
+
 
 def is_of_transformers(model: nn.Module) -> bool:
     """Whether it is one of transformers' models."""
@@ -54,9 +57,17 @@ def make(entries: dict[str, Any]) -> nn.Module:
         raise UserError(f"{CONFIG} names no model of transformers: architectures is {names!r}")
     moe = MoEConfig.from_dict(entries[MOE_KEY]) if MOE_KEY in entries else None
     try:
-        model: nn.Module = kind(kind.config_class.from_dict({k: v for k, v in entries.items() if k != MOE_KEY}))
+        model: nn.Module = kind(kind.config_class.from_dict(_form(entries)))
     except Exception as error:  # a foreign configuration makes it raise whatever it likes
         raise UserError(f"{CONFIG} does not describe a {name}: {first_line(error)}") from error
     if moe is not None:
         install(model, moe)
     return model
+
+
+def _form(entries: Any) -> Any:
+    """Without what starts with `_`, which is transformers' own business, and without what is not read; at any depth."""
+    if isinstance(entries, dict):
+        kept = {key: value for key, value in entries.items() if not key.startswith("_") and key not in _NOT_READ}
+        return {key: _form(value) for key, value in kept.items()}
+    return entries
