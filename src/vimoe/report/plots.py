@@ -99,15 +99,17 @@ def score_and_cost(variants: Sequence[Variant], metric: str, split: str) -> Figu
     """Models' scores over their multiply-adds, and beside it their changes against the first one."""
     figure = Figure(figsize=(8.4, max(2.8, 1.2 + 0.35 * len(variants))), layout="constrained")
     left, right = figure.subplots(1, 2)
+    unit = 1e9 if max(variant.cost.macs for variant in variants) >= 1e9 else 1e6
     for i, variant in enumerate(variants):
-        colour, macs = COLOURS[i % len(COLOURS)], variant.cost.macs / 1e9
+        colour, macs = COLOURS[i % len(COLOURS)], variant.cost.macs / unit
         intervals(left, [macs], [variant.score], color=colour)
         left.plot(macs, variant.score.value, "o", color=colour, markersize=5)
         if (lost := variant.lost) is not None:
             gain = Estimate(-lost.value, -lost.high, -lost.low)
             intervals(right, [i], [gain], across=True, color=colour)
-            right.plot(gain.value, i, "o", color=colour, markersize=5)
-    left.set_xlabel("multiply-adds of an image, 10^9", fontsize=9)
+        right.plot(-lost.value if lost else 0.0, i, "o", color=colour, markersize=5)
+    left.set_xlabel(f"multiply-adds of an image, {'millions' if unit < 1e9 else 'billions'}", fontsize=9)
+    left.margins(x=0.2)
     left.set_ylabel(f"{split} {metric_name(metric)} % (95 %)", fontsize=9)
     right.axvline(0, color="black", linewidth=0.8, linestyle=":")
     right.set_yticks(range(len(variants)), [short(variant.name) for variant in variants], parse_math=False)

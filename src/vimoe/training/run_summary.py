@@ -28,7 +28,7 @@ def run_summary(trainer: Trainer, splits: Splits) -> str:
     found, layers = cost(trainer.unsharded, (height, width)), moe_layers(trainer.unsharded)
     steps, done = trainer.steps * recipe.epochs, trainer.position.epoch * trainer.steps
     start = str(recipe.start or f"{recipe.model} with {'timm' if recipe.pretrained else 'random'} weights")
-    if not recipe.pretrained_start:
+    if recipe.data_dir and not recipe.pretrained_start:
         start += "; --pretrained learns far more from few images"
     kind = "dense"
     if layers:
