@@ -14,6 +14,7 @@ from typing import Any
 
 from vimoe.analysis.evaluate_run import evaluate
 from vimoe.analysis.paired import mean_loss
+from vimoe.errors import UserError
 from vimoe.files import write_text
 from vimoe.report.comparison import change
 from vimoe.report.tables import Table
@@ -48,7 +49,11 @@ def measured(data_dir: Path, given: Mapping[str, Any], output: Path) -> list[lis
     for name, settings in contenders(images, given).items():
         folder = output / data_dir.name / name.replace(" ", "-").replace(",", "").replace("'", "")
         recipe = make_recipe({**given, **settings, "output": str(folder)})
-        seconds = sum(row["seconds"] for row in train(recipe).read_rows())
+        try:
+            seconds = sum(row["seconds"] for row in train(recipe).read_rows())
+        except UserError as error:  # such as a batch that is larger than the set
+            rows.append([f"{data_dir.name}, {name}", str(error), *[""] * 6])
+            continue
         found = evaluate(folder, workers=recipe.workers, device=recipe.device)
         first = first or found
         score, lost = found.score, mean_loss(first.scores, found.scores)
