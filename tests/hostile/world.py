@@ -17,7 +17,21 @@ from tests.data.scenes_on_disk import write_ade20k
 from vimoe.cli import main
 
 MODEL = '{"patch_size": 4, "embed_dim": 16, "depth": 2, "num_heads": 2}'
-TRAIN = ["train", "--model-args", MODEL, "--epochs", "1", "--batch-size", "8", "--device", "cpu", "--workers", "0"]
+TRAIN = [
+    "train",
+    "--defaults",
+    "scratch",
+    "--model-args",
+    MODEL,
+    "--epochs",
+    "1",
+    "--batch-size",
+    "8",
+    "--device",
+    "cpu",
+    "--workers",
+    "0",
+]
 MOE = ["--last", "1", "--num-experts", "2"]
 
 
