@@ -26,7 +26,7 @@ VERBS = {
     "prune": "apply the plan to a run, train to recover, and report the effect",
     "study": "run a grid of settings and seeds, and write tables and figures",
     "export": "write a trained model as an ONNX or torch.export file, and check it",
-    "card": "write a model card: what a run is, how good, at what cost, how to load it",
+    "card": "write a model card: what a run is, how good, at what cost",
     "push": "upload a model and its card to the Hugging Face Hub",
     "info": "count parameters and multiply-adds of a model, dense and upcycled",
 }

@@ -61,6 +61,8 @@ def read_config(path: str | Path) -> dict[str, Any]:
 def _state_input_size(entries: dict[str, Any]) -> None:
     """Have `pretrained_cfg` say the size that `model_args` make: without it, or with another, timm takes others."""
     cfg, args = entries["pretrained_cfg"], entries.get("model_args", {})
+    if args.get("dynamic_img_size") and "input_size" in cfg:
+        return  # it takes images of any size, and these are its own
     if size := args.get("img_size"):
         channels = args.get("in_chans") or (cfg.get("input_size") or [3])[0]
         cfg["input_size"] = [channels, *height_and_width("img_size", size)]
