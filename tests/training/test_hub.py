@@ -1,4 +1,4 @@
-import time
+import threading
 from pathlib import Path
 
 import pytest
@@ -35,10 +35,17 @@ def test_what_is_in_the_cache_needs_no_answer(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_a_hub_that_is_silent_is_given_up_in_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(hub, "urlopen", lambda *args, **how: time.sleep(60))
+    over = threading.Event()
+
+    def silent(*_: object, **__: object) -> None:
+        over.wait(60)
+        raise OSError
+
+    monkeypatch.setattr(hub, "urlopen", silent)
     monkeypatch.setattr(hub, "PATIENCE", 0.05)
     with pytest.raises(UserError, match="does not answer"):
         check_hub(MODEL)
+    over.set()
 
 
 def test_a_model_without_weights_on_the_hub_is_left_to_timm() -> None:
