@@ -1,5 +1,6 @@
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -44,3 +45,8 @@ with tempfile.TemporaryDirectory() as folder:
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_no_two_modules_share_a_name() -> None:
+    names = [path.stem for path in Path(vimoe.__file__).parent.rglob("*.py") if path.stem != "__init__"]
+    assert sorted(set(names)) == sorted(names)

@@ -13,6 +13,6 @@ def run(arguments: Sequence[str]) -> None:
     parser.flag("--license", "the Hub's name of the model's licence, such as apache-2.0")
     parser.flag("--overwrite", "replace a README.md that is there", False, action="store_true")
     args = parser.parse(arguments)
-    from vimoe.report.card import write_card
+    from vimoe.report.model_card import write_card
 
     print(f"The card lies in {write_card(args.run, args.license, args.overwrite)}.")

@@ -13,8 +13,8 @@ def run(arguments: Sequence[str]) -> None:
     parser.value("name", "the model's name on the Hub, user/name")
     parser.flag("--private", "only you can see it, if it is new", False, action="store_true")
     args = parser.parse(arguments)
-    from vimoe.export.push import CARD, push
-    from vimoe.report.card import HEATMAPS, check_card, make_card
+    from vimoe.export.upload import CARD, push
+    from vimoe.report.model_card import HEATMAPS, check_card, make_card
     from vimoe.vit.model_config import model_folder
 
     folder = model_folder(args.run)

@@ -12,7 +12,7 @@ from vimoe.analysis.analysis_result import Analysis
 from vimoe.analysis.counts import RoutingCounts
 from vimoe.errors import UserError, first_line
 from vimoe.export.facts import Facts, read_facts
-from vimoe.export.push import CARD
+from vimoe.export.upload import CARD
 from vimoe.files import write_bytes, write_text
 from vimoe.report.comparison import Evidence, pruning_table
 from vimoe.report.heatmap import routing_heatmaps

@@ -12,7 +12,7 @@ import vimoe
 from tests.export.hub_server import Repos, hub
 from tests.export.models import SIZE, write_classifier, write_segmenter
 from vimoe.cli import main
-from vimoe.export.push import push
+from vimoe.export.upload import push
 from vimoe.tasks.model import load_model
 from vimoe.vit.hub_folder import fetch
 

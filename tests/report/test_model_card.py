@@ -12,8 +12,8 @@ from tests.report.examples import EVIL, counts, rows
 from tests.report.test_comparison import STATES
 from vimoe.cli import main
 from vimoe.errors import UserError
-from vimoe.report.card import check_card, write_card
 from vimoe.report.comparison import Evidence
+from vimoe.report.model_card import check_card, write_card
 from vimoe.training.recipe import Recipe
 from vimoe.training.run_folder import RunFolder
 from vimoe.vit.plan import LayerPlan, Plan
