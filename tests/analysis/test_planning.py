@@ -222,6 +222,7 @@ def test_the_plan_says_what_its_images_could_show() -> None:
     words = power(found, plan)
     assert words.startswith("With 40 images losses below 4.7 points cannot be told from none (14.4 where a layer")
     assert "2 of 3 layers are not decidable and stay: use more images (about 880) by --split or a larger" in words
+    assert "2 of 3 layers are not decidable and stay: use more images by" in power(found, Plan(()))  # edited by hand
     plan, steps = planned({1: 0, 3: 120})
     words = power(dataclasses.replace(found, steps=steps, images=400), plan)
     assert "decidable" not in words

@@ -122,7 +122,8 @@ def power(analysis: Analysis, plan: Plan) -> str:
     words += f" ({max(halves):.1f} where a layer changes many answers)." if max(halves) > min(halves) else "."
     open_layers = [step.layer for step in analysis.steps if step.outcome == "undecided" and not step.drop]
     if open_layers:
-        needed = max(part.evidence.get("images_needed", 0) for part in plan.layers if part.layer in open_layers)
+        images = [part.evidence.get("images_needed", 0) for part in plan.layers if part.layer in open_layers]
+        needed = max(images, default=0)  # a plan edited by hand may leave them out
         more = f" (about {needed:,.0f})" if needed else ""
         words += (
             f" {len(open_layers)} of {len(analysis.layers)} layers are not decidable and stay: use more images{more} "
