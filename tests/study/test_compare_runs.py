@@ -15,6 +15,7 @@ from vimoe.study.compare_runs import compare_runs, dense_control
 from vimoe.study.prune_run import prune_run
 from vimoe.training.fit import train
 from vimoe.training.recipe import load_recipe
+from vimoe.training.run_folder import RunFolder
 from vimoe.vit.checkpoint import load
 from vimoe.vit.plan import LayerPlan, Plan
 
@@ -34,6 +35,12 @@ def test_changes_are_paired_by_image_with_the_first_run(runs: tuple[Path, Path])
     assert found.variants[1].lost == mean_loss(one, other)
     assert found.variants[1].cost.stored_params > found.variants[0].cost.stored_params
     assert found.images == len(one)
+
+
+def test_the_seconds_of_training_are_those_since_the_run_began(runs: tuple[Path, Path]) -> None:
+    found = compare_runs(runs)
+    for variant, path in zip(found.variants, runs, strict=True):
+        assert variant.training == RunFolder(path).read_rows()[-1]["seconds"]
 
 
 def test_compare_prints_a_table_and_writes_it_with_a_figure(
