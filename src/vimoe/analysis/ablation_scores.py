@@ -30,9 +30,13 @@ def share_of_right_labels(outputs: Tensor, labels: Tensor) -> Tensor:
 
 def share_of_right_pixels(outputs: Tensor, masks: Tensor) -> Tensor:
     """Share of right labelled pixels, 1 where none is labelled: `[B, classes, H, W]` and `[B, H, W]` to `[B]`."""
-    masks = masks.cpu()
+    return share_of_right_answers(outputs.argmax(1).cpu(), masks.cpu())
+
+
+def share_of_right_answers(answers: Tensor, masks: Tensor) -> Tensor:
+    """The same of the most probable classes, `[B, H, W]`."""
     labelled = (masks != IGNORE).flatten(1)
-    right = (outputs.argmax(1).cpu() == masks).flatten(1) & labelled
+    right = (answers == masks).flatten(1) & labelled
     return torch.where(labelled.any(1), right.sum(1) / labelled.sum(1).clamp(min=1), 1.0)
 
 

@@ -12,16 +12,17 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from vimoe.analysis.ablation_scores import share_of_right_answers, share_of_right_labels
 from vimoe.analysis.analyze_run import finished_run, run_images
 from vimoe.analysis.paired import Estimate, mean_score
 from vimoe.data.contact_sheet import to_pixels
 from vimoe.data.images import ImageFiles, Images
 from vimoe.data.loaders import Batch, batches
-from vimoe.data.masks import IGNORE
 from vimoe.data.registry import EMBEDDED, open_one_split
 from vimoe.data.splits import check_classes
 from vimoe.errors import UserError
 from vimoe.tasks.classification import Classification
+from vimoe.tasks.confusion_matrix import ConfusionMatrix
 from vimoe.tasks.mask_inference import default_view
 from vimoe.tasks.model import load_model, model_classes, model_form
 from vimoe.tasks.palette import cover
@@ -131,7 +132,7 @@ def evaluate(
         summary=metrics.summary(),
         columns=metrics.columns,
         by_class=[(name, *values) for name, values in zip(class_names, metrics.per_class(), strict=True)],
-        confusion=seen.confusion,
+        confusion=metrics.counts if isinstance(metrics, ConfusionMatrix) else seen.confusion,
         mistakes=mistakes,
         scores=scores,
         broken=broken,
@@ -183,7 +184,7 @@ class _Labels:
 
     def watch(self, logits: Tensor, labels: Tensor) -> None:
         probs, answers = logits.softmax(-1).max(-1)
-        self.scores.append((answers == labels).float())
+        self.scores.append(share_of_right_labels(logits, labels))
         self.confusion.index_put_((labels, answers), torch.ones_like(labels), accumulate=True)
         for i in (answers != labels).nonzero()[:, 0].tolist():
             self._keep(float(probs[i]), self.places[i - len(labels)], (int(answers[i]), float(probs[i])), WORST)
@@ -201,14 +202,10 @@ class _Labels:
 
 
 class _Masks(_Labels):
-    """The answers of a segmentation model: scores, confusion, and the worst masks."""
+    """The answers of a segmentation model: scores and worst masks; its metrics are the confusion matrix."""
 
     def watch(self, answers: Tensor, masks: Tensor) -> None:
-        labelled = masks != IGNORE
-        cells = masks[labelled] * len(self.confusion) + answers[labelled]
-        self.confusion += torch.bincount(cells, minlength=self.confusion.numel()).view_as(self.confusion)
-        pixels, right = labelled.flatten(1).sum(1), (labelled & (answers == masks)).flatten(1).sum(1)
-        scores = torch.where(pixels > 0, right / pixels.clamp(min=1), 1.0)
+        scores = share_of_right_answers(answers, masks)
         self.scores.append(scores)
         for i, score in enumerate(scores.tolist()):
             self._keep(1 - score, self.places[i - len(masks)], (answers[i].byte().numpy(), score), WORST_MASKS)

@@ -6,11 +6,13 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from vimoe.analysis.ablation_scores import image_scores
+import torch
+from torch import Tensor
+
+from vimoe.analysis.ablation_scores import share_of_right_labels
 from vimoe.analysis.behaviour import count_routing
 from vimoe.analysis.held_out import held_out
 from vimoe.analysis.specialisation import specialisation
-from vimoe.data.loaders import batches
 from vimoe.files import write_arrays, write_text
 from vimoe.study.effort import training_steps
 from vimoe.tasks.classification import Classification
@@ -65,14 +67,18 @@ def measure(run: RunFolder, recipe: Recipe) -> Result:
     task = recipe_task(recipe, splits)
     model = load_model(run.model, device)
     last = run.read_rows()[-1]
-    broken: list[str] = []
+    broken, right = list[str](), list[Tensor]()
+
+    def watch(outputs: Tensor, targets: Tensor) -> None:
+        if isinstance(task, Classification):
+            right.append(share_of_right_labels(outputs, targets))
+
     try:
-        test = task.evaluate(model, splits.test, device, recipe.workers, broken.append, recipe.max_broken)
+        test = task.evaluate(model, splits.test, device, recipe.workers, broken.append, recipe.max_broken, watch)
     finally:
         run.write_skipped(broken, "test")
-    if isinstance(task, Classification):
-        right = image_scores(model, batches(splits.test, workers=recipe.workers), device=device)
-        write_arrays(run.path / RIGHT_FILE, right=right.bool().numpy())
+    if right:
+        write_arrays(run.path / RIGHT_FILE, right=torch.cat(right).bool().numpy())
     steps = training_steps(recipe, len(splits.train))
     result: Result = {
         "seed": recipe.seed,

@@ -67,6 +67,7 @@ class Task(ABC):
         workers: int = 0,
         on_broken: OnBroken = lambda _: None,
         max_broken: float = 1.0,
+        watch: Watch | None = None,
     ) -> dict[str, float]:
         """All metrics over `images`, the same for all processes: each looks at its own share.
 
@@ -74,7 +75,7 @@ class Task(ABC):
         """
         lines: list[str] = []
         labelled = batches(images, self.batch_size(images), workers, lines.append)
-        summary = self.measure(model, labelled, device).summary()
+        summary = self.measure(model, labelled, device, watch).summary()
         for line in lines:
             on_broken(line)
         broken = len(images) - int(summary["images"])
