@@ -9,7 +9,7 @@ import torch
 from torch.nn import functional as F
 
 from tests.data.image_files import write_folder
-from tests.training.tiny import recipe
+from tests.training.tiny import recipe, train_killed
 from vimoe.data.digits import digits
 from vimoe.data.epoch_order import epoch_order
 from vimoe.data.images import class_weights
@@ -17,7 +17,6 @@ from vimoe.data.splits import Splits
 from vimoe.errors import UserError
 from vimoe.tasks.classification import Classification
 from vimoe.tasks.segmentation import Segmentation
-from vimoe.training import fit
 from vimoe.training.fit import best_key, recipe_task, train
 from vimoe.training.recipe import Recipe
 from vimoe.training.source import open_recipe_data
@@ -54,17 +53,7 @@ def test_a_run_with_balanced_classes_trains_and_resumes_in_the_same_bits(
     settings = {"balance_classes": way, "epochs": 2}
     whole = load(train(recipe(tmp_path / "whole", **settings)).model).state_dict()
     plain = load(train(recipe(tmp_path / "plain", epochs=2)).model).state_dict()
-    report = fit._report
-
-    def killed(row: dict[str, object], *rest: object) -> None:
-        report(row, *rest)  # type: ignore[arg-type]
-        if row["epoch"] == 2:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(fit, "_report", killed)
-    with pytest.raises(KeyboardInterrupt):
-        train(recipe(tmp_path / "broken", **settings))
-    monkeypatch.setattr(fit, "_report", report)
+    train_killed(recipe(tmp_path / "broken", **settings), 2, monkeypatch)
     again = load(train(recipe(tmp_path / "broken", **settings)).model).state_dict()
     assert all(torch.equal(whole[name], again[name]) for name in whole)
     assert not torch.equal(whole["head.weight"], plain["head.weight"])

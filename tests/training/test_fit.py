@@ -6,12 +6,11 @@ from typing import Any
 import pytest
 import torch
 
-from tests.training.tiny import ARGS, recipe
+from tests.training.tiny import ARGS, recipe, train_killed
 from vimoe.data.digits import digits
 from vimoe.errors import UserError
 from vimoe.moe.layer import MoELayer
 from vimoe.tasks.segmenter_folder import load_segmenter
-from vimoe.training import fit
 from vimoe.training.build import build_model
 from vimoe.training.fit import train
 from vimoe.training.recipe import Recipe, load_recipe
@@ -60,18 +59,8 @@ def test_an_interrupted_run_gives_the_bits_of_an_uninterrupted_one(
     settings = {"last": 1, "num_experts": 3, "router_noise": True, "epochs": 3}
     whole = train(recipe(tmp_path / "whole", **settings))
     broken = recipe(tmp_path / "broken", **settings)
-    report = fit._report
-
-    def killed(row: dict[str, object], *rest: object) -> None:
-        report(row, *rest)  # type: ignore[arg-type]
-        if row["epoch"] == 2:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(fit, "_report", killed)
-    with pytest.raises(KeyboardInterrupt):
-        train(broken)
+    train_killed(broken, 2, monkeypatch)
     assert not RunFolder(Path(broken.output)).finished
-    monkeypatch.setattr(fit, "_report", report)
     resumed = train(broken)
     assert same(whole, resumed)
     assert [row["loss"] for row in resumed.read_rows()] == [row["loss"] for row in whole.read_rows()]
