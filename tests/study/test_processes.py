@@ -52,7 +52,7 @@ def work(run: StudyRun) -> None:
             (folder / "state").touch()
             raise InterruptedRun("written")
     if run.setting == "slow":
-        while not (folder.parent / "other" / "done").exists():
+        while not (folder.parent / "other" / "ended").exists():
             time.sleep(0.01)
     if run.setting == "loads":
         parents = list(DataLoader(Parents(), num_workers=1, batch_size=None))
@@ -100,7 +100,12 @@ def test_a_run_waits_for_what_it_needs_and_others_go_before(tmp_path: Path) -> N
     names = {"slow": None, "tuned": "seed0/slow", "other": None, "done-before": "seed0/start"}
     runs = [made_up(tmp_path, name, needs) for name, needs in names.items()]
     ended: list[str] = []
-    run_all(runs, work, 2, ["here"], lambda run, failure: ended.append(run.setting))
+
+    def note(run: StudyRun, failure: str) -> None:
+        ended.append(run.setting)
+        (Path(run.recipe.output) / "ended").touch()  # `slow` goes on when `other` has been reported, not before
+
+    run_all(runs, work, 2, ["here"], note)
     assert set(ended) == set(names)
     assert ended.index("slow") < ended.index("tuned")
     assert ended[0] == "other"
