@@ -43,7 +43,8 @@ def row(setting: str, seed: int, test: float, **changes: Any) -> StudyRow:
         "shared_expert": "shared" in words if moe else True,
         "routing": "image",
         "preset": "paper" if "paper" in words else "preserve",
-        "baseline": "wide" if setting.startswith("wide") else "",
+        "baseline": "wide" if setting.startswith("wide") else "dense" if last and words[0] == "dense" else "",
+        "freeze": "",
     }
     values = {
         **{"test_top1": test, "val_top1": changes.get("val", test), "test_nll": 0.5, "seconds": 10.0},

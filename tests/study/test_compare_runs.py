@@ -1,3 +1,4 @@
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from vimoe.errors import UserError
 from vimoe.study.compare_runs import compare_runs, dense_control
 from vimoe.study.prune_run import prune_run
 from vimoe.training.fit import train
-from vimoe.training.recipe import load_recipe
+from vimoe.training.recipe import dump_recipe, load_recipe
 from vimoe.training.run_folder import RunFolder
 from vimoe.vit.checkpoint import load
 from vimoe.vit.plan import LayerPlan, Plan
@@ -70,6 +71,15 @@ def test_the_dense_control_is_the_run_of_the_same_recipe_without_moe_layers(runs
     assert found is not None
     assert found.path == dense.resolve()
     assert dense_control(sparse, replace(wanted, seed=1)) is None
+
+
+def test_with_a_frozen_trunk_the_dense_control_learns_in_the_same_blocks(runs: tuple[Path, Path], tmp_path: Path) -> None:
+    frozen = replace(load_recipe(runs[1] / "recipe.yaml"), freeze="trunk", last=2)
+    dense = RunFolder(shutil.copytree(runs[0], tmp_path / "dense"))
+    for last, found in ((1, None), (2, dense.path.resolve())):
+        (dense.path / "recipe.yaml").write_text(dump_recipe(replace(frozen, baseline="dense", last=last)))
+        control = dense_control(tmp_path / "sparse", frozen)
+        assert (control and control.path) == found
 
 
 def test_prune_measures_the_dense_control_too(runs: tuple[Path, Path], tmp_path: Path) -> None:

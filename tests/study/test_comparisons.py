@@ -29,6 +29,17 @@ def test_moe_is_compared_with_dense_seed_by_seed() -> None:
     assert len(found) == 3  # nothing with the pretraining
 
 
+def test_with_a_frozen_trunk_moe_is_compared_with_the_dense_model_that_learns_in_the_same_blocks() -> None:
+    rows = [
+        *seeds("dense", 80.0, 81.0, freeze="trunk"),
+        *seeds("dense-L1", 82.0, 83.0, freeze="trunk"),
+        *seeds("N8-L1-shared", 85.0, 84.0, freeze="trunk"),
+    ]
+    assert asked(rows) == {
+        ("MoE with a shared expert against dense", "N8-L1-shared", "dense-L1"): {0: 3.0, 1: 1.0},
+    }
+
+
 def test_a_planned_run_is_compared_with_all_that_it_stands_for_and_nothing_else() -> None:
     rows = [
         *DENSE,

@@ -65,6 +65,18 @@ def test_a_wide_control_is_shared_by_all_that_have_its_width(tmp_path: Path) -> 
     assert (recipe.baseline, recipe.last, recipe.top_k + recipe.shared_expert) == ("wide", 2, 2)
 
 
+def test_with_a_frozen_trunk_a_dense_model_learns_in_as_many_blocks_as_the_sparse_one(tmp_path: Path) -> None:
+    variants = """variants:
+  - {name: dense, baseline: dense, last: [0, 1, 2]}
+  - {name: moe, last: 2}
+"""
+    runs = {run.setting: run for run in list_runs(study(tmp_path, "base: {freeze: trunk}\n" + variants))}
+    assert list(runs) == ["dense", "dense-L1", "dense-L2", "N8-L2-shared"]
+    assert [(run.kind, run.recipe.last) for run in runs.values()] == [
+        *(("dense", 0), ("dense", 1), ("dense", 2), ("moe", 2))
+    ]
+
+
 def test_fine_tunings_start_from_their_own_seeds_pretraining(tmp_path: Path) -> None:
     runs = list_runs(study(tmp_path, TINY.replace("seeds: [0]", "seeds: [0, 1]")))
     for run in runs:

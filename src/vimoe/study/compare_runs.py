@@ -74,8 +74,8 @@ def dense_control(path: Path, recipe: Recipe) -> RunFolder | None:
 
 
 def _without_moe(recipe: Recipe) -> Recipe:
-    default = Recipe()
-    return replace(recipe, **{key: getattr(default, key) for key in (*MOE_KEYS, *MAY_DIFFER)})
+    default, learns = Recipe(), {"last": recipe.last} if recipe.freeze == "trunk" else {}
+    return replace(recipe, **{key: getattr(default, key) for key in (*MOE_KEYS, *MAY_DIFFER)} | learns)
 
 
 def _names(paths: Sequence[Path]) -> dict[Path, str]:

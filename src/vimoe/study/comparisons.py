@@ -112,8 +112,12 @@ def adjusted(found: Sequence[Comparison]) -> list[float]:
 
 
 def share_training(row: StudyRow, other: StudyRow) -> bool:
-    """Whether two settings differ in nothing but what the model is, and in what was tuned for each."""
-    return _differ_in(row, other) <= set(MOE_KEYS)
+    """Whether two settings differ in nothing but what the model is, and in what was tuned for each.
+
+    With a frozen trunk L also says which blocks learn.
+    """
+    learns = {"last"} if row.recipe.get("freeze") == "trunk" else set()
+    return _differ_in(row, other) <= set(MOE_KEYS) - learns
 
 
 def sweeps(settings: Mapping[str, Sequence[StudyRow]]) -> Iterator[tuple[str, dict[int, str], str]]:

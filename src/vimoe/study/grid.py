@@ -88,7 +88,9 @@ def name_setting(recipe: Recipe, base: Recipe) -> tuple[str, str]:
     those that differ from the base recipe, with a short check sum for values that make no good file name.
     """
     words, qualifier = ["dense"], []
-    if recipe.last and recipe.baseline:
+    if recipe.last and recipe.baseline == "dense":
+        words = ["dense", f"L{recipe.last}"]
+    elif recipe.last and recipe.baseline:
         words = [f"{recipe.baseline}{recipe.top_k + recipe.shared_expert}", f"L{recipe.last}"]
     elif recipe.last:
         words = [f"N{recipe.num_experts}", f"L{recipe.last}", *(["shared"] if recipe.shared_expert else [])]
@@ -140,6 +142,8 @@ def _canonical(recipe: Recipe) -> Recipe:
     width = recipe.top_k + recipe.shared_expert
     default = {key: _DEFAULTS[key] for key in MOE_KEYS}
     if recipe.last == 0 or recipe.baseline == "dense" or (recipe.baseline == "wide" and width == 1):
+        if recipe.last and recipe.freeze == "trunk":  # the trunk ends so many blocks before the head
+            default |= {"last": recipe.last, "baseline": "dense"}
         return replace(recipe, **default)
     if recipe.baseline == "wide":  # of the MoE settings only the number of FFNs that are active together counts
         return replace(recipe, **{**default, "last": recipe.last, "baseline": "wide", "top_k": width - 1})
