@@ -73,7 +73,9 @@ def test_the_dense_control_is_the_run_of_the_same_recipe_without_moe_layers(runs
     assert dense_control(sparse, replace(wanted, seed=1)) is None
 
 
-def test_with_a_frozen_trunk_the_dense_control_learns_in_the_same_blocks(runs: tuple[Path, Path], tmp_path: Path) -> None:
+def test_with_a_frozen_trunk_the_dense_control_learns_in_the_same_blocks(
+    runs: tuple[Path, Path], tmp_path: Path
+) -> None:
     frozen = replace(load_recipe(runs[1] / "recipe.yaml"), freeze="trunk", last=2)
     dense = RunFolder(shutil.copytree(runs[0], tmp_path / "dense"))
     for last, found in ((1, None), (2, dense.path.resolve())):

@@ -6,7 +6,9 @@ import pytest
 from tests.data.image_files import write_folder
 from tests.training.tiny import recipe
 from vimoe.errors import UserError
+from vimoe.study.grid import StudyRun
 from vimoe.study.run_result import RIGHT_FILE, measure, read_result
+from vimoe.study.study_table import gather, read_table
 from vimoe.training.fit import train
 
 
@@ -28,3 +30,16 @@ def test_broken_test_images_are_left_out_counted_and_listed_and_too_many_stop_th
     assert "grass/000.jpg" in (run.path / "skipped-test.csv").read_text()
     with pytest.raises(UserError, match=r"1 of the 9 images to evaluate on are broken, .* 0\.1 allows: .*000\.jpg"):
         measure(run, recipe(tmp_path / "run", **settings, max_broken=0.1))
+
+
+def test_a_soft_router_has_a_result_and_a_row_of_the_study_without_choices(tmp_path: Path) -> None:
+    settings = {"last": 1, "num_experts": 2, "routing": "token", "router": "soft", "init": "residual", "epochs": 1}
+    run = StudyRun(
+        "N2-L1-shared-token", "token", recipe(tmp_path / "seed0" / "N2-L1-shared-token", **settings), ("soft",)
+    )
+    result = measure(train(run.recipe), run.recipe)
+    assert "layers" not in result
+    gather([run], {run.name: result}, tmp_path)
+    row = read_table(tmp_path).rows[0]
+    assert row.values["test_top1"] == result["test_top1"]
+    assert not list(tmp_path.glob("routing/*"))

@@ -91,7 +91,7 @@ def measure(run: RunFolder, recipe: Recipe) -> Result:
         "seconds": last["seconds"],
     }
     config = get_config(model)
-    if config is not None:
+    if config is not None and config.router != "soft":  # which makes no choices to count
         names = splits.class_names
         seen = held_out(model, splits.val, len(names), recipe.workers, recipe.short_side, 256)
         routing = count_routing(model, seen, device)

@@ -119,9 +119,10 @@ def gather(runs: Sequence[StudyRun], results: Mapping[str, Result], folder: Path
     right = {run: np.load(path)["right"] for run, path in paths.items() if path.exists()}
     if right:
         write_arrays(folder / RIGHT_FILE, **right)
-    shown = {row.setting: row for row in deepest(rows) if row.seed == rows[0].seed}
-    for setting, row in shown.items():
-        write_bytes(folder / "routing" / f"{setting}.npz", (folder / row.run / "routing" / "val.npz").read_bytes())
+    shown = {row.setting: folder / row.run / "routing" / "val.npz" for row in deepest(rows) if row.seed == rows[0].seed}
+    shown = {setting: path for setting, path in shown.items() if path.exists()}
+    for setting, path in shown.items():
+        write_bytes(folder / "routing" / f"{setting}.npz", path.read_bytes())
     for path in (folder / "routing").glob("*.npz"):
         if path.stem not in shown:  # it had the most MoE layers when fewer runs were done
             path.unlink()
