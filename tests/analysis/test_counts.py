@@ -18,9 +18,10 @@ def test_a_saved_table_reads_back_the_same(tmp_path: Path) -> None:
 def test_a_missing_or_foreign_table_gets_one_line(tmp_path: Path) -> None:
     with pytest.raises(vimoe.UserError, match="there are no routing counts at"):
         RoutingCounts.load(tmp_path / "none.npz")
-    (tmp_path / "text.npz").write_text("hello")
-    with pytest.raises(vimoe.UserError, match="holds no routing counts"):
-        RoutingCounts.load(tmp_path / "text.npz")
+    for text in ("hello", ""):
+        (tmp_path / "text.npz").write_text(text)
+        with pytest.raises(vimoe.UserError, match="holds no routing counts"):
+            RoutingCounts.load(tmp_path / "text.npz")
     np.savez(tmp_path / "other.npz", a=np.zeros(2))
     with pytest.raises(vimoe.UserError, match="holds no routing counts"):
         RoutingCounts.load(tmp_path / "other.npz")

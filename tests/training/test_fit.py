@@ -46,6 +46,22 @@ def test_a_tiny_vit_learns_and_leaves_what_a_run_must_leave(tmp_path: Path) -> N
     assert json.loads((run.model / "config.json").read_text())["label_names"][3] == "3"
 
 
+def test_a_run_keeps_its_routers_as_they_were_before_the_first_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"last": 2, "num_experts": 3, "epochs": 2, "router_start": "centroids"}
+    whole = train(recipe(tmp_path / "whole", **settings))
+    still = train(recipe(tmp_path / "still", **settings, router_lr=0.0, balance_weight=0.0, weight_decay=0.0))
+    train_killed(recipe(tmp_path / "killed", **settings), 1, monkeypatch)
+    again = train(recipe(tmp_path / "killed", **settings))
+    for number in (1, 2):
+        first = torch.from_numpy(whole.read_initial_routers()[number])
+        assert not torch.equal(weights(whole)[f"blocks.{number}.mlp.router.weight"], first)
+        assert torch.equal(weights(still)[f"blocks.{number}.mlp.router.weight"], first)
+        assert torch.equal(torch.from_numpy(again.read_initial_routers()[number]), first)
+    assert not (train(recipe(tmp_path / "dense", epochs=1)).path / "initial_routers.npz").exists()
+
+
 def test_the_same_seed_gives_the_same_bits_and_another_seed_does_not(tmp_path: Path) -> None:
     moe = {"last": 2, "num_experts": 3, "router_noise": True, "drop_path": 0.1, "epochs": 2}
     first, second = train(recipe(tmp_path / "a", **moe)), train(recipe(tmp_path / "b", **moe))

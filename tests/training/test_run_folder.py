@@ -5,6 +5,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from tests.training.tiny import recipe
@@ -125,6 +126,24 @@ def test_what_a_killed_process_left_half_written_is_removed_and_nothing_else(tmp
     with run.locked():
         left = sorted(str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file())
     assert left == [".lock", "model/config.json"]
+
+
+def test_initial_routers_read_back_and_damaged_or_missing_ones_get_one_line(tmp_path: Path) -> None:
+    run, weights = RunFolder(tmp_path), {10: np.ones((3, 4), np.float32), 11: np.zeros((2, 4), np.float32)}
+    with pytest.raises(UserError, match=r"initial weights are not at .*initial_routers\.npz: `vimoe train` keeps them"):
+        run.read_initial_routers()
+    run.write_initial_routers(weights)
+    found = run.read_initial_routers()
+    assert list(found) == [10, 11]
+    assert all((found[block] == weights[block]).all() for block in weights)
+    whole = (tmp_path / "initial_routers.npz").read_bytes()
+    for damaged in (b"", b"text", whole[: len(whole) // 2]):
+        (tmp_path / "initial_routers.npz").write_bytes(damaged)
+        with pytest.raises(UserError, match=r"initial_routers\.npz is damaged: "):
+            run.read_initial_routers()
+    np.savez(tmp_path / "initial_routers.npz", head=np.ones(2))
+    with pytest.raises(UserError, match=r"initial_routers\.npz is damaged: "):
+        run.read_initial_routers()
 
 
 def test_a_run_does_not_begin_in_the_folder_of_a_study_or_a_demo(tmp_path: Path) -> None:

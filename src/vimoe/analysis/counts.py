@@ -53,5 +53,5 @@ class RoutingCounts:
                 return cls(tuple(layers), tuple(num_experts), tuple(names), table["counts"], tuple(groups))
         except FileNotFoundError as error:
             raise UserError(f"there are no routing counts at {path}") from error
-        except (OSError, KeyError, ValueError, zipfile.BadZipFile) as error:
+        except (OSError, EOFError, KeyError, ValueError, zipfile.BadZipFile) as error:
             raise UserError(f"{path} holds no routing counts: {error}") from error

@@ -96,6 +96,8 @@ def _fit(
             if changed:
                 run.note_change(changed, trainer.position.epoch + 1, trainer.position.batch)
             run.write_recipe(recipe)
+            if trainer.initial_routers and trainer.saved is None:
+                run.write_initial_routers({n: weight.float().numpy() for n, weight in trainer.initial_routers.items()})
             if introduce is not None:
                 introduce()
         log = stack.enter_context(open_logs(run.path, recipe)) if first else None

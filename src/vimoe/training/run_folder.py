@@ -11,6 +11,7 @@
     skipped.csv            broken images, where there were any
     error.txt              the traceback of a step that failed
     model/                 the finished model: model.safetensors, config.json
+    initial_routers.npz    the weights of each router before the first step, by block
     routing/*.npz          routing counts
     plan.json, report.html what analysis and report add
 
@@ -24,14 +25,18 @@ import json
 import os
 import shutil
 import sys
+import zipfile
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from vimoe.errors import UserError, first_line
-from vimoe.files import write_text
+from vimoe.files import write_arrays, write_text
 from vimoe.training.recipe import MAY_DIFFER, Recipe, dump_recipe, load_recipe
 
 Row = dict[str, Any]
@@ -179,6 +184,21 @@ class RunFolder:
         if not all(isinstance(row, dict) and "epoch" in row for row in rows):
             raise UserError(f"{path} is damaged: not every line is an epoch's")
         return rows
+
+    def write_initial_routers(self, weights: Mapping[int, NDArray[np.floating]]) -> None:
+        """Keep the routers' weights `[E, D]` as they are before the first step, by block."""
+        write_arrays(self.path / "initial_routers.npz", **{str(block): weight for block, weight in weights.items()})
+
+    def read_initial_routers(self) -> dict[int, NDArray[np.floating]]:
+        """What `write_initial_routers` kept. Raises UserError if it is missing or damaged."""
+        path = self.path / "initial_routers.npz"
+        try:
+            with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as kept:
+                return {int(block): kept[block] for block in kept.files}
+        except FileNotFoundError as error:
+            raise UserError(f"the routers' initial weights are not at {path}: `vimoe train` keeps them") from error
+        except (OSError, EOFError, ValueError, AttributeError, zipfile.BadZipFile) as error:
+            raise UserError(f"{path} is damaged: {first_line(error)}") from error
 
     def write_skipped(self, lines: Collection[str], part: int | str = 0) -> None:
         """Write the list of broken images that the process of this number, or the evaluation of this name, has met."""

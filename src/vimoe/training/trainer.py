@@ -99,6 +99,9 @@ class Trainer:
         running = self._running(model)
         if recipe.router_start == "centroids" and recipe.upcycles and not self.states.found():
             start_routers_at_centroids(running, self._first_images(), generator("routers", recipe.seed))
+        # Copied before they are sharded; right for a run that begins now.
+        layers = moe_layers(model).items()
+        self.initial_routers = {n: x.router.weight.detach().cpu().clone() for n, x in layers if x.router.top_k}
         self.ema = ModelEmaV3(model, decay=recipe.model_ema_decay) if recipe.model_ema else None
         self.unsharded = model
         if recipe.fsdp and is_distributed():
