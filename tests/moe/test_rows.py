@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from vimoe.moe.rows import GroupedRows, LoopRows, RowsOfOne, Slices
+from vimoe.moe.rows import GroupedRows, LoopRows, RowsOfOne
 
 COUNTS = {
     "spread": [3, 1, 4, 2],
@@ -15,26 +15,9 @@ COUNTS = {
 INNER, OUTER = 8, 16
 
 
-class OneAfterTheOther:
-    """`LoopRows` of every expert in turn, as the loop backend uses them."""
-
-    def __init__(self, counts: list[int]) -> None:
-        slices = Slices()
-        self.counts = counts
-        self.experts = [LoopRows(e, slices) for e in range(len(counts))]
-
-    def linear(self, x, weight, bias):
-        parts = zip(self.experts, x.split(self.counts), strict=True)
-        return torch.cat([rows.linear(part, weight, bias) for rows, part in parts])
-
-    def expand(self, parameter):
-        parts = zip(self.experts, self.counts, strict=True)
-        return torch.cat([rows.expand(parameter).expand(count, -1) for rows, count in parts])
-
-
-def make_rows(way: str, counts: list[int]) -> OneAfterTheOther | GroupedRows:
+def make_rows(way: str, counts: list[int]) -> LoopRows | GroupedRows:
     if way == "loop":
-        return OneAfterTheOther(counts)
+        return LoopRows(counts)
     return GroupedRows(torch.tensor(counts).cumsum(0).to(torch.int32), sum(counts))
 
 

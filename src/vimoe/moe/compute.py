@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from vimoe.moe.dispatch import combine, dispatch, sort_by_expert
-from vimoe.moe.rows import GatheredRows, GroupedRows, LoopRows, Rows, RowsOfOne, Slices, autocast_dtype
+from vimoe.moe.rows import GatheredRows, GroupedRows, LoopRows, Rows, RowsOfOne, autocast_dtype
 
 # S selections, k experts chosen for each, n rows a selection, E experts, D width, R rows in all.
 
@@ -110,17 +110,16 @@ def _reference(
 def _loop(
     feed_forward: FeedForward, num_experts: int, x: Tensor, expert_ids: Tensor, gates: Tensor, dropless: bool
 ) -> Tensor:
-    training = torch.is_grad_enabled()
-    if expert_ids.numel() <= FEW and dropless and not training:
+    if expert_ids.numel() <= FEW and dropless and not torch.is_grad_enabled():
         return _one_by_one(feed_forward, x, expert_ids, gates)
     order = sort_by_expert(expert_ids, num_experts, dropless)
-    parts = dispatch(x, order, expert_ids.shape[1]).split(order.counts.tolist())
-    slices = Slices()
-    # Expert by expert through the whole FFN, not map by map: what an expert's rows become stays in the cache,
-    # and its buffers are small enough for the allocator to hand out again.
-    # In training an idle expert computes nothing, and gets the gradient 0.
-    busy = [(e, part.flatten(0, 1)) for e, part in enumerate(parts) if training or part.shape[0]]
-    y = torch.cat([feed_forward(rows, LoopRows(e, slices) if training else RowsOfOne(e)) for e, rows in busy])
+    rows = dispatch(x, order, expert_ids.shape[1]).flatten(0, 1)
+    counts = [count * x.shape[1] for count in order.counts.tolist()]
+    if torch.is_grad_enabled():
+        y = feed_forward(rows, LoopRows(counts))
+    else:  # Expert by expert through the whole FFN: what an expert's rows become stays in the cache.
+        parts = enumerate(rows.split(counts))
+        y = torch.cat([feed_forward(part, RowsOfOne(e)) for e, part in parts if len(part)] or [rows])
     return combine(y.view(-1, x.shape[1], y.shape[-1]), order, gates)
 
 

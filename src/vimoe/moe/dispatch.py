@@ -92,4 +92,4 @@ class _Combine(torch.autograd.Function):
         if ctx.needs_input_grad[3]:
             dots = torch.linalg.vecdot(y.flatten(1), grad_y.flatten(1))
             grad_gates = _unsort(dots, forward, inverse).view_as(gates)
-        return grad_y.mul_(gates.flatten()[forward].view(-1, 1, 1)), None, None, grad_gates
+        return grad_y.mul_(gates.flatten().index_select(0, forward).view(-1, 1, 1)), None, None, grad_gates

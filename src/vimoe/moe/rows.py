@@ -43,46 +43,18 @@ class RowsOfOne:
 
 
 class LoopRows:
-    """All rows belong to one expert, and the others' rows follow: any device and float dtype, no double backward.
-
-    All experts of one forward share `slices`.
+    """Rows sorted by expert, `counts` of each: one product after the other; any device and float dtype, no double
+    backward.
     """
 
-    def __init__(self, expert: int, slices: Slices) -> None:
-        self.expert = expert
-        self.slices = slices
+    def __init__(self, counts: list[int]) -> None:
+        self.counts = counts
 
     def linear(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        dtype = autocast_dtype(x) or x.dtype
-        weights, gradient = self.slices.of_weight(weight, autocast_dtype(x))
-        own_bias = None if bias is None else self.slices.of(bias)[self.expert].to(dtype)
-        return _LoopLinear.apply(x.to(dtype), weights[self.expert], own_bias, gradient, self.expert)
+        return _LoopLinear.apply(*_autocast(x, weight, bias), self.counts)
 
     def expand(self, parameter: Tensor) -> Tensor:
-        return self.slices.of(parameter)[self.expert]
-
-
-class Slices:
-    """Stacked parameters taken apart into those of each expert, once in a forward."""
-
-    def __init__(self) -> None:
-        self._taken: dict[int, tuple[Tensor, ...]] = {}
-        self._gradients: dict[int, _StackedGradient] = {}
-
-    def of(self, parameter: Tensor) -> tuple[Tensor, ...]:
-        """`[E, H]` to E times `[H]`."""
-        if id(parameter) not in self._taken:
-            self._taken[id(parameter)] = parameter.unbind(0)
-        return self._taken[id(parameter)]
-
-    def of_weight(self, weight: Tensor, dtype: torch.dtype | None) -> tuple[tuple[Tensor, ...], _StackedGradient]:
-        """`[E, out, in]` to E times `[out, in]` in `dtype` (None keeps its own), and where their gradients go."""
-        if id(weight) not in self._taken:
-            cast = weight if dtype is None else weight.to(dtype)
-            gradient = _StackedGradient(cast)
-            self._taken[id(weight)] = _Unstack.apply(cast, gradient)
-            self._gradients[id(weight)] = gradient
-        return self._taken[id(weight)], self._gradients[id(weight)]
+        return _LoopExpand.apply(parameter, self.counts)
 
 
 class GroupedRows:
@@ -142,61 +114,50 @@ def _autocast(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, T
     return x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
 
 
-class _StackedGradient:
-    """One tensor for the gradients of all experts' weights, made when the backward first asks for it."""
-
-    def __init__(self, weight: Tensor) -> None:
-        self._shape, self._dtype, self._device = weight.shape, weight.dtype, weight.device
-        self._stacked: Tensor | None = None
-
-    def of(self, expert: int) -> Tensor:
-        """Where the gradient of this expert's weight is to be written."""
-        if self._stacked is None:
-            self._stacked = torch.empty(self._shape, dtype=self._dtype, device=self._device)
-        return self._stacked[expert]
-
-    def gather(self, parts: tuple[Tensor | None, ...]) -> Tensor:
-        """All of them: what was written here already, what autograd brings from elsewhere, 0 for what never came."""
-        for expert, part in enumerate(parts):
-            here = self.of(expert)
-            if part is None:
-                here.zero_()
-            elif part.data_ptr() != here.data_ptr():
-                here.copy_(part)
-        stacked, self._stacked = self._stacked, None
-        assert stacked is not None
-        return stacked
-
-
-class _Unstack(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, weight: Tensor, gradient: _StackedGradient) -> tuple[Tensor, ...]:
-        ctx.gradient = gradient
-        ctx.set_materialize_grads(False)
-        return weight.unbind(0)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor, None]:
-        return ctx.gradient.gather(grads), None
-
-
 class _LoopLinear(torch.autograd.Function):
+    """All products of one map in one step of autograd, each written where it belongs."""
+
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, gradient: _StackedGradient, expert: int
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, counts: list[int]) -> Tensor:
         ctx.save_for_backward(x, weight)
-        ctx.gradient, ctx.expert = gradient, expert
-        return F.linear(x, weight, bias)
+        ctx.counts = counts
+        out = x.new_empty(x.shape[0], weight.shape[1])
+        biases = [None] * len(counts) if bias is None else bias.unbind()
+        for rows, w, b, y in zip(x.split(counts), weight.mT.unbind(), biases, out.split(counts), strict=True):
+            torch.mm(rows, w, out=y) if b is None else torch.addmm(b, rows, w, out=y)
+        return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight = ctx.saved_tensors
+        (x, weight), counts = ctx.saved_tensors, ctx.counts
         need_x, need_weight, need_bias = ctx.needs_input_grad[:3]
-        grad_weight = torch.mm(grad.t(), x, out=ctx.gradient.of(ctx.expert)) if need_weight else None
-        return grad @ weight if need_x else None, grad_weight, grad.sum(0) if need_bias else None, None, None
+        parts = grad.split(counts)
+        grad_x = grad_weight = grad_bias = None
+        if need_x:
+            grad_x = torch.empty_like(x)
+            for part, w, y in zip(parts, weight.unbind(), grad_x.split(counts), strict=True):
+                torch.mm(part, w, out=y)
+        if need_weight:
+            grad_weight = torch.empty_like(weight)
+            for part, rows, y in zip(parts, x.split(counts), grad_weight.unbind(), strict=True):
+                torch.mm(part.t(), rows, out=y)
+        if need_bias:
+            grad_bias = torch.stack([part.sum(0) for part in parts])
+        return grad_x, grad_weight, grad_bias, None
+
+
+class _LoopExpand(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, parameter: Tensor, counts: list[int]) -> Tensor:
+        ctx.counts = counts
+        repeats = torch.tensor(counts, device=parameter.device)
+        return parameter.repeat_interleave(repeats, 0, output_size=sum(counts))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return torch.stack([part.sum(0) for part in grad.split(ctx.counts)]), None
 
 
 class _GroupedExpand(torch.autograd.Function):
