@@ -43,7 +43,7 @@ def row(setting: str, seed: int, test: float, **changes: Any) -> StudyRow:
         "shared_expert": "shared" in words if moe else True,
         "routing": "image",
         "preset": "paper" if "paper" in words else "preserve",
-        "baseline": "wide" if setting.startswith("wide") else "dense" if last and words[0] == "dense" else "",
+        "baseline": words[0].rstrip("0123456789") if words[0][0] in "wlv" or (last and words[0] == "dense") else "",
         "freeze": "",
     }
     values = {

@@ -78,6 +78,26 @@ def test_the_wide_control_fits_its_own_number_of_layers_and_a_shared_expert_alon
     assert ("dense with more parameters against dense", "wide2-L4", "dense") in asked(rows)
 
 
+def test_a_control_of_equal_size_is_held_against_the_moe_that_it_was_made_for() -> None:
+    special = {"expert_rank": 8, "init": ""}
+    rows = [
+        *seeds("N8-L2-shared", 81.0, expert_rank=0, init=""),
+        *seeds("N8-L2-shared-expert_rank=8", 82.0, **special),
+        *seeds("wide2-L2", 80.0, expert_rank=0, init=""),
+        *seeds("wide-L2-expert_rank=8", 79.0, **special),
+        *seeds("lora-L2", 78.0, expert_rank=0, init=""),
+        *seeds("vpt", 77.0, expert_rank=0, init=""),
+    ]
+    pairs = {(one, other) for _, one, other in asked(rows)}
+    assert {pair for pair in pairs if pair[0].startswith("N8") and not pair[1].startswith("N8")} == {
+        ("N8-L2-shared", "wide2-L2"),
+        ("N8-L2-shared-expert_rank=8", "wide-L2-expert_rank=8"),
+        ("N8-L2-shared", "lora-L2"),
+        ("N8-L2-shared", "vpt"),
+        ("N8-L2-shared-expert_rank=8", "vpt"),
+    }
+
+
 def test_a_seed_that_one_of_the_two_lacks_does_not_count() -> None:
     rows = [row("dense", 0, 80.0), row("dense", 2, 82.0), row("N8-L2", 1, 99.0), row("N8-L2", 2, 83.0)]
     assert list(asked(rows).values()) == [{2: 1.0}]

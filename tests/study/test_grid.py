@@ -77,6 +77,30 @@ def test_with_a_frozen_trunk_a_dense_model_learns_in_as_many_blocks_as_the_spars
     ]
 
 
+def test_baselines_are_named_and_kept_apart_by_what_decides_their_size(tmp_path: Path) -> None:
+    variants = """variants:
+  - {name: split, baseline: wide, last: 2, init: split, num_experts: 4, top_k: [2, 3]}
+  - {name: fine, baseline: [wide, deeper], last: 2, granularity: 4, num_experts: 2}
+  - {name: rank, baseline: wide, last: 2, expert_rank: 8}
+  - {name: linear, baseline: linear, last: [0, 2], top_k: [1, 2]}
+  - {name: vpt, baseline: vpt, last: [0, 2], prompt_tokens: [10, 20]}
+  - {name: lora, baseline: lora, last: [1, 2], router_lr: [1.0, 0.1]}
+  - {name: given, baseline: lora, last: [1, 2], lora_rank: 4}
+  - {name: pair, baseline: ensemble, last: [1, 2], members: 2}
+  - {name: equal, baseline: ensemble, last: 2, num_experts: [4, 8]}
+"""
+    runs = {run.setting: run for run in list_runs(study(tmp_path, variants))}
+    assert list(runs) == [
+        *("wide-L2-num_experts=4-top_k=2-init=split", "wide-L2-num_experts=4-top_k=3-init=split"),
+        *("wide2-L2", "deeper2-L2", "wide-L2-expert_rank=8", "linear", "vpt", "vpt-prompt_tokens=20"),
+        *("lora-L1", "lora-L2", "lora-lora_rank=4", "ensemble-members=2"),
+        *("ensemble-L2-num_experts=4", "ensemble-L2"),
+    ]
+    assert {run.kind for run in runs.values()} == {"wide", "deeper", "linear", "vpt", "lora", "ensemble"}
+    assert runs["linear"].recipe.last == 0
+    assert (runs["lora-L2"].recipe.last, runs["lora-L2"].recipe.router_lr) == (2, 1.0)
+
+
 def test_fine_tunings_start_from_their_own_seeds_pretraining(tmp_path: Path) -> None:
     runs = list_runs(study(tmp_path, TINY.replace("seeds: [0]", "seeds: [0, 1]")))
     for run in runs:

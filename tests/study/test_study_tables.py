@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 from tests.study.support import row
 from vimoe.study.comparisons import comparisons
 from vimoe.study.study_tables import comparisons_table, planned_table, power_line, settings_table
@@ -12,6 +14,17 @@ def test_settings_are_told_with_their_spread_between_seeds() -> None:
     assert cells["N8-L2"]["test top1"] == "81.00"
     assert cells["N8-L2"]["routing degree"] == "64"
     assert "test ece" not in table.header  # no run has it
+
+
+def test_how_much_was_trained_is_told_where_it_is_not_all() -> None:
+    rows = [row("dense", 0, 80.0), row("lora", 0, 81.0)]
+    rows = [
+        replace(each, values=each.values | {"trained_params": n}) for each, n in zip(rows, (1000, 250), strict=True)
+    ]
+    table = settings_table(rows)
+    cells = [dict(zip(table.header, line, strict=True)) for line in table.rows]
+    assert [line["trained"] for line in cells] == ["0.001 M", "0.000 M"]
+    assert "trained" not in settings_table(rows[:1]).header
 
 
 def test_a_planned_run_stands_beside_its_sweep_and_what_both_cost() -> None:

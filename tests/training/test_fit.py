@@ -205,7 +205,7 @@ def test_a_segmentation_run_is_trained_and_read_back_from_its_folder(tmp_path: P
         ({"dataset_args": {"classes": 5}}, "dataset 'digit_scenes' does not use dataset_args"),
         ({"routing": "token", "dataset": "digits"}, "dataset 'digits' has no masks"),
         ({"routing": "token", "last": 9}, "last must be 1 to 3"),
-        ({"routing": "token", "last": 9, "baseline": "wide"}, "last must be at most 3"),
+        ({"routing": "token", "last": 9, "baseline": "wide"}, "last must be 1 to 3"),
     ],
 )
 def test_what_makes_no_sense_in_a_segmentation_recipe_is_told(

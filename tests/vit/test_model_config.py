@@ -82,7 +82,10 @@ def test_how_images_are_seen_is_checked_with_one_line(
         ({"label_names": ["a", "b"]}, "label_names must be a list of 5 names, got ['a', 'b']"),
         ({"label_names": [1, 2, 3, 4, 5]}, "label_names must be a list of 5 names, got [1, 2, 3, 4, 5]"),
         ({"vimoe_widened": 3}, "vimoe_widened must be a dictionary, got 3"),
-        ({"vimoe_widened": {"layers": [0], "factor": 0}}, "factor in vimoe_widened must be a whole number …, got 0"),
+        ({"vimoe_widened": {"layers": [0], "factor": 0}}, "factor in vimoe_widened must be a number …, got 0"),
+        ({"vimoe_deepened": {"after": [0.5]}}, "after in vimoe_deepened must be a list of block numbers, got [0.5]"),
+        ({"vimoe_prompts": {"tokens": 10**9}}, "tokens in vimoe_prompts must be a whole number …, got 1000000000"),
+        ({"vimoe_ensemble": {"members": 999}}, "members in vimoe_ensemble must be a whole number …, got 999"),
         ({"pretrained_cfg": {"mean": [0.5]}}, "mean and std in pretrained_cfg must have a number for each channel …"),
         (
             {"pretrained_cfg": {"input_size": [1, 32, 32]}, "model_args": {}},

@@ -23,7 +23,7 @@ from vimoe.vit.plan import Plan
 from vimoe.vit.pruning import prune
 from vimoe.vit.recording import record_routing
 from vimoe.vit.upcycle import get_config
-from vimoe.vit.widen import widen
+from vimoe.vit.widen import activated_factor, widen
 
 EXPORTED = ", onnxruntime"
 
@@ -76,22 +76,19 @@ def competitors(
 ) -> dict[str, nn.Module]:
     """Models of the same backbone by name: `dense`, `wide`, `ViMoE`, `pruned`; a dense model has none but itself.
 
-    `wide` is the dense model with FFNs as large as the activated experts together. Raises UserError if the plan does
-    not fit.
+    `wide` is the dense model with FFNs as large as the activated experts together (see `activated_factor`). Raises
+    UserError if the plan does not fit.
     """
     config = get_config(model)
     if config is None:
         return {"dense": model}
     models = {}
-    whole = config.router == "top_k" and config.granularity == 1 and config.expert_rank == 0
     try:
         models["dense"] = prune(copy.deepcopy(model), {layer: [] for layer in config.layers})
-        if whole and (factor := config.top_k + config.shared_expert) > 1:
+        if (factor := activated_factor(models["dense"], model)) > 1:
             models["wide"] = widen(copy.deepcopy(models["dense"]), config.layers, factor).eval()
     except UserError as error:
         note(f"no dense model of equal {'activated size' if models else 'blocks'}: {error}")
-    if models and not whole:
-        note("no dense model of equal activated size: the experts are not whole FFNs, or not chosen k at a time")
     models["ViMoE"] = model
     if plan is not None:
         models["pruned"] = prune(copy.deepcopy(model), plan)

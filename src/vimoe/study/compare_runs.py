@@ -68,7 +68,7 @@ def dense_control(path: Path, recipe: Recipe) -> RunFolder | None:
             other = load_recipe(file)
         except UserError:
             continue
-        if not other.upcycles and other.baseline != "wide" and _without_moe(other) == alike:
+        if not other.upcycles and other.baseline in ("", "dense") and _without_moe(other) == alike:
             return run
     return None
 

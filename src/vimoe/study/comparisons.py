@@ -10,12 +10,19 @@ import torch
 from numpy.typing import NDArray
 
 from vimoe.analysis.paired import Estimate, mean_loss
+from vimoe.study.grid import SIZE_KEYS, activates_whole_ffns
 from vimoe.study.statistics import Paired, holm, paired, pooled_std
 from vimoe.study.study_table import Right, StudyRow, by_setting
 from vimoe.training.recipe import MOE_KEYS
 
 # Along these a study is drawn; their values are not compared one by one.
 _ALONG_THE_AXES = ("last", "num_experts", "baseline")
+# What else an MoE is held against, by kind.
+_OTHERS = {
+    "deeper": "more blocks of equal activated parameters",
+    "ensemble": "an ensemble",
+    **{"lora": "LoRA", "vpt": "visual prompts", "linear": "the classifier alone"},
+}
 # Each setting is looked at with its own best value of these.
 TUNED = ("lr",)
 
@@ -62,6 +69,7 @@ def comparisons(rows: Sequence[StudyRow], right: Right | None = None) -> list[Co
     for question, one, other in (
         *_against("moe", "dense", "dense", first),
         *_against("moe", "wide", "dense of equal activated parameters", first),
+        *(asked for kind, name in _OTHERS.items() for asked in _against("moe", kind, name, first)),
         *_against("wide", "dense", "dense", first),
         *_deepest_against_best(settings),
         *_planned_against_sweep(settings),
@@ -158,12 +166,12 @@ def _mean(pairs: Sequence[Iterable[NDArray[Any] | None]]) -> NDArray[np.float64]
 def _against(
     kind: str, control_kind: str, control_name: str, first: Mapping[str, StudyRow]
 ) -> Iterator[tuple[str, str, str]]:
-    """Each setting of a kind with the control that shares the rest of its recipe (a wide one its L and width too)."""
+    """Each setting of a kind with the control that shares the rest of its recipe (and its size, if it has one)."""
     for name, row in first.items():
         for other, control in first.items():
             if (row.kind, control.kind) != (kind, control_kind) or not share_training(row, control):
                 continue
-            if control.kind != "wide" or _last_and_width(control) == _last_and_width(row):
+            if _as_large(control, row):
                 yield f"{_family(row)} against {control_name}", name, other
 
 
@@ -231,6 +239,13 @@ def _differ_in(row: StudyRow, other: StudyRow) -> set[str]:
     return {key for key in row.recipe if key not in TUNED and row.recipe[key] != other.recipe[key]}
 
 
-def _last_and_width(row: StudyRow) -> tuple[int, int]:
-    """L, and how many FFNs are active together."""
-    return row.recipe["last"], row.recipe["top_k"] + row.recipe["shared_expert"]
+def _as_large(control: StudyRow, row: StudyRow) -> bool:
+    """Whether a control that was made as large as an MoE was made so for this one; true of all others."""
+    if control.kind not in ("wide", "deeper", "lora", "ensemble") or any(
+        map(control.recipe.get, ("lora_rank", "members"))
+    ):
+        return True
+    if control.kind in ("wide", "deeper") and all(activates_whole_ffns(each.recipe) for each in (control, row)):
+        width, other = (each.recipe["top_k"] + each.recipe["shared_expert"] for each in (control, row))
+        return width == other and control.recipe["last"] == row.recipe["last"]
+    return all(control.recipe[key] == row.recipe[key] for key in SIZE_KEYS if key in row.recipe)

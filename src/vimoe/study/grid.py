@@ -3,6 +3,7 @@
 import hashlib
 import json
 import re
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,17 @@ from vimoe.training.recipe import MOE_KEYS, Recipe, make_recipe
 START, PLANNED = "start", "planned"
 _DEFAULTS: dict[str, Any] = {field.name: field.default for field in fields(Recipe)}
 _KEYS = list(_DEFAULTS)
+# What an MoE model's size depends on, and that of each baseline.
+SIZE_KEYS = (
+    *("last", "num_experts", "top_k", "shared_expert", "routing", "init", "granularity", "expert_rank", "router"),
+    *("capacity", "slots"),
+)
+_KEPT: dict[str, tuple[str, ...]] = {
+    **{"dense": (), "linear": (), "wide": SIZE_KEYS, "deeper": SIZE_KEYS, "vpt": ("prompt_tokens",)},
+    **{"lora": ("lora_rank", *SIZE_KEYS), "ensemble": ("members", *SIZE_KEYS)},
+}
+# Recipe keys that a setting's name has words for.
+_NAMED = ("last", "num_experts", "top_k", "shared_expert", "routing", "preset", "baseline")
 # What the data is and what the dense model is: a pretraining follows its fine-tunings in these.
 DATA_AND_MODEL = (
     *(key for key in _KEYS[: _KEYS.index(MOE_KEYS[0])] if key not in ("workers", "max_broken", "initial_checkpoint")),
@@ -43,7 +55,7 @@ class StudyRun:
 
     @property
     def kind(self) -> str:
-        """`start` for a pretraining, `dense`, `wide`, `moe`, or `planned` for what its plan made of an MoE run."""
+        """`start` for a pretraining, `dense` or another baseline, `moe`, or `planned` for what its plan made of it."""
         if self.setting.split("-")[0] == START:
             return START
         return PLANNED if self.recovers else self.recipe.baseline or ("moe" if self.recipe.last else "dense")
@@ -87,16 +99,16 @@ def name_setting(recipe: Recipe, base: Recipe) -> tuple[str, str]:
     `dense`, `N8-L2-shared`, `wide2-L2`; `N8-L2-token-lr=0.001` with the qualifier `token-lr=0.001`: of the other keys
     those that differ from the base recipe, with a short check sum for values that make no good file name.
     """
-    words, qualifier = ["dense"], []
-    if recipe.last and recipe.baseline == "dense":
-        words = ["dense", f"L{recipe.last}"]
-    elif recipe.last and recipe.baseline:
-        words = [f"{recipe.baseline}{recipe.top_k + recipe.shared_expert}", f"L{recipe.last}"]
+    words, qualifier = ["dense"], list[str]()
+    named: tuple[str, ...] = _NAMED
+    if recipe.baseline:
+        width = recipe.top_k + recipe.shared_expert if _counts_in_ffns(recipe) else ""
+        words = [f"{recipe.baseline}{width}", *([f"L{recipe.last}"] if recipe.last else [])]
+        named = _NAMED if width else ("last", "baseline")
     elif recipe.last:
         words = [f"N{recipe.num_experts}", f"L{recipe.last}", *(["shared"] if recipe.shared_expert else [])]
         qualifier = [f"k{recipe.top_k}"] if recipe.top_k > 1 else []
         qualifier += [value for value in (recipe.routing, recipe.preset) if value not in ("image", "preserve")]
-    named = ("last", "num_experts", "top_k", "shared_expert", "routing", "preset", "baseline")
     like = _canonical(replace(base, last=recipe.last, baseline=recipe.baseline))
     qualifier += _differences(recipe, like, named)
     return "-".join([*words, *qualifier]), "-".join(qualifier)
@@ -140,14 +152,30 @@ def _planned(runs: dict[str, StudyRun], name: str) -> StudyRun:
 def _canonical(recipe: Recipe) -> Recipe:
     """One recipe for all that describe the same model: what a model does not depend on has its default."""
     width = recipe.top_k + recipe.shared_expert
-    default = {key: _DEFAULTS[key] for key in MOE_KEYS}
-    if recipe.last == 0 or recipe.baseline == "dense" or (recipe.baseline == "wide" and width == 1):
-        if recipe.last and recipe.freeze == "trunk":  # the trunk ends so many blocks before the head
-            default |= {"last": recipe.last, "baseline": "dense"}
-        return replace(recipe, **default)
-    if recipe.baseline == "wide":  # of the MoE settings only the number of FFNs that are active together counts
-        return replace(recipe, **{**default, "last": recipe.last, "baseline": "wide", "top_k": width - 1})
-    return recipe
+    if not recipe.baseline and recipe.last:
+        return recipe
+    kept = {key: getattr(recipe, key) for key in _KEPT[recipe.baseline or "dense"]}
+    if own := next((key for key in ("lora_rank", "members") if kept.get(key)), None):
+        kept = {own: kept[own]}
+    if _counts_in_ffns(recipe):
+        kept = {"last": recipe.last, "top_k": width - 1}
+    no_larger = recipe.baseline in ("wide", "deeper") and 0 in (kept["last"], kept["top_k"])
+    if recipe.baseline not in ("", "dense") and not no_larger:
+        kept["baseline"] = recipe.baseline
+    elif recipe.last and recipe.freeze == "trunk":  # the trunk ends so many blocks before the head
+        kept = {"last": recipe.last, "baseline": "dense"}
+    else:
+        kept = {}
+    return replace(recipe, **{key: _DEFAULTS[key] for key in MOE_KEYS} | kept)
+
+
+def _counts_in_ffns(recipe: Recipe) -> bool:
+    return recipe.baseline in ("wide", "deeper") and recipe.last > 0 and activates_whole_ffns(asdict(recipe))
+
+
+def activates_whole_ffns(recipe: Mapping[str, Any]) -> bool:
+    """Whether of these MoE settings top_k and the shared expert alone say how much a layer activates."""
+    return recipe.get("init") != "split" and not recipe.get("expert_rank") and recipe.get("router", "top_k") == "top_k"
 
 
 def _differences(recipe: Recipe, base: Recipe, named: tuple[str, ...] = ()) -> list[str]:

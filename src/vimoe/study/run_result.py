@@ -56,9 +56,9 @@ def measure(run: RunFolder, recipe: Recipe) -> Result:
 
     Returns:
         `seed`, `metric` (the task's main metric), every metric of the task as `val_…` and `test_…`, `stored_params`,
-        `activated_params`, `macs`, the `steps` of training with the `shown_images` and `seconds` that they took, and
-        of an MoE model `routing_degree` and `layers`: by block, its `Specialisation` and how many `experts_touched`
-        an image's choices fall on.
+        `activated_params`, `macs`, `trained_params`, the `steps` of training with the `shown_images` and `seconds` that
+        they took, and of an MoE model `routing_degree` and `layers`: by block, its `Specialisation` and how many
+        `experts_touched` an image's choices fall on.
 
     Raises UserError if more test images are broken than the recipe's `max_broken` allows.
     """
@@ -86,6 +86,7 @@ def measure(run: RunFolder, recipe: Recipe) -> Result:
         **{key: value for key, value in last.items() if key.startswith("val_")},
         **{f"test_{key}": value for key, value in test.items()},
         **cost(model)._asdict(),
+        "trained_params": last.get("trained_params", 0),
         "steps": steps,
         "shown_images": steps * recipe.accumulate * recipe.batch_size,
         "seconds": last["seconds"],

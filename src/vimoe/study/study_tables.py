@@ -20,6 +20,8 @@ def settings_table(rows: Sequence[StudyRow]) -> Table:
     """Every setting: how good it is over its seeds, and what it costs."""
     metric = rows[0].metric if rows else ""
     more = [key for key in _MORE if any(key in row.values for row in rows)]
+    partly = any(0 < row.values.get("trained_params", 0) < row.values["stored_params"] for row in rows)
+    sizes = ("activated_params", "stored_params", *(["trained_params"] if partly else []))
     cells = []
     for setting, same in by_setting(rows).items():
         values = {key: [row.values[key] for row in same if key in row.values] for key in same[0].values}
@@ -27,7 +29,7 @@ def settings_table(rows: Sequence[StudyRow]) -> Table:
             [
                 *(setting, str(len(same)), _spread_cell([row.test for row in same])),
                 *(_spread_cell([row.val for row in same]), *(_spread_cell(values.get(key, [])) for key in more)),
-                *(millions(round(np.mean(values[key]))) for key in ("activated_params", "stored_params")),
+                *(millions(round(np.mean(values[key]))) if key in values else "-" for key in sizes),
                 *(giga_macs(round(np.mean(values["macs"]))), f"{round(np.mean(values['routing_degree'])):,}"),
                 _spread_cell([float(np.mean(list(row.by_block("touched").values()))) for row in same if _kept(row)]),
                 f"{np.mean(values['seconds']):.0f}",
@@ -35,7 +37,8 @@ def settings_table(rows: Sequence[StudyRow]) -> Table:
         )
     header = (
         *("setting", "seeds", f"test {metric}", f"val {metric}", *(key.replace("_", " ") for key in more)),
-        *("activated", "stored", "an image", "routing degree", "experts touched", "seconds"),
+        *(key.removesuffix("_params") for key in sizes),
+        *("an image", "routing degree", "experts touched", "seconds"),
     )
     note = (
         "Mean ± standard deviation between seeds. Experts touched: those of a layer that one image's tokens are sent "

@@ -1,4 +1,4 @@
-"""A recipe's model: made by timm or read from a folder, given a decoder, upcycled or widened as the recipe says."""
+"""A recipe's model: made by timm or read from a folder, given a decoder, upcycled or made a baseline as it says."""
 
 from functools import partial
 from os.path import isfile
@@ -14,6 +14,7 @@ from vimoe.data.splits import Splits
 from vimoe.errors import UserError, first_line
 from vimoe.tasks.segmenter import build_segmenter, check_token_routing
 from vimoe.tasks.segmenter_folder import holds_segmenter, load_segmenter
+from vimoe.training.baselines import make_baseline
 from vimoe.training.hub import check_hub
 from vimoe.training.recipe import Recipe
 from vimoe.vit.blocks import find_backbone
@@ -22,7 +23,6 @@ from vimoe.vit.inspection import check_model_name
 from vimoe.vit.meta import input_shape
 from vimoe.vit.upcycle import upcycle
 from vimoe.vit.weights_file import model_from_file
-from vimoe.vit.widen import widen
 
 # Recipe keys that `upcycle` takes under the same names.
 _MORE = (
@@ -51,10 +51,14 @@ def build_model(recipe: Recipe, splits: Splits) -> nn.Module:
     # How it sees images is kept with the model: whoever evaluates it later has them in the same form.
     getattr(model, "backbone", model).pretrained_cfg.update(splits.form._asdict())
     _check_patches(model, recipe, splits.form.input_size[1:])
-    _change(model, recipe)
+    if recipe.baseline:
+        model = make_baseline(model, recipe, _upcycle)
+    elif recipe.last:
+        _upcycle(model, recipe)
     if recipe.task == "segmentation":
         check_token_routing(model)
-    return model.train()
+    trained: nn.Module = model.train()
+    return trained
 
 
 def _check_patches(model: Any, recipe: Recipe, size: tuple[int, ...]) -> None:
@@ -71,28 +75,21 @@ def _check_patches(model: Any, recipe: Recipe, size: tuple[int, ...]) -> None:
             )
 
 
-def _change(model: nn.Module, recipe: Recipe) -> None:
-    """Upcycle, or widen for the control of equal size, or leave the model dense."""
-    if recipe.last and recipe.baseline == "wide":
-        depth = len(find_backbone(model).blocks)
-        if recipe.last > depth:
-            raise UserError(f"last must be at most {depth}, the number of blocks of this model, got {recipe.last}")
-        widen(model, range(depth - recipe.last, depth), recipe.top_k + recipe.shared_expert)
-    elif recipe.upcycles:
-        more: dict[str, Any] = {key: getattr(recipe, key) for key in _MORE}
-        if recipe.slots is not None:
-            more["slots"] = recipe.slots
-        upcycle(
-            model,
-            recipe.last,
-            num_experts=recipe.num_experts,
-            top_k=recipe.top_k,
-            shared_expert=recipe.shared_expert,
-            routing=recipe.routing,
-            preset=recipe.preset,
-            init=recipe.init or None,
-            **more,
-        )
+def _upcycle(model: nn.Module, recipe: Recipe) -> nn.Module:
+    more: dict[str, Any] = {key: getattr(recipe, key) for key in _MORE}
+    if recipe.slots is not None:
+        more["slots"] = recipe.slots
+    return upcycle(
+        model,
+        recipe.last,
+        num_experts=recipe.num_experts,
+        top_k=recipe.top_k,
+        shared_expert=recipe.shared_expert,
+        routing=recipe.routing,
+        preset=recipe.preset,
+        init=recipe.init or None,
+        **more,
+    )
 
 
 def _read(start: Path, recipe: Recipe, splits: Splits, num_classes: int, **changes: Any) -> nn.Module:

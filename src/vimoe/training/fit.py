@@ -24,6 +24,7 @@ from vimoe.tasks.task import Task
 from vimoe.tasks.windows import View
 from vimoe.training.build import build_model
 from vimoe.training.data_keys import check_data_keys
+from vimoe.training.ensemble_run import train_ensemble
 from vimoe.training.interrupt import InterruptedRun, StopRequest, listening
 from vimoe.training.logs import open_logs
 from vimoe.training.parallel import pick_device
@@ -52,9 +53,20 @@ def train(recipe: Recipe, resume_changed: bool = False, say: Callable[[str], Non
         if not run.finished:
             splits = open_recipe_data(recipe)
             task = recipe_task(recipe, splits)
-            trainer = Trainer(build_model(recipe, splits), splits, task, recipe, run)
-            best = best_key(recipe, splits, task.metric) if recipe.keep == "best" else ""
-            _fit(trainer, stop, changed, say and partial(_introduce, trainer, splits, say), best)
+
+            def train_one(recipe: Recipe) -> RunFolder:
+                run = RunFolder(Path(recipe.output))
+                changed = run.check(recipe, resume_changed)
+                if not run.finished:
+                    trainer = Trainer(build_model(recipe, splits), splits, task, recipe, run)
+                    best = best_key(recipe, splits, task.metric) if recipe.keep == "best" else ""
+                    _fit(trainer, stop, changed, say and partial(_introduce, trainer, splits, say), best)
+                return run
+
+            if recipe.baseline == "ensemble":
+                train_ensemble(recipe, splits, task, run, changed, train_one)
+            else:
+                train_one(recipe)
     return run
 
 

@@ -1,6 +1,7 @@
 """timm's optimisers and schedules, as a recipe asks for them."""
 
 import inspect
+from collections.abc import Iterable
 from typing import Any
 
 import timm.optim
@@ -74,12 +75,17 @@ def freeze(model: nn.Module, part: str, cut: int) -> None:
 
     With `experts`, MoE layers, the classifier and what stands around the backbone learn.
     """
-    backbone = find_backbone(model).vit
     if part == "trunk":
         for parameter in trunk_state(model, cut).values():
             parameter.requires_grad_(False)
     elif part == "experts":
-        heads = [module for name, module in backbone.named_children() if name.startswith("head")]
-        backbone.requires_grad_(False)
-        for learning in (*moe_layers(model).values(), *heads):
-            learning.requires_grad_(True)
+        learn_only(model, [p for layer in moe_layers(model).values() for p in layer.parameters()])
+
+
+def learn_only(model: nn.Module, parameters: Iterable[nn.Parameter]) -> None:
+    """Let the backbone learn nothing but these parameters and its classifier."""
+    backbone = find_backbone(model).vit
+    heads = [module for name, module in backbone.named_children() if name.startswith("head")]
+    backbone.requires_grad_(False)
+    for learning in (*parameters, *(p for head in heads for p in head.parameters())):
+        learning.requires_grad_(True)

@@ -15,6 +15,8 @@ from vimoe.yaml_files import read_yaml
 
 MOST_PIXELS = 16384  # of an image's side
 MOST_WORKERS = 1024
+# Baselines of which only a part learns.
+_FREEZE = ("linear", "lora", "vpt")
 
 
 def _key(default: Any, about: str, least: float | None = None, most: float | None = None) -> Any:
@@ -126,10 +128,19 @@ class Recipe:
     )
     expert_lr: float = _key(1.0, "Factor on the learning rate of the routed experts", 0)
     router_lr: float = _key(1.0, "Factor on the learning rate of the routers", 0)
-    baseline: Literal["", "dense", "wide"] = _key(
+    baseline: Literal["", "dense", "wide", "deeper", "linear", "lora", "vpt", "ensemble"] = _key(
         "",
-        "Train a control instead of the MoE: `dense`, or `wide` with FFNs widened in the same blocks to the same "
-        "activated parameters",
+        "Train a control instead of the MoE: `dense`; `wide` or `deeper`, with wider FFNs or more blocks to the same "
+        "activated parameters; `linear` (the classifier and the norm before it); `lora` (low-rank differences in a "
+        "frozen model); `vpt` (learned tokens for every block of one); an `ensemble` of dense models of the same "
+        "stored size",
+    )
+    lora_rank: int = _key(
+        0, "Rank of `lora`; 0 for the one that trains as many parameters as the MoE would add to the stored ones", 0
+    )
+    prompt_tokens: int = _key(10, "Tokens that `vpt` adds to every block", 1, 1024)
+    members: int = _key(
+        0, "Models of an `ensemble`; 0 for as many as are stored in the MoE's size, rounded, and 2 at least", 0, 64
     )
     freeze: Literal["", "experts", "trunk"] = _key(
         "",
@@ -217,13 +228,19 @@ class Recipe:
         for name in ("img_size", "short_side"):
             if (pixels := getattr(self, name)) is not None and not 1 <= pixels <= MOST_PIXELS:
                 raise UserError(f"{name} must be between 1 and {MOST_PIXELS} pixels, got {pixels}")
+        if self.baseline in _FREEZE and self.freeze:
+            raise UserError(f"baseline {self.baseline} says itself what learns: leave freeze out")
+        if self.baseline == "ensemble" and self.task != "classification":
+            raise UserError(
+                "baseline ensemble averages the probabilities of classifiers: take another for segmentation"
+            )
         if self.cache_features:
             self._check_cache()
         if self.warmup_epochs >= self.epochs:
             raise UserError(f"warmup_epochs must be less than the {self.epochs} epochs, got {self.warmup_epochs}")
 
     def _check_cache(self) -> None:
-        if self.freeze != "trunk" or self.task != "classification":
+        if not self.freezes_trunk or self.task != "classification":
             raise UserError(
                 "cache_features is for classification with a frozen trunk: add freeze: trunk, or leave it out"
             )
@@ -235,6 +252,11 @@ class Recipe:
     def upcycles(self) -> bool:
         """Whether FFNs become MoE layers."""
         return self.last > 0 and not self.baseline
+
+    @property
+    def freezes_trunk(self) -> bool:
+        """Whether what comes before the last blocks, or before the classifier, learns nothing."""
+        return self.freeze == "trunk" or self.baseline == "linear"
 
     @property
     def pretrained_start(self) -> bool:

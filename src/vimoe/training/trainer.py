@@ -45,6 +45,7 @@ from vimoe.training.recipe import Recipe
 from vimoe.training.resume_state import ResumeStates, State
 from vimoe.training.run_folder import Row, RunFolder
 from vimoe.vit.blocks import find_backbone, moe_layers
+from vimoe.vit.changes import noted_changes
 from vimoe.vit.meta import meta_clone
 from vimoe.vit.router_start import start_routers_at_centroids
 from vimoe.vit.trunk import tail
@@ -87,8 +88,8 @@ class Trainer:
                 f"batch_size {recipe.batch_size} (accumulate {recipe.accumulate}) is larger than the training data"
             )
         self.broken: dict[str, set[str]] = {"train": set(), "val": set()}  # a line for each image
-        self.cut = min(moe_layers(model), default=len(find_backbone(model).blocks) - recipe.last)
-        freeze(model, recipe.freeze, self.cut)
+        self.cut = min(moe_layers(model), default=_first_changed(model, recipe))
+        freeze(model, "trunk" if recipe.freezes_trunk else recipe.freeze, self.cut)
         model.to(self.device)
         self.states = ResumeStates(run.checkpoints)
         if recipe.grad_checkpointing:
@@ -251,6 +252,7 @@ class Trainer:
         progress.close()
         row: Row = {"epoch": epoch + 1, "loss": position.loss / max(1, position.batch), "lr": base_rate(self.optimizer)}
         row |= progress.metrics()
+        row["trained_params"] = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
         skip = partial(self._skip, "val")
         val = self.task.evaluate(
             self._running(self.eval_model), self.splits.val, self.device, recipe.workers, skip, recipe.max_broken
@@ -336,6 +338,13 @@ class Trainer:
                 f"{len(found)} of {len(self.splits.train)} training images are broken, more than max_broken "
                 f"{self.recipe.max_broken:g} allows: {line}"
             )
+
+
+def _first_changed(dense: nn.Module, recipe: Recipe) -> int:
+    """The block that would be the first MoE layer; behind the last one where the classifier alone learns."""
+    blocks = len(find_backbone(dense).blocks)
+    added = len(noted_changes(dense).get("vimoe_deepened", {}).get("after", ()))
+    return blocks if recipe.baseline == "linear" else blocks - added - recipe.last
 
 
 def _pace(steps: int, seconds: float, wanted: float) -> int:

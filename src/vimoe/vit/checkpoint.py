@@ -3,11 +3,12 @@
 A dense model's folder is a plain timm folder; nothing is ever unpickled.
 """
 
+import copy
 import json
 import os
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -23,13 +24,25 @@ from vimoe.distributed import barrier, rank
 from vimoe.errors import UserError, first_line
 from vimoe.moe.config import MoEConfig, whole_number
 from vimoe.vit.blocks import find_backbone
+from vimoe.vit.changes import noted_changes
+from vimoe.vit.deepen import deepen
+from vimoe.vit.ensemble import members_of, repeat
+from vimoe.vit.lora import has_lora, merge_lora
 from vimoe.vit.meta import height_and_width, input_shape
-from vimoe.vit.model_config import CONFIG, MOE_KEY, WIDENED_KEY, a_path, check_config, model_folder, read_config
+from vimoe.vit.model_config import CONFIG, MOE_KEY, a_path, check_config, model_folder, read_config
+from vimoe.vit.prompts import add_prompts
 from vimoe.vit.transformers_folder import describe, is_of_transformers, make, read_entries
 from vimoe.vit.upcycle import get_config, install
-from vimoe.vit.widen import widen, widening
+from vimoe.vit.widen import widen
 
 WEIGHTS = "model.safetensors"
+# By entry of `config.json`, what makes a dense model of timm's into what was saved; the entry has the arguments.
+CHANGES: dict[str, Callable[..., nn.Module]] = {
+    "vimoe_widened": widen,
+    "vimoe_deepened": deepen,
+    "vimoe_prompts": add_prompts,
+    "vimoe_ensemble": repeat,
+}
 # Where a model keeps the arguments of its own architecture if it was made by another name.
 OWN_ARGS = "own_model_args"
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
@@ -65,9 +78,9 @@ def save(
             "a features_only model is cut to what its features need: save a whole model, whose forward_intermediates "
             "gives the same features"
         )
-    entries = {**(extra or {}), **({MOE_KEY: config.to_dict()} if config else {})}
-    if changed := widening(model):
-        entries[WIDENED_KEY] = changed
+    if has_lora(model):
+        model = merge_lora(copy.deepcopy(model))
+    entries = {**(extra or {}), **({MOE_KEY: config.to_dict()} if config else {}), **noted_changes(model)}
     sharded = any(hasattr(parameter, "full_tensor") for parameter in model.parameters())
     state = _gathered(model) if sharded else model.state_dict()
     try:
@@ -104,7 +117,8 @@ def _write(
                 (Path(scratch) / CONFIG).write_text(json.dumps(describe(model, get_config(model), entries), indent=2))
             else:
                 with _one_line("cannot describe this model"):
-                    save_config_for_hf(model, str(Path(scratch) / CONFIG), model_config=entries, model_args=model_args)
+                    described, path = members_of(model)[0], str(Path(scratch) / CONFIG)
+                    save_config_for_hf(described, path, model_config=entries, model_args=model_args)
             _check_readable(json.loads((Path(scratch) / CONFIG).read_text()), state)
             save_file({name: value.contiguous() for name, value in state.items()}, Path(scratch) / WEIGHTS)
             for name in (WEIGHTS, CONFIG):
@@ -169,11 +183,11 @@ def load(
         model: Any = _make_model(entries, model_args, "cpu")
     _fill(model, state)
     if img_size is not None:
-        vit: Any = find_backbone(model).vit
         height, width = height_and_width("img_size", img_size)
-        if (height, width) != input_shape(vit)[1:]:
-            with _one_line(f"{type(vit).__name__} cannot be given images of {height}x{width} pixels"):
-                vit.set_input_size(img_size=(height, width))
+        for vit in [find_backbone(member).vit for member in members_of(model)]:
+            if (height, width) != input_shape(vit)[1:]:
+                with _one_line(f"{type(vit).__name__} cannot be given images of {height}x{width} pixels"):
+                    vit.set_input_size(img_size=(height, width))  # type: ignore[operator]
     if num_classes is not None and model.num_classes != whole_number("num_classes", num_classes):
         with _one_line(f"the model cannot be given {num_classes} classes"):
             model.reset_classifier(num_classes)
@@ -198,8 +212,9 @@ def _make_model(entries: dict[str, Any], model_args: dict[str, Any], device: str
             pretrained_cfg_overlay=overlay,
             **args,
         )
-    if WIDENED_KEY in entries:
-        widen(model, **entries[WIDENED_KEY])
+    for entry, change in CHANGES.items():
+        if entry in entries:
+            model = change(model, **entries[entry])
     if MOE_KEY in entries:
         install(model, MoEConfig.from_dict(entries[MOE_KEY]))
     return model

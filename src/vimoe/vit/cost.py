@@ -9,6 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from vimoe.errors import UserError, first_line
 from vimoe.moe.layer import MoELayer
 from vimoe.vit.blocks import find_backbone, moe_layers
+from vimoe.vit.ensemble import members_of
 from vimoe.vit.meta import height_and_width, input_shape, meta_clone
 
 
@@ -38,6 +39,8 @@ def cost(model: nn.Module, image_size: int | tuple[int, int] | None = None) -> C
 
     Raises UserError if the model cannot take images of this size.
     """
+    if len(members := members_of(model)) > 1:
+        return Cost(*map(sum, zip(*(cost(member, image_size) for member in members), strict=True)))
     layers, idle = moe_layers(model).values(), 0
     stored = sum(parameter.numel() for parameter in model.parameters())
     macs, rows = _count_macs(model, image_size)

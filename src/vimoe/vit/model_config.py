@@ -14,7 +14,7 @@ from vimoe.moe.config import MoEConfig
 from vimoe.vit.hub_folder import PREFIX, fetch
 from vimoe.vit.meta import height_and_width
 
-CONFIG, MOE_KEY, WIDENED_KEY = "config.json", "vimoe", "vimoe_widened"
+CONFIG, MOE_KEY = "config.json", "vimoe"
 
 
 def a_path(path: Any) -> Path:
@@ -90,6 +90,7 @@ def _in(*choices: str) -> Test:
 # No ViT goes beyond these, and a damaged number would fill the memory before anything else is found wrong.
 _SIZE, _DEPTH = _whole(1, 16384), _whole(1, 1024)
 _IMAGE = (_each(_SIZE, 3), "channels, height and width, each 1 to 16384")
+_BLOCKS = (_each(_whole(0, 1024)), "a list of block numbers")
 _CROP = (_number(0.1, 10), "a number from 0.1 to 10")
 _RULES: dict[str, dict[str, tuple[Test, str]]] = {
     "pretrained_cfg": {
@@ -107,10 +108,11 @@ _RULES: dict[str, dict[str, tuple[Test, str]]] = {
         "in_chans": (_SIZE, "a whole number from 1 to 16384"),
         "img_size": (lambda value: _SIZE(value) or _each(_SIZE, 2)(value), "one or two whole numbers up to 16384"),
     },
-    WIDENED_KEY: {
-        "layers": (_each(_whole(0, 1024)), "a list of block numbers"),
-        "factor": (_DEPTH, "a whole number from 1 to 1024"),
-    },
+    # What was done to a dense model, see `vimoe.vit.checkpoint.CHANGES`.
+    "vimoe_widened": {"layers": _BLOCKS, "factor": (_number(1, 1024), "a number from 1 to 1024")},
+    "vimoe_deepened": {"after": _BLOCKS, "hidden": (_whole(1, 10**6), "a whole number up to a million")},
+    "vimoe_prompts": {"tokens": (_DEPTH, "a whole number from 1 to 1024")},
+    "vimoe_ensemble": {"members": (_whole(1, 64), "a whole number from 1 to 64")},
 }
 
 
