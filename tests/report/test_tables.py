@@ -1,7 +1,7 @@
 import csv
 import io
 
-from vimoe.report.tables import Table, cost_table
+from vimoe.report.tables import Table, cost_table, whole
 from vimoe.vit.cost import giga_macs, millions
 from vimoe.vit.inspection import compare_costs
 
@@ -54,3 +54,8 @@ def test_the_cost_table_holds_the_papers_figures_and_the_routing_degree() -> Non
     )
     for words in ("22.0 M", "24.4 M", "40.9 M", "6.12 GMAC", "6.73 GMAC", "C(8, 1)^2 = 64", "blocks 10, 11 (from 0)"):
         assert words in text
+
+
+def test_a_number_too_long_to_read_is_shown_with_its_power_of_ten() -> None:
+    assert whole(262_144) == "262,144"
+    assert whole(32**24) == "1.3e+36"

@@ -93,11 +93,16 @@ def cost_table(comparison: CostComparison) -> str:
             f"MoE layers      blocks {', '.join(map(str, config.layers))} (from 0), {shared}",
             f"routing         {routing_words(config)}",
             f"start           outputs {'are' if config.keeps_function else 'differ from'} the dense model's",
-            f"routing degree  C({experts}, {config.top_k})^{len(config.layers)} = {config.routing_degree:,}",
+            f"routing degree  C({experts}, {config.top_k})^{len(config.layers)} = {whole(config.routing_degree)}",
             f"cost of MoE     {moe.activated_params / dense.activated_params - 1:+.1%} activated parameters, "
             f"{moe.macs / dense.macs - 1:+.1%} multiply-adds, {moe.stored_params / dense.stored_params:.2f}x stored",
         ]
     )
+
+
+def whole(number: int) -> str:
+    """A whole number with its digits in threes, or two of them where they would be more than twelve."""
+    return f"{number:,}" if number < 10**12 else f"{number:.1e}"
 
 
 def routing_words(config: MoEConfig) -> str:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from vimoe.report.panels import mean_and_std
-from vimoe.report.tables import Table
+from vimoe.report.tables import Table, whole
 from vimoe.study.comparisons import Comparison, adjusted, spread, sweeps
 from vimoe.study.statistics import smallest_difference
 from vimoe.study.study_table import StudyRow, by_setting
@@ -30,7 +30,7 @@ def settings_table(rows: Sequence[StudyRow]) -> Table:
                 *(setting, str(len(same)), _spread_cell([row.test for row in same])),
                 *(_spread_cell([row.val for row in same]), *(_spread_cell(values.get(key, [])) for key in more)),
                 *(millions(round(np.mean(values[key]))) if key in values else "-" for key in sizes),
-                *(giga_macs(round(np.mean(values["macs"]))), f"{round(np.mean(values['routing_degree'])):,}"),
+                *(giga_macs(round(np.mean(values["macs"]))), whole(round(np.mean(values["routing_degree"])))),
                 _spread_cell([float(np.mean(list(row.by_block("touched").values()))) for row in same if _kept(row)]),
                 f"{np.mean(values['seconds']):.0f}",
             ]
