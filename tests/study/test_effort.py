@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -25,6 +26,19 @@ def test_efforts_are_those_of_the_real_models_though_none_was_pretrained_yet(tmp
     assert found["start"].cost.stored_params < found["N2-L2-shared"].cost.stored_params
     assert found["start"].images == 4 * 256  # of 1,077 digits
     assert found["start"].macs == 3 * 4 * 256 * found["start"].cost.macs
+
+
+def test_a_frozen_trunk_is_run_once_an_image_and_forward_alone_and_once_in_all_where_it_is_kept(tmp_path: Path) -> None:
+    frozen = TINY.replace("epochs: 1", "epochs: 3\n  freeze: trunk").replace("last: [0, 2]", "last: 1")
+    runs = list_runs(study(tmp_path, frozen))
+    wanted = next(run for run in runs if run.kind == "moe")
+    (effort,) = efforts([wanted]).values()
+    kept = replace(wanted, recipe=replace(wanted.recipe, cache_features="memory", feature_views=2))
+    (cached,) = efforts([kept]).values()
+    assert effort.images == 3 * 4 * 256
+    assert 0 < effort.trunk_macs < effort.cost.macs
+    assert effort.macs == effort.images * (3 * effort.cost.macs - 2 * effort.trunk_macs)
+    assert effort.macs - cached.macs == (effort.images - 2 * 1077) * effort.trunk_macs
 
 
 def test_what_cannot_be_made_is_told_with_the_runs_name(tmp_path: Path) -> None:

@@ -6,7 +6,8 @@ import torch
 from torch import nn
 
 import vimoe
-from vimoe.vit.trunk import tail, trunk_features
+from vimoe.vit.cost import cost
+from vimoe.vit.trunk import tail, trunk_features, trunk_macs
 
 SMALL = {"embed_dim": 32, "depth": 3, "num_heads": 2, "num_classes": 5}
 MODELS = {
@@ -61,3 +62,10 @@ def test_half_precision_tokens_are_brought_to_the_weights_dtype(model: nn.Module
         rounded = tail(model, 1)(features.half())
     assert rounded.dtype == torch.float32
     assert torch.equal(rounded, tail(model, 1)(features.half().float()))
+
+
+def test_the_trunks_multiply_adds_grow_by_a_block_up_to_the_models() -> None:
+    model = timm.create_model("vit_tiny_patch16_224", **SMALL, **MODELS["vit_tiny_patch16_224"])
+    macs = [trunk_macs(model, cut) for cut in range(4)]
+    assert macs[3] - macs[2] == macs[2] - macs[1] == macs[1] - macs[0] > 0
+    assert macs[3] == cost(model).macs

@@ -13,25 +13,32 @@ from vimoe.report.tables import Table
 from vimoe.study.grid import DATA_AND_MODEL, StudyRun
 from vimoe.study.statistics import seeds_needed, smallest_difference
 from vimoe.training.build import build_model
+from vimoe.training.optimizer import first_trained_block
 from vimoe.training.progress import duration
 from vimoe.training.recipe import Recipe
 from vimoe.training.source import open_recipe_data
 from vimoe.vit.cost import Cost, cost, giga_macs, millions
+from vimoe.vit.trunk import trunk_macs
 
 # A backward takes twice the multiply-adds of its forward.
 FORWARDS_A_STEP = 3
 
 
 class Effort(NamedTuple):
-    """What a run takes: its model's cost for one image, and the images shown in training, over all epochs."""
+    """What a run takes: its model's cost for one image, and the images shown in training, over all epochs.
+
+    Of a frozen trunk these are its multiply-adds for one image, and the images that it sees: fewer where they are kept.
+    """
 
     cost: Cost
     images: int
+    trunk_macs: int = 0
+    trunk_images: int = 0
 
     @property
     def macs(self) -> int:
-        """Multiply-adds of the whole training, forward and backward."""
-        return FORWARDS_A_STEP * self.images * self.cost.macs
+        """Multiply-adds of the whole training: forward and backward, and forward alone through a frozen trunk."""
+        return FORWARDS_A_STEP * self.images * (self.cost.macs - self.trunk_macs) + self.trunk_images * self.trunk_macs
 
 
 def efforts(runs: Iterable[StudyRun]) -> dict[str, Effort]:
@@ -56,8 +63,13 @@ def efforts(runs: Iterable[StudyRun]) -> dict[str, Effort]:
             splits = opened[data]
             steps = training_steps(replace(recipe, epochs=run.recovers or recipe.epochs), len(splits.train))
             with nullcontext() if recipe.start else torch.device("meta"):  # a start's weights have to be read
-                counted = cost(build_model(recipe, splits))
-            found[run.setting] = Effort(counted, steps * recipe.accumulate * recipe.batch_size)
+                model = build_model(recipe, splits)
+            shown = steps * recipe.accumulate * recipe.batch_size
+            found[run.setting] = Effort(cost(model), shown)
+            if recipe.freezes_trunk:
+                seen = recipe.feature_views * len(splits.train) if recipe.cache_features else shown
+                trunk = trunk_macs(model, first_trained_block(model, recipe))
+                found[run.setting] = Effort(cost(model), shown, trunk, seen)
         except UserError as error:
             raise UserError(f"run {run.name}: {error}") from error
     return found

@@ -13,6 +13,7 @@ from torch import nn
 from vimoe.errors import UserError
 from vimoe.training.recipe import Recipe
 from vimoe.vit.blocks import find_backbone, moe_layers
+from vimoe.vit.changes import noted_changes
 from vimoe.vit.trunk import trunk_state
 
 
@@ -68,6 +69,13 @@ def _parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict[str, Any]]:
 def base_rate(optimizer: torch.optim.Optimizer) -> float:
     """The learning rate before any factor on it (layer decay, `expert_lr`, `router_lr`)."""
     return max(group["lr"] / group.get("lr_scale", 1.0) for group in optimizer.param_groups if group.get("lr_scale", 1))
+
+
+def first_trained_block(model: nn.Module, recipe: Recipe) -> int:
+    """Where a frozen trunk ends: the first MoE layer, or the block that would be it; behind the last for `linear`."""
+    blocks = len(find_backbone(model).blocks)
+    added = len(noted_changes(model).get("vimoe_deepened", {}).get("after", ()))
+    return min(moe_layers(model), default=blocks if recipe.baseline == "linear" else blocks - added - recipe.last)
 
 
 def freeze(model: nn.Module, part: str, cut: int) -> None:

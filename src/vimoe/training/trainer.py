@@ -29,7 +29,7 @@ from vimoe.tasks.task import Task
 from vimoe.training.feature_cache import cached_features
 from vimoe.training.health import RoutingHealth
 from vimoe.training.interrupt import InterruptedRun, StopRequest
-from vimoe.training.optimizer import base_rate, build_optimisation, freeze
+from vimoe.training.optimizer import base_rate, build_optimisation, first_trained_block, freeze
 from vimoe.training.parallel import (
     gather_model,
     load_tensors,
@@ -44,8 +44,7 @@ from vimoe.training.progress import Progress
 from vimoe.training.recipe import Recipe
 from vimoe.training.resume_state import ResumeStates, State
 from vimoe.training.run_folder import Row, RunFolder
-from vimoe.vit.blocks import find_backbone, moe_layers
-from vimoe.vit.changes import noted_changes
+from vimoe.vit.blocks import moe_layers
 from vimoe.vit.meta import meta_clone
 from vimoe.vit.router_start import start_routers_at_centroids
 from vimoe.vit.trunk import tail
@@ -88,7 +87,7 @@ class Trainer:
                 f"batch_size {recipe.batch_size} (accumulate {recipe.accumulate}) is larger than the training data"
             )
         self.broken: dict[str, set[str]] = {"train": set(), "val": set()}  # a line for each image
-        self.cut = min(moe_layers(model), default=_first_changed(model, recipe))
+        self.cut = first_trained_block(model, recipe)
         freeze(model, "trunk" if recipe.freezes_trunk else recipe.freeze, self.cut)
         model.to(self.device)
         self.states = ResumeStates(run.checkpoints)
@@ -338,13 +337,6 @@ class Trainer:
                 f"{len(found)} of {len(self.splits.train)} training images are broken, more than max_broken "
                 f"{self.recipe.max_broken:g} allows: {line}"
             )
-
-
-def _first_changed(dense: nn.Module, recipe: Recipe) -> int:
-    """The block that would be the first MoE layer; behind the last one where the classifier alone learns."""
-    blocks = len(find_backbone(dense).blocks)
-    added = len(noted_changes(dense).get("vimoe_deepened", {}).get("after", ()))
-    return blocks if recipe.baseline == "linear" else blocks - added - recipe.last
 
 
 def _pace(steps: int, seconds: float, wanted: float) -> int:

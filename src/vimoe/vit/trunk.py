@@ -6,9 +6,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from vimoe.vit.blocks import find_backbone
-from vimoe.vit.meta import input_shape
+from vimoe.vit.meta import input_shape, meta_clone
 
 # B images, T tokens, D width.
 
@@ -23,6 +24,14 @@ def trunk_features(model: nn.Module, images: Tensor, cut: int) -> Tensor:
     _with_blocks(vit, [*[*vit.get_submodule("blocks").children()][:cut], end])(images)
     assert end.tokens is not None
     return end.tokens
+
+
+def trunk_macs(model: nn.Module, cut: int) -> int:
+    """Multiply-adds of the trunk for one image, counted as `cost` counts the model's; the few of its head included."""
+    clone = meta_clone(model)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        trunk_features(clone, torch.empty(1, *input_shape(find_backbone(clone).vit), device="meta"), cut)
+    return counter.get_total_flops() // 2
 
 
 def tail(model: nn.Module, cut: int) -> nn.Module:
