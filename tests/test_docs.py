@@ -63,7 +63,7 @@ def test_a_command_is_accepted(words: list[str], monkeypatch: pytest.MonkeyPatch
 
     monkeypatch.setattr(Parser, "given", check)
     with pytest.raises(Accepted):
-        import_module(f"vimoe.cli.{words[0]}").run(words[1:])
+        import_module(f"vimoe.cli.{words[0].replace('-', '_')}").run(words[1:])
 
 
 def test_enough_commands_are_found_to_be_checked() -> None:

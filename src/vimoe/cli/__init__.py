@@ -25,10 +25,11 @@ VERBS = {
     "compare": "compare finished runs on the same images: accuracy and cost",
     "prune": "apply the plan to a run, train to recover, and report the effect",
     "study": "run a grid of settings and seeds, and write tables and figures",
-    "export": "write a trained model as an ONNX or torch.export file, and check it",
+    "export": "write a model as an ONNX or torch.export file, and check it",
     "card": "write a model card: what a run is, how good, at what cost",
     "push": "upload a model and its card to the Hugging Face Hub",
-    "info": "count parameters and multiply-adds of a model, dense and upcycled",
+    "convert-vmoe": "turn a JAX checkpoint of V-MoE into a model folder",
+    "info": "count a model's parameters and multiply-adds, dense and upcycled",
 }
 # These go on where they stopped.
 RESUMABLE = ("demo", "train", "prune", "study")
@@ -83,11 +84,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(verb: str, arguments: Sequence[str]) -> None:
     if verb in ("-h", "--help"):
-        print(USAGE.format(verbs="\n".join(f"  {name:10}{about}" for name, about in VERBS.items())))
+        print(USAGE.format(verbs="\n".join(f"  {name:14}{about}" for name, about in VERBS.items())))
     elif verb == "--version":
         print(f"vimoe {__version__}")
     elif verb in VERBS:
-        import_module(f"vimoe.cli.{verb}").run(arguments)
+        import_module(f"vimoe.cli.{verb.replace('-', '_')}").run(arguments)
     else:
         raise UserError(f"unknown {'flag' if verb.startswith('-') else 'verb'} {verb!r}{suggest(verb, VERBS)}")
 
