@@ -59,6 +59,28 @@ def test_a_sample_is_analyzed_as_what_it_is(trained: Path) -> None:
     assert analyze_run(trained, sample=1000, shuffles=99)[0].images == 360
 
 
+def test_experts_are_scored_against_the_routers_that_the_run_kept(trained: Path, tmp_path: Path) -> None:
+    analysis, _ = analyze_run(trained, sample=120, shuffles=99, experts=("router-change", "ablation"))
+    assert Analysis.load(trained / "analysis.json") == analysis
+    initial, model = RunFolder(trained).read_initial_routers(), load(trained / "model")
+    for layer in analysis.layers:
+        weight = model.get_parameter(f"blocks.{layer.layer}.mlp.router.weight").detach()
+        longer = weight.norm(dim=1) - torch.from_numpy(initial[layer.layer]).norm(dim=1)
+        assert [e.scores["router-change"] for e in layer.experts] == pytest.approx(longer.tolist(), abs=1e-5)
+    whole, _ = analyze_run(trained, shuffles=99, experts=("ablation",))
+    width = {}
+    for name, found in (("sample", analysis), ("whole", whole)):
+        losses = [e.lost for layer in found.layers for e in layer.experts]
+        width[name] = sum(loss.high - loss.low for loss in losses if loss) / len(losses)
+    assert 1.3 < width["sample"] / width["whole"] < 2.3  # the interval is of 120 images and not of 360: root of 3
+    old = RunFolder(tmp_path / "old")
+    old.write_recipe(recipe(tmp_path / "old", last=2, num_experts=3))
+    save(model, old.model)
+    with pytest.raises(UserError, match=r"initial weights are not at .*old/initial_routers\.npz: `vimoe train` keeps"):
+        analyze_run(old.path, experts=("router-change",))
+    assert not (old.path / "analysis.json").exists()
+
+
 def test_a_folder_that_another_process_works_in_is_refused(trained: Path) -> None:
     before = written(trained)
     with RunFolder(trained).locked(), pytest.raises(UserError, match="moe is in use by another process"):

@@ -10,6 +10,7 @@ from vimoe.analysis.ablations import Answer, layer_ablations, without_experts
 from vimoe.analysis.analysis_result import AblationResult, Analysis, ExpertAnalysis, LayerAnalysis, Neighbours
 from vimoe.analysis.behaviour import Behaviour, agreement
 from vimoe.analysis.counts import RoutingCounts
+from vimoe.analysis.expert_scores import agreements, cheap_scores, check_experts, leaving_one_out, scored
 from vimoe.analysis.expert_similarity import classes_of_expert, output_similarity
 from vimoe.analysis.held_out import HeldOut
 from vimoe.analysis.paired import mean_loss, mean_score
@@ -34,11 +35,14 @@ def analyze(
     max_drop: float = MAX_DROP,
     places: Sequence[int] | None = None,
     split_images: int = 0,
+    criteria: Sequence[str] = (),
+    initial_routers: Mapping[int, Tensor] | None = None,
 ) -> tuple[RoutingCounts, Analysis, Plan]:
     """Measure every MoE layer of a model, ablate it, and plan what to keep.
 
     Reads the images once for the routing, once for all ablations of single layers, and once for each step of
-    the plan after the first change. Memory grows by some bytes for each image, layer and ablation, see `Behaviour`.
+    the plan after the first change; and once for `reap` and `activation`. Memory grows by some bytes for each image,
+    layer and ablation, see `Behaviour`.
 
     Args:
         seen: The held-out images, and how right an answer to them is.
@@ -46,21 +50,34 @@ def analyze(
         max_drop: Percentage points that the plan may lose.
         places: Where each image stands in its split, if these are a sample.
         split_images: How many the split holds then.
+        criteria: Of `expert_criteria.CRITERIA`, what each expert is scored by.
+        initial_routers: For `router-change`, the routers' weights before training by block.
 
-    Raises UserError if there is no MoE layer, no image, a single class, or a router whose weights are not finite.
+    Raises UserError if there is no MoE layer, no image, a single class, a router whose weights are not finite, or a
+    criterion that is unknown or that the model does not allow.
     """
     config = _checked(model, class_names)
+    check_experts(model, criteria, initial_routers or {})
+    modules = moe_layers(model)
     behaviour, before = _watch(model, seen, device)
     counts = behaviour.counts(tuple(class_names))
     if not counts.counts.any():
         raise UserError("no image has a class")
     ablations = _ablations(model, config, behaviour, counts)
     singly = [{number: answer} for number, found in ablations.items() for answer in found.values()]
+    left = leaving_one_out(model) if "ablation" in criteria else {}
+    singly += [{number: without_experts(modules[number], kept)} for number, each in left.items() for kept in each]
     scores = iter(ablated_scores(model, seen.batches(), singly, seen.score, device))
     after = {number: {name: next(scores) for name in found} for number, found in ablations.items()}
+    without = {number: torch.stack([next(scores) for _ in each]) for number, each in left.items()}
     at = range(behaviour.images) if places is None else places
-    layers = tuple(_measured(behaviour, counts, n, shuffles, before, after[n], at) for n in behaviour.layers)
-    modules = moe_layers(model)
+    cheap = cheap_scores(model, criteria, seen, initial_routers or {}, device)
+    layers = tuple(
+        scored(
+            _measured(behaviour, counts, n, shuffles, before, after[n], at), criteria, cheap[n], before, without.get(n)
+        )
+        for n in behaviour.layers
+    )
 
     def try_out(changes: Mapping[int, tuple[int, ...]]) -> Tensor:
         kept = changes.items()
@@ -83,6 +100,7 @@ def analyze(
         steps=steps,
         max_drop=max_drop,
         paths={},
+        agreements=agreements(layers, criteria, before, without),
     )
     return counts, analysis, Plan(parts, split)
 
@@ -146,8 +164,8 @@ def _measured(
         stability=kept.stayed / kept.choices,
         ablations=tuple(AblationResult(name, mean_loss(before, scores)) for name, scores in after.items()),
         experts=tuple(
-            ExpertAnalysis(e, float(load[e]), classes_of_expert(table, e), *map(named, kept.examples(e)))
-            for e in range(kept.num_experts)
+            ExpertAnalysis(e, float(load[e]), classes_of_expert(table, e), named(best), named(worst))
+            for e, (best, worst) in ((e, kept.examples(e)) for e in range(kept.num_experts))
         ),
         output_similarity=tuple(tuple(row) for row in output_similarity(kept.gram).tolist()),
     )

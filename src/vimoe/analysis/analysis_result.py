@@ -2,8 +2,9 @@
 
 import dataclasses
 import json
+import types
 import typing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,10 @@ class ExpertAnalysis:
     classes: tuple[ClassShare, ...]  # its most frequent classes, the most frequent first
     confident: tuple[int, ...]  # images (places in the split) that the router sends here with the highest probability
     unsure: tuple[int, ...]  # those sent here with the lowest; none of `confident`
+    scores: dict[str, float] = field(
+        default_factory=dict
+    )  # by criterion of `expert_criteria.CRITERIA` that was asked for
+    lost: Estimate | None = None  # the score `ablation` with its interval
 
 
 @dataclass(frozen=True)
@@ -75,6 +80,16 @@ class Neighbours:
     first: int
     second: int
     agreement: float
+
+
+@dataclass(frozen=True)
+class CriterionAgreement:
+    """How far a criterion puts experts in the order in which ablation does, see `expert_criteria.rank_agreement`."""
+
+    criterion: str  # `ablation` is held against itself: half of the images against the others
+    layers: tuple[int, ...]  # one layer, or all of them together
+    experts: int  # how many were put in order
+    rank_correlation: Estimate | None  # None where one of the two makes no difference
 
 
 @dataclass(frozen=True)
@@ -118,6 +133,9 @@ class Analysis:
     max_drop: float  # percentage points that the plan may lose
     # The files of the images named in `experts`, by place in the split; empty for images without files.
     paths: dict[int, str]
+    agreements: tuple[
+        CriterionAgreement, ...
+    ] = ()  # of the criteria that were asked for, where ablation was among them
 
     def layer(self, number: int) -> LayerAnalysis:
         """The layer of this block."""
@@ -146,6 +164,8 @@ class Analysis:
 
 def _read(kind: Any, value: Any) -> Any:
     """JSON's value as the type that a field was declared with."""
+    if isinstance(kind, types.UnionType):  # of a type and None
+        return None if value is None else _read(typing.get_args(kind)[0], value)
     if dataclasses.is_dataclass(kind):
         hints = typing.get_type_hints(kind)
         if set(value) != set(hints):

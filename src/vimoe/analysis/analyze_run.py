@@ -1,11 +1,14 @@
 """The analysis of a finished run: its model on its own held-out images, and what is written beside it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+import torch
+
 from vimoe.analysis.analysis import analyze
 from vimoe.analysis.analysis_result import Analysis
+from vimoe.analysis.expert_criteria import check_criteria
 from vimoe.analysis.held_out import Sample, draw, held_out
 from vimoe.analysis.planning import MAX_DROP
 from vimoe.data.images import ImageFiles, Images
@@ -16,6 +19,7 @@ from vimoe.training.parallel import pick_device
 from vimoe.training.recipe import Recipe, load_recipe
 from vimoe.training.run_folder import RunFolder
 from vimoe.training.source import open_recipe_data
+from vimoe.vit.blocks import moe_layers
 from vimoe.vit.plan import Plan
 
 
@@ -31,6 +35,7 @@ def analyze_run(
     device: str = "auto",
     shuffles: int = 199,
     max_drop: float = MAX_DROP,
+    experts: Sequence[str] = (),
     note: Callable[[str], None] = lambda _: None,
 ) -> tuple[Analysis, Plan]:
     """Analyze a finished run and write `routing/SPLIT.npz`, `analysis.json` and `plan.json` into its folder.
@@ -45,11 +50,13 @@ def analyze_run(
             those of so many images drawn at random, which is a little wider than such a sample needs.
         shuffles: Shuffled tables behind every chance level.
         max_drop: Percentage points that the plan may lose.
+        experts: Criteria by which each expert is scored, see `expert_criteria.CRITERIA`.
         note: Called with a line on what is odd but stops nothing.
 
-    Raises UserError if the run is not finished, has no MoE layer, or its images cannot be used, or another process
-    works in the folder.
+    Raises UserError if the run is not finished, has no MoE layer, a criterion is unknown or not to be had of this run,
+    its images cannot be used, or another process works in the folder.
     """
+    check_criteria(experts)
     run, recipe = finished_run(path)
     splits = run_images(run, recipe, dataset, data_dir)
     whole: Images = getattr(splits, split)
@@ -58,6 +65,7 @@ def analyze_run(
     device = pick_device(device)
     broken: dict[str, None] = {}  # in order, and each once however often it is met
     model = load_model(run.model, device)
+    initial = run.read_initial_routers() if "router-change" in experts and moe_layers(model) else {}
     classes = len(splits.class_names)
     seen = held_out(model, images, classes, workers, recipe.short_side, batch_size, broken.setdefault)
     with run.locked():
@@ -71,6 +79,8 @@ def analyze_run(
             max_drop=max_drop,
             places=places,
             split_images=len(whole),
+            criteria=experts,
+            initial_routers={number: torch.from_numpy(weight) for number, weight in initial.items()},
         )
         for line in broken:
             note(line)

@@ -32,6 +32,13 @@ def run(arguments: Sequence[str]) -> None:
     parser.flag(
         "--max-drop", "prune a layer once the images show that it costs at most so many points", 1.0, type=_points
     )
+    parser.flag(
+        "--experts",
+        "score each expert by these, between commas: ablation, load, router-change, reap, activation",
+        "",
+        type=lambda text: tuple(text.split(",")),
+        metavar="CRITERIA",
+    )
     parser.group("run")
     parser.shared("--batch-size", "--workers", "--device")
     args = parser.parse(arguments)
@@ -50,6 +57,7 @@ def run(arguments: Sequence[str]) -> None:
 
 def analysis_table(analysis: Analysis, plan: Plan) -> str:
     """What was measured on every layer, the last block first, and what the plan makes of them."""
+    from vimoe.report.expert_table import agreement_table, expert_table
     from vimoe.report.results import decision_table
     from vimoe.report.tables import Table
 
@@ -75,7 +83,13 @@ def analysis_table(analysis: Analysis, plan: Plan) -> str:
         "experts answer with their mean, experts are chosen at random, every choice is the second one, the shared "
         "expert is alone, a plain FFN takes the layer's place."
     )
-    return "\n\n".join([Table(header, rows, [note]).text(), decision_table(analysis, plan).text()])
+    tables = (
+        Table(header, rows, [note]),
+        expert_table(analysis),
+        agreement_table(analysis),
+        decision_table(analysis, plan),
+    )
+    return "\n\n".join(table.text() for table in tables if table)
 
 
 def _points(text: str) -> float:

@@ -19,6 +19,7 @@ from vimoe.analysis.patches import ExpertMap
 from vimoe.files import write_text
 from vimoe.report.comparison import change
 from vimoe.report.expert_maps import expert_maps
+from vimoe.report.expert_table import agreement_table, expert_table
 from vimoe.report.gallery import Thumbnail
 from vimoe.report.heatmap import routing_heatmaps, row_order
 from vimoe.report.plots import ablations, load_over_time, removal_curve, specialisation_by_depth, training_curves
@@ -91,6 +92,7 @@ def page(report: Report, drawn: Mapping[str, Figure] | None = None) -> str:
         analysis=analysis,
         units="patches" if analysis.unit == "patch" else "images",
         decisions=decision_table(analysis, report.plan),
+        experts=[table for table in (agreement_table(analysis), expert_table(analysis)) if table],
         layers=sorted(analysis.layers, key=lambda layer: -layer.layer),
         pruned=[part.layer for part in report.plan.layers if part.pruned],
         fates={layer.layer: fate_of(layer, report.plan) for layer in analysis.layers},
