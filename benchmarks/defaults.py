@@ -1,72 +1,100 @@
-"""What the defaults of a fine-tuning are worth: the rule against the plain defaults, on folders of images.
+"""What the defaults of a fine-tuning are worth: the rule, the plain defaults, and the best of a small grid.
 
-    python benchmarks/defaults.py IMAGES... --initial-checkpoint FOLDER --output runs/defaults
-    python benchmarks/defaults.py IMAGES... --initial-checkpoint FOLDER --output runs/defaults --epochs 4 --img-size 112
+    python benchmarks/defaults.py IMAGES... --initial-checkpoint FOLDER --epochs 5 --img-size 112 --workers 0
 
-Every folder is fine-tuned once with each contender, for as many epochs as the rule says unless `--epochs` does; the
-same command goes on where it was stopped. One seed: intervals are over test images, differences are paired by image.
+Of each folder a small set is drawn with each seed: so many images of so many classes for training, for validation, and
+for the test, which decides nothing. A folder without `test` is tested on its `val`; then validation images come from
+`train`. All settings show the images as often. The grid around the rule's rate is run with the first seed, and what is
+best on its validation images is run with the others too. The same command goes on where it was stopped.
 """
 
 import argparse
+import random
 from collections.abc import Mapping
 from pathlib import Path
+from statistics import mean, stdev
 from typing import Any
 
 from vimoe.analysis.evaluate_run import evaluate
-from vimoe.analysis.paired import mean_loss
+from vimoe.data.decode import SUFFIXES
+from vimoe.data.listing import files_below, folders
 from vimoe.errors import UserError
 from vimoe.files import write_text
-from vimoe.report.comparison import change
 from vimoe.report.tables import Table
-from vimoe.training.defaults import PAPER, finetune
+from vimoe.training.defaults import finetune
 from vimoe.training.fit import train
 from vimoe.training.recipe import make_recipe
-from vimoe.training.source import open_recipe_data
+
+RATES, DECAYS = (1 / 3, 1.0, 3.0), (0.75, 1.0)
 
 
-def contenders(images: int, given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Settings by name; all show the images as often as the rule does."""
+def draw(root: Path, folder: Path, seed: int, classes: int, sizes: Mapping[str, int]) -> int:
+    """Links to a small set in `folder`, so many images a class of each split; gives those for training."""
+    drawn = random.Random(seed)
+    names = sorted(drawn.sample(found := folders(root / "train"), min(classes, len(found))))
+    count = 0
+    for name in names:
+        pools = {split: files_below(root / split / name, SUFFIXES) for split in folders(root)}
+        for images in pools.values():
+            drawn.shuffle(images)
+        if "test" not in pools:
+            pools = {"train": pools["train"], "val": pools["train"][sizes["train"] :], "test": pools["val"]}
+        for split, size in sizes.items():
+            (folder / split / name).mkdir(parents=True, exist_ok=True)
+            for image in pools[split][:size]:
+                link = folder / split / name / image.name
+                link.unlink(missing_ok=True)
+                link.symlink_to(image.resolve())
+        count += len(pools["train"][: sizes["train"]])
+    return count
+
+
+def grid(images: int, given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Settings by name, the rule and those around it; and the plain defaults, which show the images as often."""
     rule = finetune(images, given)
-    epochs = given.get("epochs", rule.get("epochs"))
-    plain = {"epochs": epochs, "warmup_epochs": epochs / 10}
-    rates = {key: rule[key] for key in ("lr", "layer_decay")}
-    return {
-        "rule": rule,
-        "plain defaults": plain,
-        "plain, the paper's rate": {**plain, "lr": PAPER["lr"]},
-        "plain, the rule's rates": {**plain, **rates},
-        "rule, a third of the rate": {**rule, "lr": rule["lr"] / 3},
-        "rule, three times the rate": {**rule, "lr": rule["lr"] * 3},
-        "rule, no layer decay": {**rule, "layer_decay": 1.0},
+    around = {
+        f"lr x {rate:.2g}, decay {decay:g}": {**rule, "lr": rule["lr"] * rate, "layer_decay": decay}
+        for decay in DECAYS
+        for rate in RATES
     }
+    return {**around, "plain": {"epochs": given["epochs"], "warmup_epochs": given["epochs"] / 10}}
 
 
-def measured(data_dir: Path, given: Mapping[str, Any], output: Path) -> list[list[str]]:
-    """A row for each contender on one folder."""
-    given = {**given, "data_dir": str(data_dir)}
-    images = len(open_recipe_data(make_recipe(given)).train)
-    rows, first = [], None
-    for name, settings in contenders(images, given).items():
-        folder = output / data_dir.name / name.replace(" ", "-").replace(",", "").replace("'", "")
-        recipe = make_recipe({**given, **settings, "output": str(folder)})
-        try:
-            seconds = sum(row["seconds"] for row in train(recipe).read_rows())
-        except UserError as error:  # such as a batch that is larger than the set
-            rows.append([f"{data_dir.name}, {name}", str(error), *[""] * 6])
-            continue
-        found = evaluate(folder, workers=recipe.workers, device=recipe.device)
-        first = first or found
-        score, lost = found.score, mean_loss(first.scores, found.scores)
-        rows.append(
-            [
-                f"{data_dir.name}, {name}",
-                f"{score.value:.1f} ({score.low:.1f} to {score.high:.1f})",
-                "" if found is first else change(lost),
-                f"{found.summary['mean_class']:.1f}",
-                *(f"{recipe.epochs}", f"{recipe.batch_size}", f"{recipe.lr:.2g}", f"{seconds:.0f}"),
-            ]
-        )
-    return rows
+RULE = "lr x 1, decay 0.75"
+
+
+def scored(given: Mapping[str, Any], settings: Mapping[str, Any], folder: Path) -> tuple[float, float]:
+    """Top-1 on validation and test images of a run with these settings."""
+    recipe = make_recipe({**given, **settings, "output": str(folder)})
+    try:
+        last = train(recipe).read_rows()[-1]
+    except UserError as error:
+        if "try a lower lr" not in str(error):
+            raise
+        return 0.0, 0.0  # it diverged
+    return last["val_top1"], evaluate(folder, workers=recipe.workers, device=recipe.device).summary["top1"]
+
+
+def measured(root: Path, given: Mapping[str, Any], output: Path, seeds: int, draws: Mapping[str, Any]) -> list[str]:
+    """A row of the table for one folder: the rule, the plain defaults, the best of the grid; and of its validation."""
+    found: dict[str, list[tuple[float, float]]] = {}
+    best = ""
+    for seed in range(seeds):
+        folder = output / root.name / f"seed{seed}"
+        images = draw(root, folder / "images", seed, **draws)
+        data = {**given, "data_dir": str(folder / "images"), "seed": seed}
+        settings = grid(images, data)
+        for name in settings if not seed else dict.fromkeys((RULE, "plain", best)):
+            run = folder / name.replace(" ", "-").replace(",", "")
+            found.setdefault(name, []).append(scored(data, settings[name], run))
+            print(f"{root.name}, seed {seed}, {name}: validation {found[name][-1][0]:.1f}", flush=True)
+        best = best or max((name for name in settings if name != "plain"), key=lambda name: found[name][0][0])
+    cells = [_spread([test for _, test in found[name]]) for name in (RULE, "plain", best)]
+    return [root.name, *cells, best, *(f"{found[name][0][0]:.1f}" for name in settings)]
+
+
+def _spread(values: list[float]) -> str:
+    return f"{mean(values):.1f}" + (f" ± {stdev(values):.1f}" if len(values) > 1 else "")
 
 
 def main() -> None:
@@ -74,17 +102,22 @@ def main() -> None:
     parser.add_argument("images", type=Path, nargs="+")
     parser.add_argument("--initial-checkpoint", required=True)
     parser.add_argument("--output", type=Path, default=Path("runs/defaults"))
-    for name, kind in (("epochs", int), ("img-size", int), ("workers", int), ("seed", int), ("device", str)):
+    parser.add_argument("--epochs", type=int, default=5)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--classes", type=int, default=10)
+    for split, size in {"train": 40, "val": 15, "test": 40}.items():
+        parser.add_argument(f"--{split}", type=int, default=size, help="images of each class")
+    for name, kind in (("img-size", int), ("workers", int), ("device", str)):
         parser.add_argument(f"--{name}", type=kind, default=argparse.SUPPRESS)
     given = vars(parser.parse_args())
-    folders, output = given.pop("images"), given.pop("output")
-    rows: list[list[str]] = []
-    header = ("images, settings", "top-1 % (95 %)", "against the rule", "mean of classes", "epochs", "batch", "lr", "s")
-    for folder in folders:
-        rows += measured(folder, given, output)
-        table = Table(header, rows)
-        write_text(output / "defaults.md", table.markdown())  # after each folder: the whole may take hours
-        print(table.text(), flush=True)
+    roots, output, seeds = (given.pop(name) for name in ("images", "output", "seeds"))
+    draws = {"classes": given.pop("classes"), "sizes": {name: given.pop(name) for name in ("train", "val", "test")}}
+    rows = [measured(root, given, output, seeds, draws) for root in roots]
+    names = list(grid(1, given))
+    header = ("set", "rule", "plain defaults", "best of the grid", "which is", *(f"val: {name}" for name in names))
+    table = Table(header, rows, [f"Test top-1 in percent, {seeds} seeds; val: validation top-1 of the first seed."])
+    write_text(output / "defaults.md", table.markdown())
+    print(table.text())
 
 
 if __name__ == "__main__":

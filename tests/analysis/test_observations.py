@@ -3,7 +3,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vimoe.analysis.observations import ImageObservations, PatchObservations
+from vimoe.analysis.observations import ImageObservations, LabelSetObservations, PatchObservations
+from vimoe.analysis.specialisation import specialisation
 
 
 def count_by_hand(classes: np.ndarray, experts: np.ndarray, num_classes: int, num_experts: int) -> np.ndarray:
@@ -90,3 +91,23 @@ def test_parts_are_the_tables_of_whole_images(shuffled: bool) -> None:
 def test_a_table_of_counts_reads_back_the_same() -> None:
     counts = np.array([[3, 0, 1], [0, 0, 0], [2, 5, 0]])
     assert (ImageObservations.from_counts(counts).table() == counts).all()
+
+
+def test_an_image_counts_once_for_each_of_its_labels_also_after_an_exchange() -> None:
+    rng = np.random.default_rng(0)
+    sets, used = rng.random((30, 4)) < 0.4, rng.integers(0, 3, (30, 5))
+    seen = LabelSetObservations(sets, [used[:20], used[20:]], 4)
+    for order in (None, seen.shuffle(rng)):
+        expected = np.zeros((4, 5), dtype=np.int64)
+        for image in range(30):
+            for label in range(4):
+                if sets[image if order is None else order[image], label]:
+                    expected[label] += used[image]
+        assert (seen.table(order) == expected).all()
+
+
+def test_label_sets_of_one_label_are_labels() -> None:
+    rng = np.random.default_rng(1)
+    labels, used = rng.integers(0, 3, 50), rng.integers(0, 2, (50, 4))
+    one, sets = ImageObservations(labels, [used], 3), LabelSetObservations(np.eye(3)[labels] > 0, [used], 3)
+    assert specialisation(one, 19) == specialisation(sets, 19)

@@ -119,7 +119,9 @@ class Step:
 class Analysis:
     """What was measured on a model, on held-out images."""
 
-    metric: str  # what `score` counts: `top1` (images that are right) or `pixels` (labelled pixels that are right)
+    # What `score` is the mean of: `top1` (whether an image is right), `lrap` (how far its labels stand before the
+    # others) or `pixels` (the share of its labelled pixels that is right).
+    metric: str
     split: str
     images: int  # how many were looked at
     split_images: int  # how many there are: more where a sample was drawn

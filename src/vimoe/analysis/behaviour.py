@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from vimoe.analysis.counts import RoutingCounts
 from vimoe.analysis.expert_similarity import output_gram
 from vimoe.analysis.held_out import HeldOut
-from vimoe.analysis.observations import ImageObservations, Observations, PatchObservations
+from vimoe.analysis.observations import ImageObservations, LabelSetObservations, Observations, PatchObservations
 from vimoe.analysis.specialisation import entropy_bits, mutual_information
 from vimoe.data.epoch_order import generator
 from vimoe.errors import UserError
@@ -77,7 +77,8 @@ class Behaviour:
     def note(self, labels: Tensor) -> dict[int, Tensor]:
         """Note what the routers chose in the model's last forward, and return the first choices `[B, P]` by block.
 
-        `labels` are `[B]` the class of each image, or `[B, P]` of each patch, -1 for none.
+        `labels` are `[B]` the class of each image, or `[B, P]` of each patch, -1 for none; or bool `[B, classes]`,
+        those that an image has.
         """
         first = {number: self._note_layer(number, labels) for number in self.layers}
         for a, b in self.joint:
@@ -118,7 +119,7 @@ class Behaviour:
         kept.used.append(nn.functional.one_hot(ids.flatten(1), nobody + 1).sum(1)[:, :nobody].numpy().astype(np.int32))
         others = torch.ones(size[0], nobody + 1, dtype=torch.bool).scatter_(1, first, False)[:, :nobody]
         kept.favour.append(probs.mean(1).masked_fill(others, torch.nan).numpy())
-        if labels.ndim > 1:
+        if labels.ndim > 1 and labels.dtype != torch.bool:
             kept.maps.append(ids.numpy().astype(np.uint8 if nobody < 256 else np.uint16))
         kept.choices += first.numel()
         kept.confidence += float(top[..., 0].double().sum())
@@ -129,14 +130,16 @@ class Behaviour:
     @property
     def by_patch(self) -> bool:
         """Whether patches have classes of their own."""
-        return self.labels[0].ndim > 1
+        return self.labels[0].ndim > 1 and self.labels[0].dtype != bool
 
     def observations(self, number: int, num_classes: int) -> Observations:
         """The choices of a layer image by image."""
         kept = self.layers[number]
         if self.by_patch:
             return PatchObservations(self.labels, kept.maps, num_classes, kept.num_experts)
-        return ImageObservations(np.concatenate(self.labels), kept.used, num_classes)
+        labels = np.concatenate(self.labels)
+        one_label = ImageObservations if labels.ndim == 1 else LabelSetObservations
+        return one_label(labels, kept.used, num_classes)
 
     def counts(self, class_names: tuple[str, ...]) -> RoutingCounts:
         """Counts `[layer, class, expert]`."""

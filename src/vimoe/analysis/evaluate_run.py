@@ -17,6 +17,7 @@ from vimoe.analysis.analyze_run import finished_run, run_images
 from vimoe.analysis.paired import Estimate, mean_score
 from vimoe.data.contact_sheet import to_pixels
 from vimoe.data.images import ImageFiles, Images
+from vimoe.data.label_table import SEPARATOR
 from vimoe.data.loaders import Batch, batches
 from vimoe.data.registry import EMBEDDED, open_one_split
 from vimoe.data.splits import check_classes
@@ -24,7 +25,9 @@ from vimoe.errors import UserError
 from vimoe.tasks.classification import Classification
 from vimoe.tasks.confusion_matrix import ConfusionMatrix
 from vimoe.tasks.mask_inference import default_view
-from vimoe.tasks.model import load_model, model_classes, model_form
+from vimoe.tasks.model import is_multilabel, load_model, model_classes, model_form
+from vimoe.tasks.multilabel import Multilabel
+from vimoe.tasks.multilabel_metrics import label_ranking
 from vimoe.tasks.palette import cover
 from vimoe.tasks.segmentation import Segmentation
 from vimoe.tasks.segmenter_folder import holds_segmenter, read_segmentation
@@ -53,12 +56,12 @@ class Evaluation:
 
     data: str  # what was scored, in words
     own: bool  # whether these are images of the run's own data
-    metric: str  # what the score is: `top1`, or `pixels`
+    metric: str  # what the score is: `top1`, `lrap` (see `label_ranking`) or `pixels`
     score: Estimate  # its mean over images
-    summary: Mapping[str, float]  # all metrics, see `ClassificationMetrics.summary` and `ConfusionMatrix.metrics`
+    summary: Mapping[str, float]  # all metrics, see `summary` of the task's metrics
     columns: Sequence[str]  # what the values by class are
     by_class: Sequence[tuple[Any, ...]]  # for each class its name and its values
-    confusion: Tensor  # `[label, answer]` images, or pixels
+    confusion: Tensor | None  # `[label, answer]` images, or pixels; None where an image has several labels
     # The worst ones first: wrong labels by how sure the model is, masks by their share of right pixels.
     mistakes: Sequence[Mistake]
     scores: Tensor  # `[N]` fp32, how right the answer to each image is, 0 to 1
@@ -75,7 +78,7 @@ class Evaluation:
             "score": asdict(self.score),
             "broken": len(self.broken),
             "classes": [dict(zip(header, row, strict=True)) for row in self.by_class],
-            "confusion": self.confusion.tolist(),
+            "confusion": None if self.confusion is None else self.confusion.tolist(),
             "mistakes": [
                 {"place": m.place, "path": m.path, "what": m.words.replace("\n", ", ")} for m in self.mistakes
             ],
@@ -110,9 +113,11 @@ def evaluate(
     own = _own_images(*source)
     images, class_names, what = own or _other_images(*source, folder)
     task: Task = Classification(len(class_names))
-    if masks := holds_segmenter(folder):
-        task = Segmentation(len(class_names), view=look(default_view(folder)))
-    seen, broken = (_Masks if masks else _Labels)(len(class_names)), list[str]()
+    seen, broken = _Labels(len(class_names)), list[str]()
+    if is_multilabel(folder):
+        task, seen = Multilabel(len(class_names)), _LabelSets(len(class_names))
+    elif holds_segmenter(folder):
+        task, seen = Segmentation(len(class_names), view=look(default_view(folder))), _Masks(len(class_names))
     labelled = batches(_Numbered(images), task.batch_size(images, batch_size), workers, broken.append)
     metrics = task.measure(load_model(folder, device), seen.following(labelled), device, seen.watch)
     if not seen.places:
@@ -127,7 +132,7 @@ def evaluate(
     return Evaluation(
         data=what,
         own=own is not None,
-        metric="pixels" if masks else "top1",
+        metric=seen.metric,
         score=mean_score(scores),
         summary=metrics.summary(),
         columns=metrics.columns,
@@ -145,7 +150,9 @@ def _fingerprint(images: Images, places: Sequence[int]) -> str:
     if isinstance(images, ImageFiles):
         found = [images.samples[place] for place in places]
         told: Any = [
-            ("/".join(Path(str(where)).parts[-2:]), target) for where, target in found if isinstance(target, int)
+            ("/".join(Path(str(where)).parts[-2:]), target)
+            for where, target in found
+            if isinstance(target, int | tuple)
         ]
         told = told or [Path(str(where)).name for where, _ in found]
     else:
@@ -171,10 +178,12 @@ class _Numbered(Images):
 class _Labels:
     """The answers of a classifier: scores, confusion, and the wrong ones that it is most sure of."""
 
+    metric = "top1"
+
     def __init__(self, num_classes: int) -> None:
         self.places, self.scores = list[int](), list[Tensor]()
         self.worst: list[tuple[float, int, Any]] = []  # a heap: badness, place, answer
-        self.confusion = torch.zeros(num_classes, num_classes, dtype=torch.int64)
+        self.confusion: Tensor | None = torch.zeros(num_classes, num_classes, dtype=torch.int64)
 
     def following(self, labelled: Iterator[Any]) -> Iterator[Batch]:
         """The batches without the places, which are noted."""
@@ -185,6 +194,7 @@ class _Labels:
     def watch(self, logits: Tensor, labels: Tensor) -> None:
         probs, answers = logits.softmax(-1).max(-1)
         self.scores.append(share_of_right_labels(logits, labels))
+        assert self.confusion is not None
         self.confusion.index_put_((labels, answers), torch.ones_like(labels), accumulate=True)
         for i in (answers != labels).nonzero()[:, 0].tolist():
             self._keep(float(probs[i]), self.places[i - len(labels)], (int(answers[i]), float(probs[i])), WORST)
@@ -201,8 +211,34 @@ class _Labels:
         return image, f"{names[answer[0]]} {answer[1]:.0%}\nis {names[int(label)]}"
 
 
+class _LabelSets(_Labels):
+    """The answers of a classifier of any number of labels: scores, and those that it is most wrong about."""
+
+    metric = "lrap"
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__(num_classes)
+        self.confusion = None
+
+    def watch(self, logits: Tensor, targets: Tensor) -> None:
+        probs = logits.sigmoid()
+        self.scores.append(label_ranking(logits, targets))
+        for i, (off, label) in enumerate(zip(*(probs - targets).abs().max(-1), strict=True)):
+            if off > 0.5:
+                self._keep(float(off), self.places[i - len(targets)], (int(label), float(probs[i, label])), WORST)
+
+    def shown(
+        self, image: NDArray[np.uint8], label: Any, answer: Any, names: Sequence[str]
+    ) -> tuple[NDArray[np.uint8], str]:
+        """An image with the label that is most wrong and those that are right."""
+        right = SEPARATOR.join(names[i] for i in label.nonzero()[:, 0])
+        return image, f"{names[answer[0]]} {answer[1]:.0%}\nis {right or 'none'}"
+
+
 class _Masks(_Labels):
     """The answers of a segmentation model: scores and worst masks; its metrics are the confusion matrix."""
+
+    metric = "pixels"
 
     def watch(self, answers: Tensor, masks: Tensor) -> None:
         scores = share_of_right_answers(answers, masks)
@@ -255,7 +291,9 @@ def _other_images(
         data_dir = data_dir or recipe.data_dir
     known = model_classes(folder)
     reduce = read_segmentation(folder).reduce_zero_label if of_pixels else True
-    images, names, part = open_one_split(chosen, data_dir, model_form(folder), split, known, reduce, dataset_args)
+    images, names, part = open_one_split(
+        chosen, data_dir, model_form(folder), split, known, reduce, dataset_args, is_multilabel(folder)
+    )
     check_classes(names, known or names, "the images have other classes than the model")
     where = data_dir or chosen
     return images, names, f"{part} of {where}" if part else f"{where}, all of it"

@@ -12,6 +12,7 @@ from vimoe.analysis.patches import patch_classes, resized_masks
 from vimoe.data.epoch_order import generator
 from vimoe.data.images import Images, image_labels
 from vimoe.data.loaders import OnBroken, batches
+from vimoe.tasks.multilabel_metrics import label_ranking
 from vimoe.tasks.segmenter import Segmenter
 from vimoe.tasks.windows import resized, view_size
 
@@ -20,9 +21,9 @@ class HeldOut(NamedTuple):
     """Images, the same ones in the same order whenever `batches` is called, and how right an answer to them is."""
 
     batches: Callable[[], Iterable[tuple[Tensor, Tensor]]]
-    metric: str = "top1"  # what the score is called: `top1`, or `pixels`
+    metric: str = "top1"  # what the score is called: `top1`, `lrap` or `pixels`
     score: Score = share_of_right_labels  # how right an answer is, 0 to 1 an image
-    # Targets to the class of each image `[B]`, or of each patch `[B, P]` with -1 for none.
+    # Targets to the class of each image `[B]`, or of each patch `[B, P]` with -1 for none; or to bool `[B, classes]`.
     classes: Callable[[Tensor], Tensor] = lambda labels: labels
 
 
@@ -35,13 +36,16 @@ def held_out(
     batch_size: int = 64,
     on_broken: OnBroken | None = None,
 ) -> HeldOut:
-    """Images for a classifier, or images with masks for a segmentation model.
+    """Images for a classifier (of one label or several), or images with masks for a segmentation model.
 
     They come without augmentation. Images with masks are looked at whole, their shorter side brought to `short_side`
     pixels first (None for its own); those from files may have any size and go one by one.
     """
     if not isinstance(model, Segmenter):
-        return HeldOut(partial(batches, images, batch_size, workers, on_broken))
+        whole = HeldOut(partial(batches, images, batch_size, workers, on_broken))
+        if images.label_sets:
+            return whole._replace(metric="lrap", score=label_ranking, classes=Tensor.bool)
+        return whole
 
     def sized() -> Iterator[tuple[Tensor, Tensor]]:
         for seen, masks in batches(images, 1 if images.from_files else batch_size, workers, on_broken):
@@ -59,7 +63,8 @@ class Sample(Images):
     """The images of a split at some places."""
 
     def __init__(self, images: Images, places: list[int]) -> None:
-        self.images, self.places, self.from_files = images, places, images.from_files
+        self.images, self.places = images, places
+        self.from_files, self.label_sets = images.from_files, images.label_sets
 
     def __len__(self) -> int:
         return len(self.places)

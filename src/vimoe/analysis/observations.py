@@ -79,6 +79,15 @@ class ImageObservations(Observations):
         yield self.users, labels[self.users] * self.shape[1] + self.experts, self.times
 
 
+class LabelSetObservations(ImageObservations):
+    """Choices of images with any number of labels, `labels` `[N, classes]` bool: each counts once for each label."""
+
+    def _placed(self, order: Order | None) -> _Placed:
+        sets = self.labels if order is None else self.labels[order]
+        rows, labels = np.nonzero(sets[self.users])
+        yield self.users[rows], labels * self.shape[1] + self.experts[rows], self.times[rows]
+
+
 class PatchObservations(Observations):
     """Choices of patches that have classes of their own.
 

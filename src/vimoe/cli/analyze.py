@@ -59,7 +59,7 @@ def analysis_table(analysis: Analysis, plan: Plan) -> str:
     """What was measured on every layer, the last block first, and what the plan makes of them."""
     from vimoe.report.expert_table import agreement_table, expert_table
     from vimoe.report.results import decision_table
-    from vimoe.report.tables import Table
+    from vimoe.report.tables import Table, metric_name
 
     rows = []
     for layer in reversed(analysis.layers):
@@ -78,10 +78,10 @@ def analysis_table(analysis: Analysis, plan: Plan) -> str:
     header = ("block", "bits", "specialisation (95 %)", "p", "in use", "stable", *ABLATED)
     score, sampled = analysis.score, f" of {n}" if (n := analysis.split_images) > analysis.images else ""
     note = (
-        f"{analysis.images}{sampled} images of {analysis.split}, {score.value:.1f} % right (95 %: {score.low:.1f} to "
-        f"{score.high:.1f}). The last five columns are points gained or lost when this layer alone is ablated: the "
-        "experts answer with their mean, experts are chosen at random, every choice is the second one, the shared "
-        "expert is alone, a plain FFN takes the layer's place."
+        f"{analysis.images}{sampled} images of {analysis.split}, {metric_name(analysis.metric)} {score.value:.1f} % "
+        f"(95 %: {score.low:.1f} to {score.high:.1f}). The last five columns are points gained or lost when this layer "
+        "alone is ablated: the experts answer with their mean, experts are chosen at random, every choice is the "
+        "second one, the shared expert is alone, a plain FFN takes the layer's place."
     )
     tables = (
         Table(header, rows, [note]),

@@ -50,4 +50,5 @@ def run(arguments: Sequence[str]) -> None:
         write_text(args.csv, class_table(evaluation).csv())
     if folder := args.output or (args.model / "evaluation" if evaluation.own else None):
         write_evaluation(evaluation, folder)
-        print(f"\nConfusion matrix and worst mistakes lie in {folder}.")
+        what = "Worst mistakes" if evaluation.confusion is None else "Confusion matrix and worst mistakes"
+        print(f"\n{what} lie in {folder}.")

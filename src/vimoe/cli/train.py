@@ -43,9 +43,13 @@ def run(arguments: Sequence[str]) -> None:
     config, only_print = given.pop("config", None), given.pop("print_config", False)
     resume_changed, kind = given.pop("resume_changed", False), given.pop("defaults", "")
     values = {**(read_yaml(config) if config else {}), **given}
-    if not {"task", "dataset"} & values.keys() and _has_masks(values.get("data_dir")):
-        parser.note(f"{values['data_dir']} holds images and masks: the task is segmentation")
-        values["task"] = "segmentation"
+    if "task" not in values and isinstance(values.get("data_dir"), str):
+        if "dataset" not in values and _has_masks(values["data_dir"]):
+            parser.note(f"{values['data_dir']} holds images and masks: the task is segmentation")
+            values["task"] = "segmentation"
+        elif values.get("dataset") in (None, "folder", "csv") and _has_label_sets(Path(values["data_dir"])):
+            parser.note(f"{values['data_dir']} gives an image any number of labels: the task is multilabel")
+            values["task"] = "multilabel"
     if not config and not kind and "data_dir" in values and not {"dataset", *STARTS} & values.keys():
         values["pretrained"] = True
         parser.note("images and no model: a pretrained one is fine-tuned; --defaults scratch trains one from nothing")
@@ -69,7 +73,7 @@ def _result(path: Path, recipe: Recipe) -> str:
     evaluation = evaluate(path, data_dir=recipe.data_dir, workers=recipe.workers, device=recipe.device)
     lines = [f"the trained model lies in {path / 'model'}", "", score_words(evaluation)]
     lines += ["", class_table(evaluation).text()] if is_uneven(evaluation) else []
-    ways = {f"vimoe evaluate {quote(str(path))}": "confusion matrix and worst mistakes"}
+    ways = {f"vimoe evaluate {quote(str(path))}": "all metrics, by class, and the worst mistakes"}
     if recipe.upcycles:
         ways[f"vimoe analyze {quote(str(path))}"] = "which MoE layers specialise and matter"
     width = max(map(len, ways))
@@ -94,9 +98,18 @@ def _with_defaults(kind: str, values: dict[str, Any], note: Callable[[str], None
     return make_recipe({**values, **chosen})
 
 
-def _has_masks(data_dir: object) -> bool:
+def _has_masks(data_dir: str) -> bool:
     """Whether a folder has ADE20K's layout."""
-    return isinstance(data_dir, str) and all(isdir(join(data_dir, name)) for name in ("images", "annotations"))
+    return all(isdir(join(data_dir, name)) for name in ("images", "annotations"))
+
+
+def _has_label_sets(root: Path) -> bool:
+    """Whether a table of labels has several for an image."""
+    if not root.is_file() and not (root.is_dir() and any(root.glob("*.[ctp]*"))):  # torch is not needed to see this
+        return False
+    from vimoe.data.label_table import find_tables, read_label_table
+
+    return (root.is_file() or bool(find_tables(root))) and read_label_table(root).several
 
 
 def add_recipe_flags(parser: Parser) -> None:

@@ -29,6 +29,7 @@ class Images(Dataset[tuple[Tensor, Any]]):
     """Images with their targets; an item is (image `[C, H, W]` fp32, label or mask `[H, W]` int64)."""
 
     from_files = False  # whether an item has to be read and decoded, which is work for other processes
+    label_sets = False  # whether an image has any number of labels: its target is `[classes]` of 0 and 1
 
     def __len__(self) -> int:
         raise NotImplementedError
@@ -47,6 +48,7 @@ class ImageFiles(Images):
         self.samples = samples
         self.read = read
         self.transform = transform
+        self.label_sets = len(samples) > 0 and isinstance(samples[0][1], tuple)
 
     def __len__(self) -> int:
         return len(self.samples)
@@ -93,6 +95,8 @@ class InMemory(Images):
 
 def class_counts(images: Images, num_classes: int) -> Tensor | None:
     """`[classes]` images of each class; None for masks."""
+    if isinstance(images, ImageFiles) and images.label_sets:
+        return torch.bincount(torch.tensor([n for _, labels in images.samples for n in labels]), minlength=num_classes)
     labels = image_labels(images)
     return None if labels is None else torch.bincount(labels, minlength=num_classes)
 

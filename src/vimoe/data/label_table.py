@@ -3,7 +3,8 @@
     labels.csv                        all images
     train.csv, val.csv, test.csv      or a file for each split
 
-Paths are relative to the table, or to a folder `images` beside it.
+Paths are relative to the table, or to a folder `images` beside it. Several labels of an image stand in one cell, `a|b`
+(in Parquet also as a list); or each label has a column of 0 and 1. An image without any has an empty cell.
 """
 
 import csv
@@ -11,17 +12,33 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from vimoe.data.decode import read_image
 from vimoe.data.images import Samples, labelled
+from vimoe.data.listing import listed
 from vimoe.data.splits import AS_USUAL, UNSPLIT, USUAL_NAMES, Found, Wanted
 from vimoe.errors import UserError, first_line
 
 SUFFIXES = (".csv", ".tsv", ".parquet")
-# What the columns may be called.
+# Stands between the labels of one image.
+SEPARATOR = "|"
+# What the columns may be called; those of `_SETS` hold several labels even where each image happens to have one.
 _PATHS = ("path", "file", "filename", "file_name", "filepath", "image", "image_path")
-_LABELS = ("label", "class", "category", "target", "class_name")
+_SETS = ("labels", "tags")
+_LABELS = ("label", "class", "category", "target", "class_name", *_SETS)
+_FLAGS = {"0": False, "1": True, "false": False, "true": True, "0.0": False, "1.0": True}
+
+Labels = tuple[str, ...]
+Cell = str | tuple[str, ...]
+
+
+class LabelTable(NamedTuple):
+    """What the tables of a folder say."""
+
+    splits: Mapping[str, Mapping[Path, Labels]]  # by role, the labels of each image
+    several: bool  # whether an image may have any number of labels
+    notes: tuple[str, ...]
 
 
 def find_tables(root: Path) -> dict[str, Path]:
@@ -35,59 +52,93 @@ def find_tables(root: Path) -> dict[str, Path]:
 def find_label_table(root: Path, wanted: Wanted = AS_USUAL) -> Found:
     """The splits and classes of a table, or of a folder that holds one under its usual name.
 
-    Raises UserError if it is no such table, its images are not there, a split is missing, there is but one class, or a
-    split has a class that training has not.
+    Raises UserError if it is no such table, its images are not there, a split is missing, an image has several labels,
+    there is but one class, or a split has a class that training has not.
+    """
+    table = read_label_table(root, wanted)
+    if table.several:
+        raise UserError(f"{root} gives an image any number of labels: --task multilabel learns them")
+    tree = dict[str, dict[str, list[Path]]]()
+    for role, images in table.splits.items():
+        for path, (label,) in images.items():
+            tree.setdefault(role, {}).setdefault(label, []).append(path)
+    parts, class_names = label_by_class(tree, root, by_number)
+    if len(class_names) == 1 and "train" in tree:
+        raise UserError(f"{root} holds a single class, {class_names[0]!r}, and there is nothing to tell apart")
+    return Found(parts, class_names, partial(labelled, read_image), notes=table.notes)
+
+
+def read_label_table(root: Path, wanted: Wanted = AS_USUAL) -> LabelTable:
+    """The labels of a table, or of a folder that holds one under its usual name.
+
+    Raises UserError if it is no such table, its images are not there, a split is missing, or an image stands in it
+    twice with other labels.
     """
     tables = {UNSPLIT: root} if root.is_file() else find_tables(root) if root.is_dir() else {}
     if not tables:
         raise UserError(f"data_dir {root} is no table of labels and no folder with labels.csv")
-    rows = [row for split, path in tables.items() for row in _read(path, split)]
+    read = [_read(path, split) for split, path in tables.items()]
+    rows = [row for found, _, _ in read for row in found]
     splits = {split for split, _, _ in rows}
     chosen = wanted.choose(sorted(splits), str(root))
-    tree = dict[str, dict[str, list[Path]]]()
-    for role, name in chosen.items():
-        labels = {path: label for split, path, label in rows if split == name}
-        for split, path, label in rows:
-            if split == name and labels[path] != label:
-                raise UserError(f"{root} gives {path} two labels, {label!r} and {labels[path]!r}: one an image is used")
-        for path, label in labels.items():
-            tree.setdefault(role, {}).setdefault(label, []).append(path)
-    parts, class_names = label_by_class(tree, root, _order)
-    if len(class_names) == 1 and "train" in chosen:
-        raise UserError(f"{root} holds a single class, {class_names[0]!r}, and there is nothing to tell apart")
+    roles = {name: role for role, name in chosen.items()}
+    labels: dict[str, dict[Path, Labels]] = {role: {} for role in chosen}
+    for split, path, found in rows:
+        if split in roles and set(labels[roles[split]].setdefault(path, found)) != set(found):
+            one, other = (repr(SEPARATOR.join(those)) for those in (labels[roles[split]][path], found))
+            raise UserError(f"{root} gives {path} two labels, {one} and {other}: one an image is used")
     notes = [f"labels are those of {', '.join(map(str, tables.values()))}"]
-    if left := sorted(splits - set(chosen.values())):
-        notes.append(f"the split {left[0]!r} is not used")
-    return Found(parts, class_names, partial(labelled, read_image), notes=tuple(notes))
+    notes += [f"columns that are not used: {listed(left)}" for _, _, left in read if left]
+    if rest := sorted(splits - set(chosen.values())):
+        notes.append(f"the split {rest[0]!r} is not used")
+    return LabelTable(labels, any(several for _, several, _ in read), tuple(notes))
 
 
-def _read(table: Path, split: str) -> list[tuple[str, Path, str]]:
-    """Split, image and label of every row.
+def _read(table: Path, split: str) -> tuple[list[tuple[str, Path, Labels]], bool, list[str]]:
+    """Split, image and labels of every row; whether there may be several; columns left out where each has a label.
 
     Raises UserError if the table cannot be read, a column or a value is missing, or no image is there.
     """
     header, *rows = (_parquet if table.suffix.lower() == ".parquet" else _text)(table)
-    names = [name.strip().casefold() for name in header]
-    columns = [next((i for i, name in enumerate(names) if name in known), -1) for known in (_PATHS, _LABELS)]
-    if -1 in columns:
-        raise UserError(f"{table} has the columns {', '.join(header) or 'of nothing'}: it needs path and label")
-    if "split" in names:
-        columns.append(names.index("split"))
+    names = [str(name).strip() for name in header]
+    known = [name.casefold() for name in names]
+    path, label = (next((i for i, name in enumerate(known) if name in usual), -1) for usual in (_PATHS, _LABELS))
+    split_at = known.index("split") if "split" in known else -1
+    others = [i for i in range(len(names)) if i not in (path, split_at)] if label < 0 else []
+    flags = [i for i in others if _are_flags([row[i] for row in rows if i < len(row)])]
+    if path < 0 or (label < 0 and len(flags) < 2):
+        raise UserError(f"{table} has the columns {', '.join(names) or 'of nothing'}: it needs path and label")
+    cells = [row[label] for row in rows if label < len(row)] if label >= 0 else []
+    several = bool(flags) or known[label] in _SETS or any(isinstance(c, tuple) or SEPARATOR in c for c in cells)
     found = []
     for line, row in enumerate(rows, 2):
-        values = [row[i].strip() if i < len(row) else "" for i in columns]
-        if not all(values):
-            raise UserError(f"{table}, line {line}: a value is missing in {','.join(row)!r}")
-        found.append((values[2] if len(values) > 2 else split, values[0], values[1]))
-    folders = (table.parent, table.parent / "images")
-    base = next((folder for folder in folders if any((folder / path).is_file() for _, path, _ in found)), None)
+        values = [row[i] if i < len(row) else "" for i in range(len(names))]
+        needed = [path, *flags, *([] if split_at < 0 else [split_at]), *([] if several else [label])]
+        if not all(values[i] for i in needed):
+            raise UserError(f"{table}, line {line}: a value is missing in {','.join(map(str, row))!r}")
+        if flags:
+            labels = tuple(names[i] for i in flags if _FLAGS[str(values[i]).casefold()])
+        else:
+            cell = values[label]
+            parts = cell if isinstance(cell, tuple) else cell.split(SEPARATOR)
+            labels = tuple(dict.fromkeys(part.strip() for part in parts if part.strip()))
+        found.append((split if split_at < 0 else str(values[split_at]), str(values[path]), labels))
+    places = (table.parent, table.parent / "images")
+    base = next((folder for folder in places if any((folder / where).is_file() for _, where, _ in found)), None)
     if base is None:
         example = f", such as {found[0][1]}: paths are relative to its folder" if found else ""
         raise UserError(f"none of the {len(found)} images in {table} is there{example}")
-    return [(split, base / path, label) for split, path, label in found]
+    left = [names[i] for i in others if i not in flags]
+    return [(part, base / where, labels) for part, where, labels in found], several, left
 
 
-def _text(table: Path) -> list[list[str]]:
+def _are_flags(column: Sequence[Cell]) -> bool:
+    """Whether a column says of one label which images have it."""
+    values = {str(value).casefold() for value in column} - {""}
+    return bool(values) and values <= _FLAGS.keys()
+
+
+def _text(table: Path) -> list[list[Cell]]:
     """Header and rows; the separator is the one that cuts the header into most columns."""
     try:
         lines = table.read_text(encoding="utf-8-sig").splitlines()
@@ -95,17 +146,24 @@ def _text(table: Path) -> list[list[str]]:
         rows = list(csv.reader(lines, delimiter=max(",;\t", key=first.count)))
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise UserError(f"cannot read {table}: {first_line(error)}") from error
-    return [row for row in rows if row] or [[]]
+    return [[cell.strip() for cell in row] for row in rows if row] or [[]]
 
 
-def _parquet(table: Path) -> list[list[str]]:
+def _parquet(table: Path) -> list[list[Cell]]:
     try:
         columns = import_module("pyarrow.parquet").read_table(table).to_pydict()
     except ImportError as error:
         raise UserError(f"{table} needs pyarrow (pip install pyarrow), or write it as CSV") from error
     except Exception as error:  # pyarrow raises types of its own
         raise UserError(f"cannot read {table}: {first_line(error)}") from error
-    return [list(columns), *([str(value) for value in row] for row in zip(*columns.values(), strict=True))]
+    return [list(columns), *([_cell(value) for value in row] for row in zip(*columns.values(), strict=True))]
+
+
+def _cell(value: Any) -> Cell:
+    """Of a Parquet table; what is missing is empty."""
+    if isinstance(value, list):
+        return tuple(str(part) for part in value)
+    return "" if value is None else str(value).strip()
 
 
 def label_by_class(
@@ -128,6 +186,6 @@ def label_by_class(
     return parts, class_names
 
 
-def _order(name: str) -> tuple[int, str]:
+def by_number(name: str) -> tuple[int, str]:
     """Numbers by their value, other names as text."""
     return (int(name), name) if name.isascii() and name.isdecimal() and len(name) < 10 else (-1, name)

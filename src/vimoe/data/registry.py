@@ -9,11 +9,13 @@ import torch
 
 from vimoe.data.ade20k import find_ade20k
 from vimoe.data.archive import find_tar
+from vimoe.data.decode import read_image
 from vimoe.data.digits import digits
 from vimoe.data.epoch_order import generator
 from vimoe.data.folder import find_folder
 from vimoe.data.glyphs import open_glyphs
 from vimoe.data.images import ImageFiles, Images, Samples
+from vimoe.data.label_sets import find_label_sets, set_aside, with_label_set
 from vimoe.data.label_table import find_label_table
 from vimoe.data.mask_augmentation import JointAugmentation, evaluation_pair, training_pair
 from vimoe.data.scenes import digit_scenes
@@ -78,6 +80,26 @@ def open_dataset(
     return _splits(found._replace(parts=parts, class_names=class_names), form, training, evaluation)
 
 
+def open_label_sets(
+    name: str,
+    data_dir: str | None = None,
+    form: ImageForm | None = None,
+    augmentation: Augmentation | None = None,
+    val_share: float = 0.1,
+    seed: int = 0,
+    splits: tuple[str, str, str] = ("", "", ""),
+) -> Splits:
+    """The images with any number of labels each behind a recipe's `dataset`, `folder` or `csv`: see `open_dataset`."""
+    found = _find_sets(name, data_dir, RunSplits(*splits))
+    parts = dict(found.parts)
+    if "val" not in parts:
+        parts |= set_aside(parts["train"], val_share, seed)
+    form = _needed(form)
+    return _splits(
+        found._replace(parts=parts), form, training_transform(form, augmentation), evaluation_transform(form)
+    )
+
+
 def open_masks(
     name: str,
     data_dir: str | None = None,
@@ -120,6 +142,7 @@ def open_one_split(
     class_names: tuple[str, ...] | None = None,
     reduce_zero_label: bool = True,
     dataset_args: Mapping[str, Any] | None = None,
+    label_sets: bool = False,
 ) -> tuple[Images, tuple[str, ...], str]:
     """All images of one split, or of a data set that is not split, as evaluation sees them.
 
@@ -128,12 +151,15 @@ def open_one_split(
         split: See `OneSplit`.
         class_names: The model's: the labels are theirs where the data set has only some of them, or numbers alone.
         dataset_args: See `open_dataset`.
+        label_sets: Whether images have any number of labels each.
 
     Returns:
         The images, the names of the classes by label, and the split's name, empty where there is but one.
 
     Raises UserError if the name is not known, or the data set or the split cannot be used.
     """
+    if label_sets:
+        return _one_split_of_sets(name, data_dir, form, split, class_names)
     if name in EMBEDDED:
         whole = _embedded(name, dataset_args, data_dir=data_dir)
         (role,) = OneSplit(split).choose(("train", "val", "test"), f"dataset {name!r}")
@@ -149,6 +175,24 @@ def open_one_split(
         return ImageFiles(samples, found.read, partial(evaluation_pair, form=form)), class_names, part
     _check(samples, part, class_names)
     return ImageFiles(samples, found.read, evaluation_transform(form)), class_names, part
+
+
+def _one_split_of_sets(
+    name: str, data_dir: str | None, form: ImageForm, split: str, class_names: tuple[str, ...] | None
+) -> tuple[Images, tuple[str, ...], str]:
+    found = _find_sets(name, data_dir, OneSplit(split))
+    ((part, samples),), names = found.parts.items(), found.class_names or ()
+    if class_names and set(names) <= set(class_names):
+        places, names = [class_names.index(one) for one in names], class_names
+        samples = [(where, tuple(places[label] for label in labels)) for where, labels in samples]
+    read = partial(with_label_set, read_image, len(names))
+    return ImageFiles(samples, read, evaluation_transform(form)), names, part
+
+
+def _find_sets(name: str, data_dir: str | None, wanted: Wanted) -> Found:
+    if name not in ("folder", "csv") or not data_dir:
+        raise UserError(f"several labels an image stand in a table: set data_dir to it (dataset {name!r} holds none)")
+    return find_label_sets(Path(data_dir), wanted)
 
 
 def _find(

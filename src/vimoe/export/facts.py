@@ -14,7 +14,7 @@ class Facts(NamedTuple):
     """What an exported file says of itself.
 
     Attributes:
-        task: `classification` or `segmentation`.
+        task: `classification`, `multilabel` (outputs are logits of each label by itself) or `segmentation`.
         architecture: timm's name of the ViT.
         image: `size` (height, width), `channels`, `mean`, `std` (of values 0 to 1), `interpolation`, `crop_pct`.
         class_names: By class; empty where the model does not know them.
@@ -41,7 +41,7 @@ def read_facts(folder: Path, moe_blocks: tuple[int, ...], precision: Precision) 
     segmentation = config.get(SEGMENTATION, {})
     names = segmentation.get("class_names") or config.get("label_names") or []
     return Facts(
-        task="segmentation" if segmentation else "classification",
+        task="segmentation" if segmentation else config.get("task", "classification"),
         architecture=config["architecture"],
         image={
             "size": list(form.input_size[1:]),

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.figure import Figure
+from torch import Tensor
 
 from vimoe.analysis.evaluate_run import Evaluation
 from vimoe.data.contact_sheet import contact_sheet
@@ -25,7 +26,7 @@ def score_words(evaluation: Evaluation) -> str:
     score, summary = evaluation.score, evaluation.summary
     name = metric_name(evaluation.metric)
     more = [f"mean of the classes {summary['mean_class']:.1f} %"] if "mean_class" in summary else []
-    more += [f"mean IoU {summary['miou']:.1f} %"] if "miou" in summary else []
+    more += [f"{metric_name(key)} {summary[key]:.1f} %" for key in ("map", "miou") if key in summary]
     return "; ".join(
         [
             f"{evaluation.data}: {name} {score.value:.1f} % (95 %: {score.low:.1f} to {score.high:.1f}) on "
@@ -56,10 +57,10 @@ def evaluation_text(evaluation: Evaluation) -> str:
     return "\n\n".join([head, metrics, class_table(evaluation).text()])
 
 
-def confusion_figure(evaluation: Evaluation) -> Figure:
+def confusion_figure(evaluation: Evaluation, confusion: Tensor) -> Figure:
     """Labels against answers: by row, the share of a class that got each answer."""
     names = [row[0] for row in evaluation.by_class]
-    counts = evaluation.confusion.double().numpy()
+    counts = confusion.double().numpy()
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     side = min(14.0, max(3.6, 1.8 + 0.3 * len(names)))
     figure = Figure(figsize=(side + 0.8, side), layout="constrained")
@@ -84,9 +85,10 @@ def confusion_figure(evaluation: Evaluation) -> Figure:
 
 
 def write_evaluation(evaluation: Evaluation, folder: Path) -> None:
-    """Write `metrics.json`, `confusion.png` (SVG, PDF) and, where there are any, `mistakes.jpg` into a folder."""
+    """Write `metrics.json` and, where there are such, `confusion.png` (SVG, PDF) and `mistakes.jpg` into a folder."""
     write_text(folder / "metrics.json", json.dumps(evaluation.to_dict(), indent=2) + "\n")
-    save_figure(confusion_figure(evaluation), folder / "confusion")
+    if evaluation.confusion is not None:
+        save_figure(confusion_figure(evaluation, evaluation.confusion), folder / "confusion")
     if evaluation.mistakes:
         wide = evaluation.metric == "pixels"
         sheet = contact_sheet(

@@ -121,7 +121,9 @@ def routing_heatmaps(
         ax.tick_params(length=0, labelsize=7)
     figure.supxlabel("expert", fontsize=9)
     by = "super-class and " if groups else ""
-    figure.supylabel(f"class, ordered by {by}dominant expert" + ("" if alone else " in each panel"), fontsize=9)
+    cut = "\n" if size[1] < 3.6 else " "  # a low figure has no room for one line
+    y_label = f"class, ordered by{cut}{by}dominant expert" + ("" if alone else " in each panel")
+    figure.supylabel(y_label, fontsize=9)
     bar = figure.colorbar(scale, ax=axes.ravel().tolist(), shrink=min(1.0, 2.4 / size[1] + 0.2), aspect=25, pad=0.02)
     bar.set_label(f"share of a class's {units}", fontsize=8)
     bar.ax.tick_params(labelsize=7)

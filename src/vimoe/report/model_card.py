@@ -104,7 +104,7 @@ def _metadata(
 ) -> str:
     from huggingface_hub import EvalResult, ModelCardData
 
-    task = "image-classification" if facts.task == "classification" else "image-segmentation"
+    task = "image-segmentation" if facts.task == "segmentation" else "image-classification"
     hub_dataset = recipe.dataset.partition("/")[2] if recipe and recipe.dataset.startswith("hf") else None
     results = []
     if recipe and (found := _score(rows, pruned)):
@@ -141,7 +141,8 @@ def _score(rows: list[Row], pruned: Evidence | None) -> tuple[str, str, float] |
 
 
 def _summary(facts: Facts, recipe: Recipe | None) -> str:
-    what = "classification" if facts.task == "classification" else "semantic segmentation"
+    words = {"multilabel": "classification with any number of labels", "segmentation": "semantic segmentation"}
+    what = words.get(facts.task, facts.task)
     data = f", trained on `{_plain(recipe.dataset or 'folder')}`" if recipe else ""
     vit = f"A Vision Transformer (`{facts.architecture}`) for {what}{data}"
     moe = facts.moe

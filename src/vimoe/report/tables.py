@@ -11,7 +11,10 @@ from vimoe.vit.cost import Cost, giga_macs, millions
 from vimoe.vit.inspection import CostComparison
 
 # The metrics that models are judged by, in the order in which they are looked for.
-METRICS = {"top1": "top-1", "miou": "mean IoU", "pixels": "pixel accuracy"}
+METRICS = {
+    **{"top1": "top-1", "map": "mAP", "miou": "mean IoU"},
+    **{"lrap": "label ranking precision", "pixels": "pixel accuracy"},
+}
 
 # A sign before anything but a number starts a formula.
 _FORMULA = re.compile(r"[=@\t\r]|[+-](?=[^\d.\s])")
@@ -124,6 +127,10 @@ def metrics_table(metrics: Mapping[str, float]) -> str:
         "mean_class": ("mean of the classes", "%"),
         "nll": ("cross-entropy", "nats"),
         "ece": ("calibration error", "points"),
+        "map": ("mAP", "%"),
+        "f1": ("F1, mean of labels", "%"),
+        "micro_f1": ("F1, all labels", "%"),
+        "bce": ("binary cross-entropy", "nats"),
         "miou": ("mean IoU", "%"),
         "aacc": ("pixel accuracy", "%"),
         "macc": ("mean class accuracy", "%"),

@@ -17,7 +17,7 @@ from vimoe.data.loaders import batches
 from vimoe.data.transforms import evaluation_transform
 from vimoe.errors import UserError
 from vimoe.tasks.classification import evaluating
-from vimoe.tasks.model import model_classes, model_form
+from vimoe.tasks.model import is_multilabel, model_classes, model_form
 from vimoe.tasks.task import finite
 from vimoe.vit.blocks import moe_layers
 from vimoe.vit.checkpoint import load
@@ -59,13 +59,18 @@ def predict_labels(
         partial(labelled, read_image),
         evaluation_transform(model_form(folder)),
     )
-    names = model_classes(folder)
+    names, several = model_classes(folder), is_multilabel(folder)
     for seen, places in batches(files, batch_size, on_broken=on_broken):
-        yield from _answers(model, [images[place] for place in places.tolist()], seen.to(device), names, top_k)
+        yield from _answers(model, [images[place] for place in places.tolist()], seen.to(device), names, top_k, several)
 
 
 def _answers(
-    model: nn.Module, paths: list[Path], images: torch.Tensor, names: Sequence[str] | None, top_k: int
+    model: nn.Module,
+    paths: list[Path],
+    images: torch.Tensor,
+    names: Sequence[str] | None,
+    top_k: int,
+    several: bool,
 ) -> Iterator[Prediction]:
     per_image = [number for number, layer in moe_layers(model).items() if layer.routing == "image"]
     with evaluating(model), record_routing(model) if per_image else nullcontext() as record:
@@ -73,7 +78,7 @@ def _answers(
     experts = {number: record.expert_ids[number] for number in per_image} if record else {}
     if names is not None and len(names) != logits.shape[-1]:
         raise UserError(f"the model tells {logits.shape[-1]} classes apart, and its config.json names {len(names)}")
-    probs, labels = logits.softmax(-1).cpu().topk(min(top_k, logits.shape[-1]))
+    probs, labels = (logits.sigmoid() if several else logits.softmax(-1)).cpu().topk(min(top_k, logits.shape[-1]))
     for i, path in enumerate(paths):
         best = zip(labels[i].tolist(), probs[i].tolist(), strict=True)
         answers = [(names[label] if names else str(label), p) for label, p in best]

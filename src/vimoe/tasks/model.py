@@ -20,6 +20,11 @@ def model_form(folder: Path) -> ImageForm:
     return image_form(read_config(folder)["pretrained_cfg"])
 
 
+def is_multilabel(folder: Path) -> bool:
+    """Whether a model of a folder gives an image any number of labels. Raises UserError if it is no model folder."""
+    return read_config(folder).get("task") == "multilabel"
+
+
 def model_classes(folder: Path) -> tuple[str, ...] | None:
     """The names of the classes by label, None where a model folder has none. Raises UserError if it is none."""
     config = read_config(folder)

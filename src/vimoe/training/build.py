@@ -37,7 +37,7 @@ def build_model(recipe: Recipe, splits: Splits) -> nn.Module:
     classes = len(splits.class_names)
     start = recipe.start
     make = _create if start is None or isfile(start) else partial(_read, start)
-    if recipe.task == "classification":
+    if recipe.task != "segmentation":
         model: Any = make(recipe, splits, classes)
     elif start is not None and not isfile(start) and holds_segmenter(start):
         model = load_segmenter(start, drop_path_rate=recipe.drop_path)
@@ -68,7 +68,7 @@ def _check_patches(model: Any, recipe: Recipe, size: tuple[int, ...]) -> None:
     for side, pixels in zip(size, patch.patch_size, strict=True):
         if side < pixels:
             raise UserError(f"images of {side} pixels are smaller than a patch of this model, {pixels} pixels")
-        if side % pixels and recipe.task == "classification":
+        if side % pixels and recipe.task != "segmentation":
             below = side // pixels * pixels
             raise UserError(
                 f"images of {side} pixels are no whole patches of {pixels}: take img_size {below} or {below + pixels}"

@@ -16,17 +16,21 @@ _READ = {
     "ade20k": (*_IMAGES, "reduce_zero_label", "short_side"),
     "folder": (*_FILES, "super_classes"),
 }
+# Images with several labels are listed in a table and drawn as a whole.
+_READ_SETS = tuple(key for key in _FILES if key not in ("in_memory", "per_class"))
 _DATA_KEYS = dict.fromkeys(key for keys in _READ.values() for key in keys)
 
 
 def check_data_keys(recipe: Recipe) -> None:
     """Refuse a recipe that says what its data set would ignore, with a UserError that names the first such key."""
-    read = _READ.get(recipe.dataset, _FILES)
+    read, whose = _READ.get(recipe.dataset, _FILES), f"dataset {recipe.dataset!r}"
+    if recipe.task == "multilabel":
+        read, whose = _READ_SETS, "task 'multilabel'"
     for field in fields(Recipe):
         value = getattr(recipe, field.name)
         default = field.default_factory() if field.default_factory is not MISSING else field.default
         if field.name in _DATA_KEYS and field.name not in read and value != default:
             raise UserError(
-                f"dataset {recipe.dataset!r} does not use {field.name} (got {value!r}): leave it out, or choose "
+                f"{whose} does not use {field.name} (got {value!r}): leave it out, or choose "
                 f"another dataset; {', '.join(read) or 'no key of the data'} can be set here"
             )

@@ -19,6 +19,7 @@ from vimoe.distributed import all_gather, barrier, is_network_error, process_gro
 from vimoe.errors import UserError, first_line
 from vimoe.files import write_text
 from vimoe.tasks.classification import Classification
+from vimoe.tasks.multilabel import Multilabel
 from vimoe.tasks.segmentation import Segmentation
 from vimoe.tasks.task import Task
 from vimoe.tasks.windows import View
@@ -77,9 +78,11 @@ def recipe_task(recipe: Recipe, splits: Splits) -> Task:
         weights = class_weights(_counts(splits)) if recipe.balance_classes == "loss" else None
         return Classification(classes, recipe.smoothing, weights)
     if recipe.balance_classes:
-        raise UserError("balance_classes counts images by their label: leave it out for segmentation")
+        raise UserError(f"balance_classes counts images by their one label: leave it out for {recipe.task}")
     if recipe.mixup or recipe.cutmix:
-        raise UserError("mixup and cutmix mix the labels of whole images: leave them 0 for segmentation")
+        raise UserError(f"mixup and cutmix mix images of one label each: leave them 0 for {recipe.task}")
+    if recipe.task == "multilabel":
+        return Multilabel(classes, recipe.smoothing)
     return Segmentation(classes, recipe.smoothing, View(recipe.short_side), recipe.reduce_zero_label)
 
 

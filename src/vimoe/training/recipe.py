@@ -29,8 +29,10 @@ def _key(default: Any, about: str, least: float | None = None, most: float | Non
 class Recipe:
     """One training run, a key a field. The names are timm's where timm has them."""
 
-    task: Literal["classification", "segmentation"] = _key(
-        "classification", "`classification` (a label for each image) or `segmentation` (a label for each pixel)"
+    task: Literal["classification", "multilabel", "segmentation"] = _key(
+        "classification",
+        "`classification` (a label for each image), `multilabel` (any number of labels) or `segmentation` (a label for "
+        "each pixel)",
     )
     dataset: str = _key(
         "",

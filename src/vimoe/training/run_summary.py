@@ -1,12 +1,12 @@
 """What a run is about to do, in words and as a sheet of its first images."""
 
 import io
-from collections.abc import Sequence
 from pathlib import Path
 
 from vimoe.data.contact_sheet import contact_sheet, to_pixels
 from vimoe.data.epoch_order import generator
 from vimoe.data.images import class_counts, is_uneven
+from vimoe.data.label_table import SEPARATOR
 from vimoe.data.loaders import training_batches
 from vimoe.data.splits import Splits
 from vimoe.files import write_bytes
@@ -65,6 +65,8 @@ def data_words(splits: Splits) -> str:
     if counts[few] == counts[many]:
         return f"{words}, {counts[few]} of each class in training"
     words += f", {counts[few]} ({names[few]}) to {counts[many]} ({names[many]}) of a class in training"
+    if splits.train.label_sets:
+        return f"{words}, {int(counts.sum()) / len(splits.train):.1f} labels an image"
     if is_uneven(counts):
         words += f": {'very ' if is_uneven(counts, 10) else ''}uneven, look at the mean of the classes"
     return words
@@ -80,11 +82,13 @@ def write_first_batch(splits: Splits, recipe: Recipe, path: Path) -> None:
         images = splits.augment(images, generator("augment", recipe.seed, 0))
     form = splits.form
     tiles = [to_pixels(image, form) for image in images[:_SHOWN]]
-    if targets.ndim > 1:
+    names, captions = splits.class_names, [""] * len(tiles)
+    if targets.ndim == 3:
         tiles = [cover(tile, mask.numpy(), len(splits.class_names)) for tile, mask in zip(tiles, targets, strict=False)]
-        captions: Sequence[str] = [""] * len(tiles)
+    elif targets.ndim == 2:
+        captions = [SEPARATOR.join(names[label] for label in row.nonzero()[:, 0]) for row in targets[:_SHOWN]]
     else:
-        captions = [splits.class_names[label] for label in targets[:_SHOWN].tolist()]
+        captions = [names[label] for label in targets[:_SHOWN].tolist()]
     buffer = io.BytesIO()
     contact_sheet(tiles, captions).save(buffer, "JPEG", quality=90)
     write_bytes(path, buffer.getvalue())

@@ -8,7 +8,7 @@ import timm
 
 from vimoe.data.mask_augmentation import JointAugmentation
 from vimoe.data.memory import hold_in_memory
-from vimoe.data.registry import EMBEDDED, open_dataset, open_masks
+from vimoe.data.registry import EMBEDDED, open_dataset, open_label_sets, open_masks
 from vimoe.data.splits import Splits
 from vimoe.data.transforms import Augmentation, ImageForm, image_form
 from vimoe.training.recipe import Recipe
@@ -28,6 +28,8 @@ def open_recipe_data(recipe: Recipe) -> Splits:
     augmentation = Augmentation(recipe.scale, recipe.hflip, recipe.color_jitter, recipe.aa, recipe.reprob)
     drawn = (recipe.val_share, recipe.seed, splits, recipe.per_class)
     source = (recipe.dataset, recipe.data_dir, form, augmentation if recipe.augment else None, *drawn)
+    if recipe.task == "multilabel":
+        return open_label_sets(*source[:-1])
     if recipe.in_memory:
         return _open_in_memory(*source, None, recipe.super_classes)
     return open_dataset(*source, recipe.dataset_args, recipe.super_classes)
