@@ -25,7 +25,9 @@ from vimoe.training.defaults import finetune
 from vimoe.training.fit import train
 from vimoe.training.recipe import make_recipe
 
-RATES, DECAYS = (1 / 3, 1.0, 3.0), (0.75, 1.0)
+# Factors on the rule's rate, each with a layer decay.
+GRID = ((1 / 3, 0.75), (1.0, 0.75), (3.0, 0.75), (1.0, 1.0))
+RULE = "lr x 1, decay 0.75"
 
 
 def draw(root: Path, folder: Path, seed: int, classes: int, sizes: Mapping[str, int]) -> int:
@@ -54,13 +56,9 @@ def grid(images: int, given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     rule = finetune(images, given)
     around = {
         f"lr x {rate:.2g}, decay {decay:g}": {**rule, "lr": rule["lr"] * rate, "layer_decay": decay}
-        for decay in DECAYS
-        for rate in RATES
+        for rate, decay in GRID
     }
     return {**around, "plain": {"epochs": given["epochs"], "warmup_epochs": given["epochs"] / 10}}
-
-
-RULE = "lr x 1, decay 0.75"
 
 
 def scored(given: Mapping[str, Any], settings: Mapping[str, Any], folder: Path) -> tuple[float, float]:

@@ -18,6 +18,7 @@ from vimoe.analysis.paired import Estimate, mean_score
 from vimoe.data.contact_sheet import to_pixels
 from vimoe.data.images import ImageFiles, Images
 from vimoe.data.label_table import SEPARATOR
+from vimoe.data.listing import mask_layout
 from vimoe.data.loaders import Batch, batches
 from vimoe.data.registry import EMBEDDED, open_one_split
 from vimoe.data.splits import check_classes
@@ -106,6 +107,12 @@ def evaluate(
         look: How a segmentation model looks at images, from how it was trained.
 
     Raises UserError if there is no finished model, its images cannot be used, or none of them can be read.
+
+    >>> evaluation = vimoe.evaluate("runs/digits")  # of the example of `train`
+    >>> 0 <= evaluation.score.low <= evaluation.summary["top1"] <= evaluation.score.high
+    True
+    >>> evaluation.confusion.shape
+    torch.Size([10, 10])
     """
     path = Path(path)
     folder, device = model_folder(path), pick_device(device)
@@ -284,7 +291,8 @@ def _other_images(
 ) -> Choice:
     """The same of any data: all of it, or of one split."""
     of_pixels = holds_segmenter(folder)
-    chosen = dataset or ("ade20k" if of_pixels else "folder")
+    masks = (data_dir and mask_layout(Path(data_dir))) or "ade20k"
+    chosen = dataset or (masks if of_pixels else "folder")
     if not dataset and (path / "recipe.yaml").exists():
         recipe = load_recipe(path / "recipe.yaml")
         chosen = chosen if data_dir and recipe.dataset in EMBEDDED else recipe.dataset

@@ -12,7 +12,7 @@ def run(arguments: Sequence[str]) -> None:
     parser = Parser("evaluate", "A run is evaluated on its own data; other data, or a model folder's, on all of it.")
     parser.value("model", "a run folder or a model folder", type=Path)
     parser.group("data")
-    parser.flag("--dataset", "the kind of data (default: as the run's, else folder or ade20k)")
+    parser.flag("--dataset", "the kind of data (default: as the run's, else by its layout)")
     parser.flag("--dataset-args", "arguments of glyphs, such as '{test_family: serif}'", type=mapping)
     parser.shared("--data-dir")
     parser.flag("--split", "train, val, test, or a split's own name (default: test, or what there is)")

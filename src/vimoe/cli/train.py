@@ -6,12 +6,12 @@ from argparse import BooleanOptionalAction
 from collections.abc import Callable, Sequence
 from dataclasses import MISSING, fields, replace
 from functools import partial
-from os.path import isdir, join
 from pathlib import Path
 from shlex import quote
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from vimoe.cli.arguments import Parser, mapping
+from vimoe.data.listing import mask_layout
 from vimoe.training.defaults import KINDS, PAPER, finetune
 from vimoe.training.interrupt import listening
 from vimoe.training.recipe import GROUPS, Recipe, dump_recipe, make_recipe
@@ -43,13 +43,7 @@ def run(arguments: Sequence[str]) -> None:
     config, only_print = given.pop("config", None), given.pop("print_config", False)
     resume_changed, kind = given.pop("resume_changed", False), given.pop("defaults", "")
     values = {**(read_yaml(config) if config else {}), **given}
-    if "task" not in values and isinstance(values.get("data_dir"), str):
-        if "dataset" not in values and _has_masks(values["data_dir"]):
-            parser.note(f"{values['data_dir']} holds images and masks: the task is segmentation")
-            values["task"] = "segmentation"
-        elif values.get("dataset") in (None, "folder", "csv") and _has_label_sets(Path(values["data_dir"])):
-            parser.note(f"{values['data_dir']} gives an image any number of labels: the task is multilabel")
-            values["task"] = "multilabel"
+    _recognise(values, parser.note)
     if not config and not kind and "data_dir" in values and not {"dataset", *STARTS} & values.keys():
         values["pretrained"] = True
         parser.note("images and no model: a pretrained one is fine-tuned; --defaults scratch trains one from nothing")
@@ -98,9 +92,17 @@ def _with_defaults(kind: str, values: dict[str, Any], note: Callable[[str], None
     return make_recipe({**values, **chosen})
 
 
-def _has_masks(data_dir: str) -> bool:
-    """Whether a folder has ADE20K's layout."""
-    return all(isdir(join(data_dir, name)) for name in ("images", "annotations"))
+def _recognise(values: dict[str, Any], note: Callable[[str], None]) -> None:
+    """Set the task, and the data set of masks, where the layout of the data says more than the values."""
+    where, task, dataset = values.get("data_dir"), values.get("task"), values.get("dataset")
+    if not isinstance(where, str):
+        return
+    if not dataset and task in (None, "segmentation") and (layout := mask_layout(Path(where))):
+        note(f"{where} holds images and masks ({layout}): the task is segmentation")
+        values |= {"task": "segmentation", "dataset": layout}
+    elif not task and dataset in (None, "folder", "csv") and _has_label_sets(Path(where)):
+        note(f"{where} gives an image any number of labels: the task is multilabel")
+        values["task"] = "multilabel"
 
 
 def _has_label_sets(root: Path) -> bool:

@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from vimoe.data.decode import SUFFIXES, BrokenImageError, read_image
-from vimoe.data.listing import files_below, folders
+from vimoe.data.listing import files_below, folders, mask_layout
 from vimoe.data.masks import IGNORE, read_mask
 from vimoe.data.splits import AS_USUAL, Found, Wanted
 from vimoe.errors import UserError
@@ -33,6 +33,8 @@ def find_ade20k(root: Path, wanted: Wanted = AS_USUAL, reduce_zero_label: bool =
     """
     if not root.is_dir():
         raise UserError(f"data_dir {root} is not a folder")
+    if mask_layout(root) == "coco":
+        raise UserError(f"{root / 'annotations'} holds JSON: --dataset coco reads it")
     there = sorted(_splits(root / "images") & _splits(root / "annotations"))
     class_names = read_class_names(root, reduce_zero_label)
     parts = {role: find_pairs(root, split) for role, split in wanted.choose(there, str(root)).items()}

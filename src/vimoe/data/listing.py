@@ -20,6 +20,13 @@ def folders(root: Path) -> list[str]:
     return sorted(entry.name for entry in scan(root) if os.path.isdir(entry) and os.path.realpath(entry) not in above)
 
 
+def mask_layout(root: Path) -> str:
+    """The data set of images with masks that a folder's layout is of, `coco` or `ade20k`; empty if of none."""
+    if any((root / "annotations").glob("*.json")):
+        return "coco"
+    return "ade20k" if all((root / name).is_dir() for name in ("images", "annotations")) else ""
+
+
 def files_below(root: Path, suffixes: tuple[str, ...]) -> list[Path]:
     """The files of these kinds in a folder and all below it, in order; hidden files and folders are left out.
 

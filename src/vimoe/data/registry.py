@@ -9,6 +9,7 @@ import torch
 
 from vimoe.data.ade20k import find_ade20k
 from vimoe.data.archive import find_tar
+from vimoe.data.coco import find_coco
 from vimoe.data.decode import read_image
 from vimoe.data.digits import digits
 from vimoe.data.epoch_order import generator
@@ -25,8 +26,20 @@ from vimoe.data.transforms import Augmentation, ImageForm, evaluation_transform,
 from vimoe.errors import UserError, suggest
 
 EMBEDDED = ("digits", "glyphs", "digit_scenes")
-WITH_MASKS = ("digit_scenes", "ade20k")
-NAMES = ("digits", "glyphs", "folder", "csv", "tar", "torch/NAME", "wds/NAME", "hfds/NAME", "hfids/NAME")
+WITH_MASKS = ("digit_scenes", "ade20k", "coco")
+NAMES = (
+    "digits",
+    "glyphs",
+    "folder",
+    "csv",
+    "ade20k",
+    "coco",
+    "tar",
+    "torch/NAME",
+    "wds/NAME",
+    "hfds/NAME",
+    "hfids/NAME",
+)
 
 
 def open_dataset(
@@ -114,7 +127,7 @@ def open_masks(
     Without a split to report on (`test`) it is the one that decides (`val`), and the reverse.
 
     Args:
-        name: `digit_scenes` (embedded; the other arguments are for files) or `ade20k` (see `vimoe.data.ade20k`).
+        name: `digit_scenes` (embedded; the other arguments are for files), `ade20k` or `coco` (see the modules).
         form: How the model wants its images; training crops have its height and width.
         augmentation: How training images are augmented together with their masks; None shows their middle.
         splits: Names of the splits for `train`, `val` and `test`; empty ones are found by the usual names.
@@ -203,7 +216,7 @@ def _find(
         raise UserError(f"{name} would be streamed, which cannot be resumed exactly: hfds/{rest} is prepared on disk")
     if kind in ("hfds", "hfids") and rest:
         return find_hugging_face(rest, data_dir, wanted)
-    if not (name in ("folder", "csv", "tar", "ade20k") or kind == "wds" or (kind == "torch" and rest)):
+    if not (name in ("folder", "csv", "tar", "ade20k", "coco") or kind == "wds" or (kind == "torch" and rest)):
         raise UserError(f"unknown dataset {name!r}{suggest(name, NAMES)}")
     if not data_dir:
         raise UserError(f"dataset {name!r} needs data_dir, the folder of images or archives")
@@ -214,7 +227,7 @@ def _find(
         return find_ade20k(root, wanted, reduce_zero_label)
     if kind == "folder":
         return find_folder(root, wanted, super_classes)
-    return {"csv": find_label_table, "tar": find_tar, "wds": find_webdataset}[kind](root, wanted)
+    return {"csv": find_label_table, "coco": find_coco, "tar": find_tar, "wds": find_webdataset}[kind](root, wanted)
 
 
 def _embedded(name: str, arguments: Mapping[str, Any] | None, **given: object) -> Splits:

@@ -20,6 +20,11 @@ def update_balance(model: nn.Module, rate: float = 0.001) -> None:
     so accumulation in parts and activation checkpointing change no bit. The mean of the bias stays 0.
 
     Raises UserError if no router has a bias (`balance="bias"`), or none chose anything in training since the last call.
+
+    >>> model = timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=10)
+    >>> logits = vimoe.upcycle(model, balance="bias")(torch.randn(8, 3, 32, 32))
+    >>> logits.square().mean().backward()  # and `optimizer.step()`
+    >>> vimoe.update_balance(model)
     """
     routers = [layer.router for layer in moe_modules(model).values()]
     if not any(router.bias is not None for router in routers):

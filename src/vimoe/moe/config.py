@@ -52,6 +52,9 @@ class MoEConfig:
         router_jitter: Training multiplies the router's input by uniform numbers within 1 ± this.
         router_temperature: Divides the router's logits.
         expert_dropout: Rate of dropout on the experts' hidden units instead of the FFN's own; 0 keeps that.
+
+    >>> vimoe.MoEConfig(layers=(10, 11), num_experts=(4, 4)).routing_degree
+    16
     """
 
     layers: tuple[int, ...]

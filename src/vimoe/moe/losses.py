@@ -100,6 +100,11 @@ def balance_loss(model: nn.Module) -> Tensor:
         A scalar with a gradient for the routers.
 
     Raises UserError, see `last_selections`.
+
+    >>> model = timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=10)
+    >>> logits = vimoe.upcycle(model, num_experts=4)(torch.randn(8, 3, 32, 32))
+    >>> loss = torch.nn.functional.cross_entropy(logits, torch.arange(8)) + 0.01 * vimoe.balance_loss(model)
+    >>> loss.backward()
     """
     return routing_loss(model, balance=1.0)
 

@@ -33,6 +33,11 @@ def analyze(path: str | Path, **settings: Any) -> AnalyzedRun:
     `settings` are those of `vimoe.analysis.analyze_run.analyze_run`, such as `split`, `max_drop` and `device`.
 
     Raises UserError if the run is not finished, has no MoE layer, or its images cannot be used.
+
+    >>> found = vimoe.analyze("runs/digits", shuffles=19)  # of the example of `train`
+    >>> [layer.layer for layer in found.analysis.layers], len(found.plan.layers)
+    ([1, 2], 2)
+    >>> found.plot_heatmaps().savefig("heatmaps.png")
     """
     path = Path(path)
     analysis, plan = analyze_run(path, **settings)

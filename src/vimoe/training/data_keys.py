@@ -14,6 +14,7 @@ _READ = {
     "glyphs": ("dataset_args",),
     "digit_scenes": ("short_side",),
     "ade20k": (*_IMAGES, "reduce_zero_label", "short_side"),
+    "coco": (*_IMAGES, "short_side"),
     "folder": (*_FILES, "super_classes"),
 }
 # Images with several labels are listed in a table and drawn as a whole.

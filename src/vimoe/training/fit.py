@@ -46,6 +46,11 @@ def train(recipe: Recipe, resume_changed: bool = False, say: Callable[[str], Non
 
     Raises UserError if something in the recipe cannot be done or a step failed, InterruptedRun if the process was asked
     to stop; the state is written then.
+
+    >>> small = {"patch_size": 4, "embed_dim": 16, "depth": 3, "num_heads": 2}
+    >>> recipe = vimoe.Recipe(dataset="digits", model_args=small, last=2, num_experts=4, epochs=1, output="runs/digits")
+    >>> vimoe.train(recipe).finished
+    True
     """
     check_data_keys(recipe)
     run = RunFolder(Path(recipe.output))
@@ -83,7 +88,8 @@ def recipe_task(recipe: Recipe, splits: Splits) -> Task:
         raise UserError(f"mixup and cutmix mix images of one label each: leave them 0 for {recipe.task}")
     if recipe.task == "multilabel":
         return Multilabel(classes, recipe.smoothing)
-    return Segmentation(classes, recipe.smoothing, View(recipe.short_side), recipe.reduce_zero_label)
+    zero = recipe.reduce_zero_label and recipe.dataset != "coco"  # where it is the background
+    return Segmentation(classes, recipe.smoothing, View(recipe.short_side), zero)
 
 
 def _counts(splits: Splits) -> Tensor:

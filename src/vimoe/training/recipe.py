@@ -27,7 +27,12 @@ def _key(default: Any, about: str, least: float | None = None, most: float | Non
 
 @dataclass(frozen=True)
 class Recipe:
-    """One training run, a key a field. The names are timm's where timm has them."""
+    """One training run, a key a field. The names are timm's where timm has them.
+
+    >>> recipe = vimoe.Recipe(data_dir="flowers", pretrained=True, last=2)
+    >>> recipe.dataset, recipe.upcycles
+    ('folder', True)
+    """
 
     task: Literal["classification", "multilabel", "segmentation"] = _key(
         "classification",
@@ -37,9 +42,9 @@ class Recipe:
     dataset: str = _key(
         "",
         "`digits`, `glyphs` or `digit_scenes` (embedded), `folder` (a folder for each class, or a table of labels), "
-        "`csv` (that table alone), `ade20k` (images and masks in ADE20K's layout), `tar`, or one of timm's names: "
-        "`torch/NAME`, `wds/NAME`, `hfds/NAME`, `hfids/NAME`. When empty, `folder` or `ade20k` if there is a "
-        "`data_dir`, else `digits` or `digit_scenes`",
+        "`csv` (that table alone), `ade20k` (images and masks in ADE20K's layout), `coco` (its JSON), `tar`, or one of "
+        "timm's names: `torch/NAME`, `wds/NAME`, `hfds/NAME`, `hfids/NAME`. When empty, `folder` or `ade20k` if there "
+        "is a `data_dir`, else `digits` or `digit_scenes`",
     )
     dataset_args: dict[str, Any] = _key(  # noqa: RUF009
         {}, "Arguments of `glyphs`, such as `classes` and `scripts` (see `vimoe.data.glyphs.glyphs`)"

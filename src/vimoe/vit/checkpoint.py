@@ -68,6 +68,9 @@ def save(
         extra: More entries for `config.json`, such as `label_names`.
 
     Raises UserError if the model was not made by `timm.create_model` or was cut since, or the folder cannot be written.
+
+    >>> model = timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=10)
+    >>> vimoe.save(vimoe.upcycle(model), "my-vimoe", extra={"label_names": list("abcdefghij")})
     """
     config, folder, model = get_config(model), a_path(folder), _unwrapped(model)
     theirs = is_of_transformers(model)
@@ -168,6 +171,11 @@ def load(
 
     Raises UserError if the folder is missing, foreign, damaged, its weights do not fit its configuration, the model
     cannot be given this size or head, or there is no such device.
+
+    >>> model = timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=10)
+    >>> vimoe.save(vimoe.upcycle(model, num_experts=4), "my-vimoe")
+    >>> vimoe.load("my-vimoe").moe_config.num_experts
+    (4, 4)
     """
     folder = model_folder(folder)
     entries = read_entries(folder) or read_config(folder)

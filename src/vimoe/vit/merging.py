@@ -16,6 +16,10 @@ def merge(model: Model) -> Model:
     """Add the differences of low-rank experts to what they differ from, in place; gives `model` itself.
 
     Raises UserError, and leaves the model as it was, if it has no low-rank experts.
+
+    >>> model = timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=10)
+    >>> vimoe.merge(vimoe.upcycle(model, expert_rank=4)).moe_config.expert_rank
+    0
     """
     config = get_config(model)
     if config is None or not config.expert_rank:

@@ -57,6 +57,10 @@ class Plan:
     """What is to become of the MoE layers of a model; a layer that is not named stays as it is.
 
     `split` is the one whose images decided, empty where none did: what is reported comes from another one.
+
+    >>> plan = vimoe.Plan.load("runs/digits/plan.json")  # `vimoe.analyze` writes it
+    >>> [part.layer for part in plan.layers]
+    [1, 2]
     """
 
     layers: tuple[LayerPlan, ...]

@@ -96,6 +96,10 @@ def prune(model: Model, plan: Plan | Mapping[int, Sequence[int]]) -> Model:
         `model` itself, with its `moe_config` brought up to date (and removed when no MoE layer is left).
 
     Raises UserError if the model is dense, or the plan does not fit it. The model is then unchanged.
+
+    >>> model = timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=10)
+    >>> vimoe.prune(vimoe.upcycle(model, last=2, num_experts=4), {10: [], 11: [0, 3]}).moe_config.num_experts
+    (2,)
     """
     config = get_config(model)
     if config is None:

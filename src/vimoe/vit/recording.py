@@ -43,6 +43,12 @@ def record_routing(model: nn.Module) -> Iterator[RoutingRecord]:
     What activation checkpointing computes again is not recorded again.
 
     Raises UserError if the model has no MoE layer.
+
+    >>> model = timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=10)
+    >>> with vimoe.record_routing(vimoe.upcycle(model, last=2, num_experts=4)) as record:
+    ...     logits = model(torch.randn(8, 3, 32, 32))
+    >>> record.expert_ids[11].shape
+    torch.Size([8, 1])
     """
     layers = moe_layers(model)
     if not layers:

@@ -75,6 +75,15 @@ def upcycle(
         `model` itself; the ViT's configuration stands in its `moe_config` (see `get_config`).
 
     Raises UserError if a setting is out of range or does not fit this model. The model is then unchanged.
+
+    >>> model = timm.create_model("vit_tiny_patch16_224", img_size=32, num_classes=10)
+    >>> images = torch.randn(2, 3, 32, 32)
+    >>> before = model.eval()(images)
+    >>> model = vimoe.upcycle(model, last=2, num_experts=4)
+    >>> model.moe_config.layers
+    (10, 11)
+    >>> torch.allclose(model(images), before, atol=1e-5)
+    True
     """
     if moe_layers(model):
         raise UserError("this model has MoE layers already: upcycle a dense model, or prune this one first")
