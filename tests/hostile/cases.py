@@ -5,11 +5,13 @@ from __future__ import annotations
 import random
 import signal
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import fields
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from tests.hostile.world import World
+from vimoe.training.recipe import Recipe
 
 # From a world and an empty folder to the commands to run there.
 Prepare = Callable[[World, Path], list[list[str]]]
@@ -74,7 +76,10 @@ def flags() -> Iterator[Case]:
             yield Case("flags", f"{flag}={value[:20]!r}", _train(f"{flag}={value}"))
     for device in ("meta", "cuda:99", "tpu", "cpu:7"):
         yield Case("flags", f"--device {device}", _train(f"--device={device}"))
-    verbs = ("train", "evaluate", "predict", "analyze", "prune", "study", "export", "info", "demo")
+    verbs = (
+        *("train", "evaluate", "predict", "analyze", "prune", "study", "export", "info", "demo"),
+        *("card", "push", "compare"),
+    )
     for verb in verbs:
         for words in (["--no-such-flag"], ["--device"], ["a", "b", "c"], ["--batch-size", "x"], ["-c"], ["-c", "/"]):
             yield Case(
@@ -106,23 +111,6 @@ RECIPES = {
     "endless policy": "aa: rand-m9-n100000\n",
     "merge keys": "<<: {lr: 1}\nmodel_args: {<<: {<<: {depth: 2}}}\n",
 }
-KEYS = (
-    *("task", "dataset", "data_dir", "model", "model_args", "pretrained", "initial_checkpoint", "last", "num_experts"),
-    *(
-        "top_k",
-        "shared_expert",
-        "routing",
-        "preset",
-        "balance_weight",
-        "baseline",
-        "freeze",
-        "epochs",
-        "batch_size",
-        "lr",
-    ),
-    *("opt", "sched", "clip_grad", "augment", "scale", "aa", "mixup", "amp", "amp_dtype", "seed", "device", "output"),
-    *("workers", "max_broken", "val_share", "per_class", "img_size", "in_memory", "log_interval", "checkpoint_minutes"),
-)
 
 
 def recipes() -> Iterator[Case]:
@@ -141,7 +129,7 @@ def recipes() -> Iterator[Case]:
     yield Case("recipes", "not UTF-8", write(b"model: \xff\xfe\x00"), True)
     yield Case("recipes", "NUL bytes", write(b"lr: 1\x00"), True)
     yield Case("recipes", "an image", write(b"\x89PNG\r\n\x1a\n" + bytes(range(256))), True)
-    for key in KEYS:
+    for key in (field.name for field in fields(Recipe)):
         for value in ("null", "[1]", "{a: 1}", "'x y'", "1.5", "true", ".nan", "1e999", "-3", "2020-01-01"):
             yield Case("recipes", f"{key}: {value}", write(f"{key}: {value}\n"))
     yield Case("recipes", "a folder", lambda world, f: [[*world.train, "-c", str(f), "--output", str(f / "new")]], True)
