@@ -19,8 +19,11 @@ demo: setup
 test: setup
 	$(BIN)/python -m pytest -n auto
 
+# With V-MoE's flax and PEFT, which `make test` does without.
 test-slow: setup
+	$(BIN)/python -m pip install --quiet --editable '.[dev,interop]'
 	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest tests/vit/test_peft.py
 
 # The browser is Debian's `chromium`, installed if it is missing (which takes root).
 test-browser: setup
