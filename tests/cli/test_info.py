@@ -6,6 +6,7 @@ import timm
 
 import vimoe
 from vimoe.cli import main
+from vimoe.report.latency_table import kept_latencies
 from vimoe.vit.cost import giga_macs
 
 
@@ -52,6 +53,14 @@ def test_measure_adds_a_row_for_each_competitor_and_batch(run: Path, capsys: pyt
     assert [row[:2] for row in rows] == [[name, n] for n in "13" for name in ("dense", "ViMoE", "pruned")]
     assert [row[-1] for row in rows[::3]] == ["1.00", "1.00"]
     assert any(line.startswith("A batch of 3 reads ") and " of 8 experts" in line for line in lines)
+    assert not (run / "latency.json").exists()  # a folder of models is no run's
+
+
+def test_what_a_run_took_is_kept_for_its_report(run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (run / "recipe.yaml").write_text("")
+    assert main(["info", str(run), "--measure", "--rounds", "1", "--no-exported"]) == 0
+    (kept,) = kept_latencies(run)
+    assert capsys.readouterr().out.endswith(f"\n\n{kept.text()}\n")
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,9 @@ from vimoe.data.scenes import digit_scenes
 from vimoe.errors import UserError
 from vimoe.report.comparison import Evidence
 from vimoe.report.page import page
+from vimoe.report.latency_table import keep_latencies
 from vimoe.report.run_report import MAPS, analysis_report, pruning_report
+from vimoe.report.tables import Table
 from vimoe.training.fit import train
 from vimoe.vit.plan import LayerPlan, Plan
 
@@ -40,6 +42,13 @@ def test_an_analyzed_run_is_reported_from_its_folder(analyzed: Path) -> None:
     html = page(report)
     assert "Load of the experts" in html
     assert "What each expert gets" in html
+
+
+def test_the_report_shows_latencies_where_the_run_has_them(analyzed: Path) -> None:
+    table = Table(("model", "ms"), [["dense", "1.25"]], ["on noise"])
+    keep_latencies(table, analyzed)
+    assert "1.25" in page(analysis_report(analyzed, "vimoe analyze moe"))
+    (analyzed / "latency.json").unlink()
 
 
 def test_a_run_that_was_not_analyzed_gets_one_line(tmp_path: Path) -> None:

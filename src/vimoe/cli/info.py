@@ -31,7 +31,11 @@ def run(arguments: Sequence[str]) -> None:
     parser.flag("--router", "what chooses", "top_k", choices=("top_k", "prioritised", "expert_choice", "soft"))
     parser.flag("--capacity", "tokens that an expert serves, as a factor on its even share", 1.0, type=float)
     parser.group("latency of a folder's model")
-    parser.flag("--measure", "run it in turns with dense models of its size, pruned and exported", False)
+    parser.flag(
+        "--measure",
+        "run it in turns with dense models of its size, pruned and exported; a run keeps it for its report",
+        False,
+    )
     parser.flag("--batch", "images at once, one or more numbers", [1], type=at_least(1), nargs="+")
     parser.flag("--rounds", "measured runs of each", 20, type=at_least(1))
     parser.flag("--threads", "of torch and onnxruntime (default: torch's own)", type=at_least(1))
@@ -63,14 +67,17 @@ def measure(path: Path, note: Callable[[str], None], how: dict[str, Any]) -> str
     import torch
 
     from vimoe.export.contenders import measure_folder
-    from vimoe.report.latency_table import latency_table
+    from vimoe.report.latency_table import keep_latencies, latency_table
     from vimoe.training.parallel import pick_device
 
     device, threads = pick_device(how["device"]), torch.get_num_threads()
     torch.set_num_threads(how["threads"] or threads)
     try:
         measured = measure_folder(path, how["batch"], device, how["rounds"], how["exported"], note)
-        return latency_table(measured, device, torch.get_num_threads()).text()
+        table = latency_table(measured, device, torch.get_num_threads())
+        if (path / "recipe.yaml").exists():  # a run's folder, whose report shows it
+            keep_latencies(table, path)
+        return table.text()
     finally:
         torch.set_num_threads(threads)
 

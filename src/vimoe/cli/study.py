@@ -21,6 +21,9 @@ def run(arguments: Sequence[str]) -> None:
     parser.flag(
         "--pilot", "with --dry-run: a study whose seeds tell the spread (default: this one)", type=Path, metavar="DIR"
     )
+    parser.flag(
+        "--measure", "time a model of each setting when all are trained, so many images at once", type=at_least(1)
+    )
     parser.flag("--figures-only", "only make the tables and figures of DIR/study.csv again", type=Path, metavar="DIR")
     args = parser.parse(arguments)
     if (args.config is None) == (args.figures_only is None):
@@ -28,6 +31,8 @@ def run(arguments: Sequence[str]) -> None:
     if args.figures_only is not None:
         from vimoe.study.publish import publish
 
+        if args.measure:
+            raise UserError("--measure runs models: give the study file with -c")
         print(publish(args.figures_only))
         return
     from vimoe.study.grid import list_runs
@@ -36,12 +41,18 @@ def run(arguments: Sequence[str]) -> None:
     instead = {key: value for key, value in (("device", args.device), ("data_dir", args.data_dir)) if value}
     study = read_study(args.config, args.output or Path("runs") / args.config.stem, **instead)
     list_runs(study)  # a mistake in the file is told before torch is imported
-    from vimoe.study.execution import dry_run, execute
+    from vimoe.study.execution import dry_run, execute, offered_devices
 
     if args.dry_run:
         print(dry_run(study, args.jobs or 1, args.detect, args.pilot))
         return
     progress = execute(study, args.jobs)
+    if progress.results and args.measure:
+        from vimoe.study.latencies import measure_settings
+        from vimoe.study.study_table import read_table
+
+        device = offered_devices(str(study.base.get("device", "auto")))[0]
+        measure_settings(read_table(study.output).rows, study.output, args.measure, device)
     if progress.results:
         from vimoe.study.publish import publish
 

@@ -1,9 +1,15 @@
-"""Measured latencies as a table."""
+"""Measured latencies as a table, and kept in a run's folder for its report."""
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 
+from vimoe.errors import UserError
 from vimoe.export.contenders import EXPORTED, Measured
+from vimoe.files import write_text
 from vimoe.report.tables import Table
+
+FILE = "latency.json"
 
 
 def latency_table(measured: Sequence[Measured], device: str, threads: int) -> Table:
@@ -30,3 +36,20 @@ def latency_table(measured: Sequence[Measured], device: str, threads: int) -> Ta
         "median of the rounds' ratios."
     )
     return Table(("model", "batch", "images/s", "ms", "quartiles", "ratio"), rows, notes)
+
+
+def keep_latencies(table: Table, run: Path) -> None:
+    """Write the table into a run's folder."""
+    write_text(run / FILE, json.dumps(table._asdict(), indent=1) + "\n")
+
+
+def kept_latencies(run: Path) -> list[Table]:
+    """The table that was kept in a run's folder, if one was. Raises UserError if it cannot be read."""
+    try:
+        kept = json.loads((run / FILE).read_text())
+        rows = [[str(cell) for cell in row] for row in kept["rows"]]
+        return [Table(tuple(map(str, kept["header"])), rows, tuple(map(str, kept["notes"])))]
+    except FileNotFoundError:
+        return []
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{run / FILE} holds no latencies: remove it, or measure again") from error

@@ -15,6 +15,7 @@ from vimoe.analysis.patches import ExpertMap, expert_map
 from vimoe.data.splits import Splits
 from vimoe.report.comparison import Evidence, comparison_sentence, pruning_table
 from vimoe.report.gallery import gallery_places, thumbnails
+from vimoe.report.latency_table import kept_latencies
 from vimoe.report.page import Report
 from vimoe.report.results import plan_sentence, plan_table
 from vimoe.tasks.model import load_model
@@ -52,7 +53,7 @@ def analysis_report(path: Path, command: str, dataset: str | None = None, data_d
         rows={"training": run.read_rows()},
         recipes={"training": (path / "recipe.yaml").read_text(encoding="utf-8")},
         command=command,
-        tables=[plan_table(analysis, plan, before, after)],
+        tables=[plan_table(analysis, plan, before, after), *kept_latencies(path)],
         images=thumbnails(seen.batches(), gallery_places(analysis), splits.form),
         maps=_maps(model, seen.batches(), analysis.split_images, splits) if isinstance(model, Segmenter) else (),
     )

@@ -13,6 +13,7 @@ from vimoe.files import write_text
 from vimoe.report.heatmap import routing_heatmaps
 from vimoe.report.saving import save_figure
 from vimoe.study.comparisons import comparisons, spread, tuned
+from vimoe.study.latencies import read_latencies
 from vimoe.study.study_plots import study_figures
 from vimoe.study.study_table import read_table
 from vimoe.study.study_tables import comparisons_table, planned_table, power_line, settings_table
@@ -25,7 +26,10 @@ def publish(folder: Path) -> str:
     if not rows:
         raise UserError(f"{folder / 'study.csv'} holds no runs yet")
     found = comparisons(rows, table.right)
-    tables = {"settings": settings_table(rows), "comparisons": comparisons_table(found, rows[0].metric)}
+    tables = {
+        "settings": settings_table(rows, read_latencies(folder)),
+        "comparisons": comparisons_table(found, rows[0].metric),
+    }
     if any(row.kind == "planned" for row in rows):
         tables["planned"] = planned_table(tuned(rows))
     for name, cells in tables.items():

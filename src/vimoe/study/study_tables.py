@@ -8,6 +8,7 @@ import numpy as np
 from vimoe.report.panels import mean_and_std
 from vimoe.report.tables import Table, whole
 from vimoe.study.comparisons import Comparison, adjusted, spread, sweeps
+from vimoe.study.latencies import Latencies
 from vimoe.study.statistics import smallest_difference
 from vimoe.study.study_table import StudyRow, by_setting
 from vimoe.vit.cost import giga_macs, millions
@@ -16,8 +17,8 @@ from vimoe.vit.cost import giga_macs, millions
 _MORE = ("test_nll", "test_ece")
 
 
-def settings_table(rows: Sequence[StudyRow]) -> Table:
-    """Every setting: how good it is over its seeds, and what it costs."""
+def settings_table(rows: Sequence[StudyRow], latencies: Latencies | None = None) -> Table:
+    """Every setting: how good it is over its seeds, and what it costs; how long it takes where that was measured."""
     metric = rows[0].metric if rows else ""
     more = [key for key in _MORE if any(key in row.values for row in rows)]
     partly = any(0 < row.values.get("trained_params", 0) < row.values["stored_params"] for row in rows)
@@ -33,18 +34,36 @@ def settings_table(rows: Sequence[StudyRow]) -> Table:
                 *(giga_macs(round(np.mean(values["macs"]))), whole(round(np.mean(values["routing_degree"])))),
                 _spread_cell([float(np.mean(list(row.by_block("touched").values()))) for row in same if _kept(row)]),
                 f"{np.mean(values['seconds']):.0f}",
+                *(_latency_cells(latencies, setting) if latencies else ()),
             ]
         )
     header = (
         *("setting", "seeds", f"test {metric}", f"val {metric}", *(key.replace("_", " ") for key in more)),
         *(key.removesuffix("_params") for key in sizes),
-        *("an image", "routing degree", "experts touched", "seconds"),
+        *("an image", "routing degree", "experts touched", "seconds", *(("ms", "quartiles") if latencies else ())),
     )
     note = (
         "Mean ± standard deviation between seeds. Experts touched: those of a layer that one image's tokens are sent "
         "to, mean over the MoE layers."
     )
-    return Table(header, cells, (note,))
+    timed = () if latencies is None else (_latency_note(latencies),)
+    return Table(header, cells, (note, *timed))
+
+
+def _latency_cells(latencies: Latencies, setting: str) -> tuple[str, str]:
+    if (latency := latencies.by_setting.get(setting)) is None:
+        return "-", "-"
+    low, high = latency.quartiles
+    return f"{1e3 * latency.median:.2f}", f"{1e3 * low:.2f} to {1e3 * high:.2f}"
+
+
+def _latency_note(latencies: Latencies) -> str:
+    batch, device, threads, by_setting = latencies
+    return (
+        f"ms: {batch} {'image' if batch == 1 else 'images'} at once on {device}, {threads} "
+        f"{'thread' if threads == 1 else 'threads'}, the first seed's model on noise; median and quartiles of "
+        f"{len(next(iter(by_setting.values())).seconds)} rounds in which all settings take turns."
+    )
 
 
 def planned_table(rows: Sequence[StudyRow]) -> Table:
