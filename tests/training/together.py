@@ -33,7 +33,7 @@ def run_together(recipe: Recipe, processes: int, **changes: Any) -> list[dict[st
     for worker in workers:
         worker.start()
     for worker in workers:
-        worker.join(120)
+        worker.join(300)
         assert worker.exitcode is not None, "a process hangs"
     return [json.loads(path.read_text()) for path in sorted(said.iterdir())]
 

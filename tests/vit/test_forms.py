@@ -34,6 +34,8 @@ FORMS: dict[str, dict[str, Any]] = {
     "low rank": {"expert_rank": 8, "routing": "token"},
     "low rank, softmax gates": {"expert_rank": 8, "gate": "softmax", "top_k": 2},
     "bias": {"balance": "bias", "routing": "token"},
+    "one router": {"router_scope": "model", "top_k": 2},
+    "one router, low rank, bias": {"router_scope": "model", "expert_rank": 4, "balance": "bias"},
     "temperature, jitter, dropout": {"router_temperature": 0.5, "router_jitter": 0.1, "expert_dropout": 0.2},
     "prioritised": {"router": "prioritised", "routing": "token", "capacity": 0.5, "top_k": 2},
     "prioritised, residual": {"router": "prioritised", "routing": "token", "init": "residual", "balance": "bias"},
@@ -45,7 +47,14 @@ FORMS: dict[str, dict[str, Any]] = {
 }
 KEEPS = {
     *("preserve", "preserve, unshared", "residual", "split, all chosen", "fine-grained", "fine-grained, unshared"),
-    *("low rank", "low rank, softmax gates", "bias", "temperature, jitter, dropout"),
+    *(
+        "one router",
+        "one router, low rank, bias",
+        "low rank",
+        "low rank, softmax gates",
+        "bias",
+        "temperature, jitter, dropout",
+    ),
     *("prioritised, residual", "expert choice, residual", "soft, residual", "soft, low rank"),
 }
 every_form = pytest.mark.parametrize("form", FORMS)
@@ -63,7 +72,8 @@ def trained(form: str, **settings: Any) -> nn.Module:
         for layer in moe_layers(model).values():
             for parameter in layer.experts.parameters():
                 parameter.add_(0.1 * torch.randn_like(parameter))
-            layer.router.weight.add_(0.3 * torch.randn_like(layer.router.weight))
+            if layer.router.decides:
+                layer.router.weight.add_(0.3 * torch.randn_like(layer.router.weight))
             if layer.router.bias is not None:
                 layer.router.bias.copy_(torch.tensor([0.1, -0.1, 0.2, -0.2]))
     return model
@@ -165,6 +175,12 @@ def test_it_is_analysed_and_pruned_or_refused_in_one_line(form: str, tmp_path: P
             with pytest.raises(UserError, match="router 'soft' "):
                 refused()
         return
+    if "router_scope" in FORMS[form]:
+        with pytest.raises(UserError, match="chooses once for all MoE layers"):
+            analyze(model, seen(model), "abc", shuffles=99)
+        pruned_to_dense = vimoe.prune(copy.deepcopy(model), {number: [] for number in moe_layers(model)})
+        assert get_config(pruned_to_dense) is None
+        return
     counts, analysis, _ = analyze(model, seen(model), "abc", shuffles=99)
     assert [layer.layer for layer in analysis.layers] == [1, 2]
     if "router" not in FORMS[form]:
@@ -212,6 +228,10 @@ def test_merging_keeps_the_function_and_stores_whole_experts(form: str) -> None:
 @pytest.mark.parametrize(
     ("settings", "line"),
     [
+        (
+            {"router_scope": "model", "routing": "token"},
+            "it needs routing 'image', router 'top_k' and the same experts",
+        ),
         ({"router": "soft"}, "router 'soft' is for tokens: use routing 'token'"),
         ({"router": "expert_choice", "routing": "token", "top_k": 2}, "router 'expert_choice' balances by itself"),
         ({"expert_rank": 4, "init": "copy"}, "expert_rank needs init 'residual'"),

@@ -110,6 +110,7 @@ def _checked(model: nn.Module, class_names: Sequence[str]) -> MoEConfig:
     if config is None:
         raise UserError("this model has no MoE layer to analyze: it is dense, or was pruned")
     config.check_choices("analyze")
+    config.check_layers_apart()
     if len(class_names) < 2:
         raise UserError("the images have a single class, and routing cannot follow what does not differ")
     for number, layer in moe_layers(model).items():

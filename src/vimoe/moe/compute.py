@@ -17,6 +17,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torch.utils.module_tracker import ModuleTracker
 
 from vimoe.moe.dispatch import combine, dispatch, sort_by_expert
 from vimoe.moe.rows import GatheredRows, GroupedRows, LoopRows, Rows, RowsOfOne, autocast_dtype
@@ -81,6 +82,14 @@ def _pick_backend(backend: Backend, x: Tensor) -> Backend:
 def is_exporting() -> bool:
     """Whether this forward is only looked at, by `torch.export` or `torch.jit.trace`."""
     return torch.compiler.is_exporting() or torch.jit.is_tracing()  # type: ignore[attr-defined]
+
+
+_TRACKER = ModuleTracker()
+
+
+def is_recomputing() -> bool:
+    """Whether this forward runs inside a backward, as activation checkpointing does: then it must not count again."""
+    return _TRACKER.is_bw
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]

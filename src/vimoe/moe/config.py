@@ -12,6 +12,7 @@ Routing = Literal["image", "token"]
 Gate = Literal["straight_through", "softmax"]
 GateInput = Literal["cls", "mean"]
 RouterKind = Literal["top_k", "prioritised", "expert_choice", "soft"]
+RouterScope = Literal["layer", "model"]
 Balance = Literal["loss", "bias"]
 Init = Literal["preserve", "copy", "residual", "drop", "split"]
 
@@ -45,6 +46,8 @@ class MoEConfig:
         router: `top_k`: each input chooses; `prioritised`: so it does, and experts serve the most decided ones up to
             `capacity`; `expert_choice`: experts choose tokens up to `capacity`; `soft`: every slot of every expert is a
             mean of the tokens.
+        router_scope: `layer` gives each MoE layer a router; under `model` the first one's router decides for all of
+            them (Mobile V-MoE, Daxberger et al. 2023).
         balance: `loss`, or `bias`: choices are balanced without a loss, see `vimoe.moe.balance`.
         capacity: Tokens of an image that an expert serves, as a factor on its even share.
         slots: Slots of each expert under `soft`.
@@ -69,6 +72,7 @@ class MoEConfig:
     granularity: int = 1
     drop_share: float = 0.5
     router: RouterKind = "top_k"
+    router_scope: RouterScope = "layer"
     balance: Balance = "loss"
     capacity: float = 1.0
     slots: int = 1
@@ -106,6 +110,12 @@ class MoEConfig:
             raise UserError(f"router {self.router!r} is for tokens: use routing 'token'")
         if self.router in ("expert_choice", "soft") and (self.top_k > 1 or self.balance == "bias"):
             raise UserError(f"router {self.router!r} balances by itself and has no top_k: leave both at their defaults")
+        one = len(set(self.num_experts)) == 1 and self.router == "top_k" and self.routing == "image"
+        if self.router_scope == "model" and not one:
+            raise UserError(
+                "router_scope 'model' is one choice for an image and all MoE layers: it needs routing 'image', router "
+                "'top_k' and the same experts in each layer"
+            )
         if self.expert_rank and (self.init != "residual" or self.granularity > 1):
             raise UserError("expert_rank needs init 'residual' and granularity 1: experts are differences from the FFN")
 
@@ -114,10 +124,16 @@ class MoEConfig:
         if self.router == "soft":
             raise UserError(f"router 'soft' mixes all tokens for all experts: there are no choices to {purpose}")
 
+    def check_layers_apart(self) -> None:
+        """Raise a `UserError` where no MoE layer can be looked at without the others."""
+        if self.router_scope == "model":
+            raise UserError("router_scope 'model' chooses once for all MoE layers: they cannot be ablated one by one")
+
     @property
     def routing_degree(self) -> int:
-        """C(N, k) multiplied over the MoE layers: how many paths an input can take (paper: C(N, k)^L)."""
-        return prod(comb(experts, self.top_k) for experts in self.num_experts)
+        """C(N, k) multiplied over the routers: how many paths an input can take (paper: C(N, k)^L)."""
+        choosing = self.num_experts[:1] if self.router_scope == "model" else self.num_experts
+        return prod(comb(experts, self.top_k) for experts in choosing)
 
     @property
     def keeps_function(self) -> bool:
@@ -156,7 +172,7 @@ class MoEConfig:
 
 _CHOICES: dict[str, Any] = {
     **{"routing": Routing, "gate": Gate, "gate_input": GateInput, "init": Init},
-    **{"router": RouterKind, "balance": Balance},
+    **{"router": RouterKind, "router_scope": RouterScope, "balance": Balance},
 }
 _RANGES = {
     **{"drop_share": (0.0, 1.0), "capacity": (0.01, 100.0), "router_jitter": (0.0, 0.99)},

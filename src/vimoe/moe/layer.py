@@ -6,14 +6,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.module_tracker import ModuleTracker
 
 from vimoe.errors import UserError
-from vimoe.moe.compute import Backend, is_exporting
+from vimoe.moe.compute import Backend, is_exporting, is_recomputing
 from vimoe.moe.config import GateInput, MoEConfig, Routing
 from vimoe.moe.experts import Experts
 from vimoe.moe.make_router import make_router
-from vimoe.moe.router import Selection
+from vimoe.moe.router import Router, Selection
 
 # B images, T tokens (prefix tokens first, then patches), D width, S selections: B or B·T.
 
@@ -27,6 +26,7 @@ class MoELayer(nn.Module):
         num_experts: Number of routed experts E of this layer.
         num_prefix_tokens: How many tokens come before the patches.
         backend: How to compute the experts, see `vimoe.moe.compute`.
+        leader: The router of another layer that decides for this one too (`router_scope="model"`).
 
     Attributes:
         last_selection: What the router decided in the last forward; None before the first, and where nothing is chosen.
@@ -34,7 +34,14 @@ class MoELayer(nn.Module):
     """
 
     def __init__(
-        self, ffn: nn.Module, config: MoEConfig, *, num_experts: int, num_prefix_tokens: int, backend: Backend = "auto"
+        self,
+        ffn: nn.Module,
+        config: MoEConfig,
+        *,
+        num_experts: int,
+        num_prefix_tokens: int,
+        backend: Backend = "auto",
+        leader: Router | None = None,
     ) -> None:
         super().__init__()
         self.experts = Experts(
@@ -48,7 +55,8 @@ class MoELayer(nn.Module):
             dropout=config.expert_dropout,
         )
         last: Any = ffn.get_submodule("fc2")
-        self.router = make_router(config, last.out_features, num_experts).to(last.weight.device, last.weight.dtype)
+        router = make_router(config, last.out_features, num_experts, leader)
+        self.router = router.to(last.weight.device, last.weight.dtype)
         self.shared_expert: nn.Module | None = None
         if config.shared_expert:
             self.shared_expert = ffn
@@ -114,11 +122,3 @@ def moe_modules(model: nn.Module) -> dict[str, MoELayer]:
 def _backward_has_passed(layer: weakref.ref[MoELayer], _gradient: Tensor) -> None:
     if (alive := layer()) is not None:
         alive.uncounted = 0
-
-
-_TRACKER = ModuleTracker()
-
-
-def is_recomputing() -> bool:
-    """Whether this forward runs inside a backward, as activation checkpointing does: then it must not count again."""
-    return _TRACKER.is_bw

@@ -53,14 +53,14 @@ def z_loss(logits: Tensor) -> Tensor:
 
 
 def last_selections(model: nn.Module) -> list[Selection]:
-    """What the MoE layers of `model` decided in its last forward, from the first layer to the last.
+    """What the routers of `model` decided in its last forward, from the first layer to the last.
 
     Layers that never ran are left out, and where some train so are those that do not: an EMA copy.
 
     Raises UserError if the model has no MoE layer, has not run yet, ran several times since its last step, or ran in a
     way that left no gradient for a router in training.
     """
-    layers = moe_modules(model).values()
+    layers = [layer for layer in moe_modules(model).values() if layer.router.decides]
     if not layers:
         raise UserError("this model has no MoE layer: call vimoe.upcycle first")
     if not any(layer.router.top_k for layer in layers):

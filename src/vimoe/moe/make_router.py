@@ -6,13 +6,16 @@ import torch
 
 from vimoe.moe.capacity import ExpertChoiceRouter, PrioritisedRouter
 from vimoe.moe.config import MoEConfig
+from vimoe.moe.one_router import FollowingRouter, LeadingRouter
 from vimoe.moe.router import Router, TopKRouter
 from vimoe.moe.soft import SoftRouter
 
 
-def make_router(config: MoEConfig, dim: int, num_experts: int) -> Router:
-    """A router of `num_experts` experts as it starts, for inputs of width `dim`."""
-    return _KINDS[config.router](config, dim, num_experts)
+def make_router(config: MoEConfig, dim: int, num_experts: int, leader: Router | None = None) -> Router:
+    """A router of `num_experts` experts as it starts, for inputs of width `dim`; or one that follows the `leader`."""
+    if isinstance(leader, LeadingRouter):
+        return FollowingRouter(leader)
+    return _KINDS["leading" if config.router_scope == "model" else config.router](config, dim, num_experts)
 
 
 def _choosing(kind: type[TopKRouter], *more: str) -> Callable[[MoEConfig, int, int], Router]:
@@ -41,6 +44,7 @@ def _choosing(kind: type[TopKRouter], *more: str) -> Callable[[MoEConfig, int, i
 
 _KINDS: dict[str, Callable[[MoEConfig, int, int], Router]] = {
     "top_k": _choosing(TopKRouter),
+    "leading": _choosing(LeadingRouter),
     "prioritised": _choosing(PrioritisedRouter, "capacity"),
     "expert_choice": _choosing(ExpertChoiceRouter, "capacity"),
     "soft": lambda config, dim, num_experts: SoftRouter(dim, num_experts, config.slots),

@@ -78,6 +78,7 @@ class Router(nn.Module):
 
     weight: nn.Parameter  # `[·, D]`
     top_k = 0  # experts chosen for each input, at the most where there is a capacity; 0 where nothing is chosen
+    decides = True  # whether its decisions are its own
     dropless = True  # whether every choice is served
     bias: Tensor | None  # `[E]` what balances the load, None where nothing does
     assigned: Tensor | None  # `[E]` int64, choices in training since the bias last moved; None before the first

@@ -26,7 +26,7 @@ from vimoe.vit.weights_file import model_from_file
 
 # Recipe keys that `upcycle` takes under the same names.
 _MORE = (
-    *("granularity", "drop_share", "expert_rank", "expert_dropout", "router", "capacity", "balance"),
+    *("granularity", "drop_share", "expert_rank", "expert_dropout", "router", "router_scope", "capacity", "balance"),
     *("router_noise", "router_jitter", "router_temperature"),
 )
 

@@ -114,6 +114,9 @@ class Recipe:
         "`top_k`: each image or token chooses; `prioritised`: so it does, and experts serve the most decided tokens "
         "up to `capacity`; `expert_choice`: experts choose tokens; `soft`: experts get mixtures of all tokens",
     )
+    router_scope: Literal["layer", "model"] = _key(
+        "layer", "A router for each `layer`, or one for the `model`: the first MoE layer's decides for all of them"
+    )
     capacity: float = _key(1.0, "Tokens of an image that an expert serves, as a factor on its even share")
     slots: int | None = _key(
         None, "Slots of each expert under `soft`; as many as make a slot for each token when empty"

@@ -89,6 +89,16 @@ class Plan:
             if part.load is not None and not _are_shares(part.load, experts):
                 raise UserError(f"{where}: load must be {experts} shares, none negative and not all 0")
 
+        if config.router_scope == "model":
+            kept = {layer: list(range(experts)) for layer, experts in sizes.items()}
+            kept |= {part.layer: sorted(part.experts) for part in self.layers}
+            left = {layer: experts for layer, experts in kept.items() if experts}
+            if left and (min(left) != config.layers[0] or any(each != left[min(left)] for each in left.values())):
+                raise UserError(
+                    f"the router of block {config.layers[0]} decides for all MoE layers (router_scope 'model'): keep "
+                    "it as long as another is left, and the same experts in each"
+                )
+
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON types, the inverse of `from_dict`."""
         return {

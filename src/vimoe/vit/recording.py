@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from vimoe.errors import UserError
-from vimoe.moe.layer import MoELayer, is_recomputing
+from vimoe.moe.compute import is_recomputing
+from vimoe.moe.layer import MoELayer
 from vimoe.vit.blocks import moe_layers
 
 

@@ -20,7 +20,9 @@ def start_routers_at_centroids(model: nn.Module, images: Tensor, generator: torc
     They come from spherical k-means on some hundred training images `[B, C, H, W]` on the model's device; a CPU
     generator decides where the clusters begin. The model is left in the mode it came in.
     """
-    layers = {number: layer for number, layer in moe_layers(model).items() if layer.router.top_k}
+    layers = {
+        number: layer for number, layer in moe_layers(model).items() if layer.router.top_k and layer.router.decides
+    }
     seen: dict[int, list[Tensor]] = {number: [] for number in layers}
     handles = [
         layer.router.register_forward_pre_hook(lambda _, inputs, number=number: seen[number].append(inputs[0]))

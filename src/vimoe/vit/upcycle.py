@@ -13,6 +13,7 @@ from vimoe.moe.compute import Backend
 from vimoe.moe.config import Gate, GateInput, Init, MoEConfig, Routing, one_of, whole_number, whole_numbers
 from vimoe.moe.experts import check_ffn
 from vimoe.moe.layer import MoELayer, moe_modules
+from vimoe.moe.router import Router
 from vimoe.vit.blocks import Backbone, find_backbone, moe_layers
 from vimoe.vit.ffn_names import with_timm_names
 from vimoe.vit.meta import TokenLayout, read_token_layout
@@ -140,10 +141,12 @@ def install(
     ffns = [with_timm_names(backbone.blocks[layer].get_submodule("mlp")) for layer in config.layers]
     for ffn in ffns:
         check_ffn(ffn, config.granularity)
-    for layer, num_experts, ffn in zip(config.layers, config.num_experts, ffns, strict=True):
-        backbone.blocks[layer].mlp = MoELayer(
-            ffn, config, num_experts=num_experts, num_prefix_tokens=layout.num_prefix_tokens, backend=backend
-        )
+    leader: Router | None = None
+    for number, num_experts, ffn in zip(config.layers, config.num_experts, ffns, strict=True):
+        prefix = layout.num_prefix_tokens
+        layer = MoELayer(ffn, config, num_experts=num_experts, num_prefix_tokens=prefix, backend=backend, leader=leader)
+        leader = leader or layer.router
+        backbone.blocks[number].mlp = layer
     set_config(model, config)
 
 
