@@ -147,3 +147,9 @@ def test_what_needs_one_label_an_image_is_refused_in_one_line(
     error = capsys.readouterr().err.splitlines()
     assert line in error[-1]
     assert not (tmp_path / "run" / "model").exists()
+
+
+def test_an_archive_is_not_taken_for_a_table(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (tmp_path / "set.tar").write_bytes(b"\0" * 1024)
+    assert main(["train", "--data-dir", str(tmp_path / "set.tar"), "--output", str(tmp_path / "run")]) == 2
+    assert "is an archive: --dataset tar reads it" in capsys.readouterr().err

@@ -11,7 +11,7 @@ from shlex import quote
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from vimoe.cli.arguments import Parser, mapping
-from vimoe.data.listing import mask_layout
+from vimoe.data.listing import TABLES, mask_layout, scan
 from vimoe.training.defaults import KINDS, PAPER, finetune
 from vimoe.training.interrupt import listening
 from vimoe.training.recipe import GROUPS, Recipe, dump_recipe, make_recipe
@@ -107,11 +107,12 @@ def _recognise(values: dict[str, Any], note: Callable[[str], None]) -> None:
 
 def _has_label_sets(root: Path) -> bool:
     """Whether a table of labels has several for an image."""
-    if not root.is_file() and not (root.is_dir() and any(root.glob("*.[ctp]*"))):  # torch is not needed to see this
+    table = root.is_file() and root.suffix.lower() in TABLES
+    if not table and not (root.is_dir() and any(entry.name.lower().endswith(TABLES) for entry in scan(root))):
         return False
-    from vimoe.data.label_table import find_tables, read_label_table
+    from vimoe.data.label_table import find_tables, read_label_table  # with torch
 
-    return (root.is_file() or bool(find_tables(root))) and read_label_table(root).several
+    return (table or bool(find_tables(root))) and read_label_table(root).several
 
 
 def add_recipe_flags(parser: Parser) -> None:

@@ -16,11 +16,10 @@ from typing import Any, NamedTuple
 
 from vimoe.data.decode import read_image
 from vimoe.data.images import Samples, labelled
-from vimoe.data.listing import listed
+from vimoe.data.listing import TABLES, listed
 from vimoe.data.splits import AS_USUAL, UNSPLIT, USUAL_NAMES, Found, Wanted
 from vimoe.errors import UserError, first_line
 
-SUFFIXES = (".csv", ".tsv", ".parquet")
 # Stands between the labels of one image.
 SEPARATOR = "|"
 # What the columns may be called; those of `_SETS` hold several labels even where each image happens to have one.
@@ -43,7 +42,7 @@ class LabelTable(NamedTuple):
 
 def find_tables(root: Path) -> dict[str, Path]:
     """The tables of labels in a folder, by split (`UNSPLIT` for `labels.csv`, which then is alone)."""
-    there = {path.stem.casefold(): path for path in sorted(root.iterdir()) if path.suffix.lower() in SUFFIXES}
+    there = {path.stem.casefold(): path for path in sorted(root.iterdir()) if path.suffix.lower() in TABLES}
     if "labels" in there:
         return {UNSPLIT: there["labels"]}
     return {stem: path for stem, path in there.items() if stem in USUAL_NAMES}
@@ -86,7 +85,9 @@ def read_label_table(root: Path, wanted: Wanted = AS_USUAL) -> LabelTable:
     for split, path, found in rows:
         if split in roles and set(labels[roles[split]].setdefault(path, found)) != set(found):
             one, other = (repr(SEPARATOR.join(those)) for those in (labels[roles[split]][path], found))
-            raise UserError(f"{root} gives {path} two labels, {one} and {other}: one an image is used")
+            raise UserError(
+                f"{root} gives {path} two labels, {one} and {other}: several stand in one cell, 'a{SEPARATOR}b'"
+            )
     notes = [f"labels are those of {', '.join(map(str, tables.values()))}"]
     notes += [f"columns that are not used: {listed(left)}" for _, _, left in read if left]
     if rest := sorted(splits - set(chosen.values())):

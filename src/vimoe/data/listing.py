@@ -7,6 +7,8 @@ from pathlib import Path
 from vimoe.data.decode import SUFFIXES
 from vimoe.errors import UserError
 
+# How the names of tables of labels end.
+TABLES = (".csv", ".tsv", ".parquet")
 # Folders of operating systems and archivers among a user's own; they hold no images of theirs.
 SYSTEM = ("__MACOSX", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found")
 
