@@ -10,8 +10,8 @@ from vimoe.data.digits import digits
 from vimoe.data.scenes import digit_scenes
 from vimoe.errors import UserError
 from vimoe.report.comparison import Evidence
-from vimoe.report.page import page
 from vimoe.report.latency_table import keep_latencies
+from vimoe.report.page import page
 from vimoe.report.run_report import MAPS, analysis_report, pruning_report
 from vimoe.report.tables import Table
 from vimoe.training.fit import train
