@@ -115,7 +115,7 @@ def test_a_saved_model_comes_back_to_the_bit(family: str, tmp_path: Path) -> Non
 def test_the_guides_trainer_adds_the_balance_loss_in_training(
     monkeypatch: pytest.MonkeyPatch, with_outputs: bool
 ) -> None:
-    guide = (Path(__file__).parents[2] / "docs" / "guide.md").read_text()
+    guide = (Path(__file__).parents[2] / "docs" / "other-loops.md").read_text()
     names: dict[str, Any] = {"vimoe": vimoe}
     exec(re.search(r"```python\n(from transformers import Trainer.*?)```", guide, re.DOTALL).group(1), names)
     trainer = object.__new__(names["BalancedTrainer"])
