@@ -5,6 +5,7 @@ import gc
 import socket
 import time
 import weakref
+from statistics import NormalDist
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from vimoe.moe.losses import (
     importance_loss,
     last_selections,
     load_balance_loss,
+    load_loss,
     routing_loss,
     z_loss,
 )
@@ -299,3 +301,47 @@ def test_two_processes_count_the_load_of_their_batches_together(tmp_path):
         assert torch.equal(found["load"], load)
         torch.testing.assert_close(found["loss"], 4 * (load * mine.mean(0)).sum())
         torch.testing.assert_close(found["grad"], (4 * load / len(mine)).expand_as(mine))
+
+
+def slow_load_loss(logits, noise, top_k):
+    """V-MoE, eq. 8 to 10, as it stands there: one image and one expert at a time."""
+    experts = logits.shape[1]
+    normal = NormalDist(0, 1 / experts)
+    load = [0.0] * experts
+    for row, added in zip(logits.tolist(), noise.tolist(), strict=True):
+        threshold = sorted((a + b for a, b in zip(row, added, strict=True)), reverse=True)[top_k - 1]
+        for expert in range(experts):
+            load[expert] += 1 - normal.cdf(threshold - row[expert])
+    mean = sum(load) / experts
+    return sum((value - mean) ** 2 for value in load) / experts / mean**2
+
+
+@pytest.mark.parametrize("top_k", [1, 2, 5])
+def test_the_load_loss_is_v_moes_in_value_and_gradient(top_k):
+    torch.manual_seed(0)
+    logits = torch.randn(7, 5, dtype=torch.float64, requires_grad=True)
+    noise = torch.randn(7, 5, dtype=torch.float64) / 5
+    loss = load_loss(logits, noise, top_k)
+    assert loss.item() == pytest.approx(slow_load_loss(logits, noise, top_k), rel=1e-12)
+    (gradient,) = torch.autograd.grad(loss, logits)
+    for place in ((0, 0), (3, 2), (6, 4)):
+        moved = [logits.detach().clone() for _ in range(2)]
+        for each, step in zip(moved, (1e-6, -1e-6), strict=True):
+            each[place] += step
+        slope = (slow_load_loss(moved[0], noise, top_k) - slow_load_loss(moved[1], noise, top_k)) / 2e-6
+        assert gradient[place].item() == pytest.approx(slope, rel=1e-5, abs=1e-9)
+
+
+def test_the_load_loss_needs_noise_and_pulls_on_the_router():
+    layer = make_layer(router_noise=True, top_k=2).train()
+    layer(torch.randn(6, 5, D))
+    selection = layer.last_selection
+    wanted = load_loss(selection.logits, selection.noise, 2)
+    loss = routing_loss(layer, load=0.5)
+    assert loss.item() == pytest.approx(0.5 * wanted.item())
+    loss.backward()
+    assert layer.router.weight.grad.abs().sum() > 0
+    still = make_layer().train()
+    still(torch.randn(6, 5, D))
+    with pytest.raises(UserError, match="load_weight needs routers that choose with noise"):
+        routing_loss(still, load=1.0)

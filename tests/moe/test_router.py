@@ -147,7 +147,7 @@ def test_noise_is_drawn_in_training_only():
         assert torch.equal(found.logits, without.logits)
         assert torch.equal(found.probs, without.probs)
     noisy.eval()
-    for found, wanted in zip(noisy(x), without, strict=True):
+    for found, wanted in zip(noisy(x)[:4], without[:4], strict=True):
         assert torch.equal(found, wanted)
 
 
@@ -169,7 +169,7 @@ def test_autocast_leaves_the_router_in_fp32_to_the_bit(half):
     wanted = router(x)
     with torch.autocast("cpu", dtype=half):
         found = router(x)
-    for value, same in zip(found[1:], wanted[1:], strict=True):
+    for value, same in zip(found[1:4], wanted[1:4], strict=True):
         assert value.dtype == torch.float32
         assert torch.equal(value, same)
 
@@ -186,12 +186,12 @@ def test_half_precision_inputs_and_weights_are_multiplied_in_fp32(half):
 
 def test_double_precision_inputs_are_routed_in_double_precision():
     router = TopKRouter(8, 4, 2, "straight_through").double()
-    assert {value.dtype for value in router(logits(6, 8))[1:]} == {torch.float64}
+    assert {value.dtype for value in router(logits(6, 8))[1:4]} == {torch.float64}
 
 
 def test_no_inputs_give_no_choices():
     chosen = TopKRouter(8, 4, 2, "straight_through")(torch.zeros(0, 8))
-    assert [tuple(value.shape) for value in chosen] == [(0, 2), (0, 2), (0, 4), (0, 4)]
+    assert [tuple(value.shape) for value in chosen[:4]] == [(0, 2), (0, 2), (0, 4), (0, 4)]
 
 
 def test_the_meta_device_gives_shapes():
@@ -202,3 +202,36 @@ def test_the_meta_device_gives_shapes():
 def test_a_printed_router_says_what_it_does():
     text = repr(TopKRouter(8, 4, 2, "softmax", noise=True))
     assert "dim=8, num_experts=4, top_k=2, gate=softmax, noise=True" in text
+
+
+def test_renormalised_gates_are_mixtrals_in_value_and_gradient():
+    mixtral = pytest.importorskip("transformers.models.mixtral.modeling_mixtral")
+    from transformers import MixtralConfig
+
+    config = MixtralConfig(hidden_size=8, num_local_experts=5, num_experts_per_tok=3)
+    theirs, ours = mixtral.MixtralTopKRouter(config), TopKRouter(8, 5, 3, "renormalised")
+    with torch.no_grad():
+        theirs.weight.copy_(ours.weight.normal_())
+    x, upstream = torch.randn(6, 8), torch.randn(6, 3)
+    scores, ids = theirs(x)[1:]
+    chosen = ours(x)
+    assert torch.equal(chosen.expert_ids, ids)
+    torch.testing.assert_close(chosen.gates, scores)
+    for gates in (scores, chosen.gates):
+        gates.backward(upstream)
+    torch.testing.assert_close(ours.weight.grad, theirs.weight.grad)
+
+
+@property_test
+@given(case=routed())
+def test_renormalised_gates_are_the_chosen_probabilities_over_their_sum(case):
+    scores, k = case
+    scores = scores.requires_grad_()
+    values, _ = scores.softmax(-1).topk(k, dim=-1)
+    wanted = values / values.sum(-1, keepdim=True)
+    gates = select_experts(scores, k, "renormalised").gates
+    torch.testing.assert_close(gates, wanted)
+    if len(scores):
+        weights = torch.arange(1.0, k + 1, dtype=torch.float64)
+        (ours,), (theirs,) = (torch.autograd.grad((g * weights).sum(), scores) for g in (gates, wanted))
+        torch.testing.assert_close(ours, theirs, atol=1e-12, rtol=1e-9)

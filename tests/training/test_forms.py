@@ -20,6 +20,9 @@ FORMS: dict[str, dict[str, Any]] = {
     "low rank, bias": {"last": 2, "num_experts": 4, "expert_rank": 4, "balance": "bias", "balance_rate": 0.01},
     "fine-grained, bias": {**TOKEN, "granularity": 2, "balance": "bias", "router_temperature": 0.5},
     "one router": {"last": 2, "num_experts": 4, "router_scope": "model", "balance": "bias", "balance_rate": 0.01},
+    "renormalised, load loss": {
+        **{**TOKEN, "gate": "renormalised", "top_k": 2, "router_noise": True, "load_weight": 0.1},
+    },
     "drop": {"last": 2, "num_experts": 4, "init": "drop", "drop_share": 0.3},
     "split": {**TOKEN, "init": "split", "top_k": 2, "shared_expert": False},
     "expert choice": {**TOKEN, "router": "expert_choice", "capacity": 1.5},

@@ -34,6 +34,10 @@ FORMS: dict[str, dict[str, Any]] = {
     "low rank": {"expert_rank": 8, "routing": "token"},
     "low rank, softmax gates": {"expert_rank": 8, "gate": "softmax", "top_k": 2},
     "bias": {"balance": "bias", "routing": "token"},
+    "renormalised": {"gate": "renormalised", "top_k": 2, "routing": "token"},
+    "renormalised, one router": {
+        **{"gate": "renormalised", "granularity": 2, "num_experts": 2, "router_scope": "model"},
+    },
     "one router": {"router_scope": "model", "top_k": 2},
     "one router, low rank, bias": {"router_scope": "model", "expert_rank": 4, "balance": "bias"},
     "temperature, jitter, dropout": {"router_temperature": 0.5, "router_jitter": 0.1, "expert_dropout": 0.2},
@@ -46,6 +50,7 @@ FORMS: dict[str, dict[str, Any]] = {
     "soft, low rank": {"router": "soft", "routing": "token", "expert_rank": 8},
 }
 KEEPS = {
+    *("renormalised", "renormalised, one router"),
     *("preserve", "preserve, unshared", "residual", "split, all chosen", "fine-grained", "fine-grained, unshared"),
     *(
         "one router",
@@ -232,6 +237,7 @@ def test_merging_keeps_the_function_and_stores_whole_experts(form: str) -> None:
             {"router_scope": "model", "routing": "token"},
             "it needs routing 'image', router 'top_k' and the same experts",
         ),
+        ({"gate": "renormalised"}, "gate 'renormalised' is 1 for a single choice and gives its router no gradient"),
         ({"router": "soft"}, "router 'soft' is for tokens: use routing 'token'"),
         ({"router": "expert_choice", "routing": "token", "top_k": 2}, "router 'expert_choice' balances by itself"),
         ({"expert_rank": 4, "init": "copy"}, "expert_rank needs init 'residual'"),

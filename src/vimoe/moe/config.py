@@ -9,7 +9,7 @@ from typing import Any, Literal, Self, get_args
 from vimoe.errors import UserError
 
 Routing = Literal["image", "token"]
-Gate = Literal["straight_through", "softmax"]
+Gate = Literal["straight_through", "softmax", "renormalised"]
 GateInput = Literal["cls", "mean"]
 RouterKind = Literal["top_k", "prioritised", "expert_choice", "soft"]
 RouterScope = Literal["layer", "model"]
@@ -31,7 +31,8 @@ class MoEConfig:
         shared_expert: Whether an always-on expert is added to the chosen ones.
         routing: `image` makes one choice an image, `token` one a token.
         gate: `straight_through` has a value that sums to 1 and the gradient of log p;
-            `softmax` is the raw probability, as in the paper.
+            `softmax` is the raw probability, as in the paper; `renormalised` divides it by the sum of the chosen ones,
+            as Mixtral does.
         gate_input: What the router sees under `image` routing: the class token or the mean patch.
         init: `preserve` scales the copies so that the model's output does not change;
             `copy` takes the FFN as it is into every expert, as in the paper;
@@ -104,6 +105,11 @@ class MoEConfig:
                 raise UserError(f"num_experts of block {layer} must be 1 to {MAX_EXPERTS}, got {experts}")
             if not 1 <= self.top_k <= experts:
                 raise UserError(f"top_k must be between 1 and the {experts} experts of block {layer}, got {self.top_k}")
+        if self.gate == "renormalised" and self.top_k == 1:
+            raise UserError(
+                "gate 'renormalised' is 1 for a single choice and gives its router no gradient: take top_k 2 or more, "
+                "or gate 'straight_through'"
+            )
         if self.init == "residual" and not self.shared_expert:
             raise UserError("init 'residual' needs the shared expert: without one nothing would carry the output")
         if self.router != "top_k" and self.routing == "image":
@@ -140,7 +146,7 @@ class MoEConfig:
         """Whether an upcycled model starts with the dense model's outputs, but for rounding."""
         if self.init == "residual":
             return True
-        exact = self.gate == "straight_through" and self.router == "top_k" and self.init != "drop"
+        exact = self.gate != "softmax" and self.router == "top_k" and self.init != "drop"
         shares = self.routed_share + (self.shared_share if self.shared_expert else 0.0)
         return exact and shares == 1 and (self.init != "split" or set(self.num_experts) == {self.top_k})
 

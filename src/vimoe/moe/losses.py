@@ -52,6 +52,17 @@ def z_loss(logits: Tensor) -> Tensor:
     return logits.logsumexp(-1).square().sum() / max(logits.shape[0], 1)
 
 
+def load_loss(logits: Tensor, noise: Tensor, top_k: int) -> Tensor:
+    """Squared coefficient of variation of the experts' smooth load (V-MoE, Riquelme et al. 2021, eq. 8 to 10).
+
+    The load is the sum over `[S, E]` of the probability that an expert is among the `top_k` once its own noise of
+    deviation 1/E is drawn anew: Φ((logit - the k-th largest noisy logit) · E). Both are logits, not probabilities.
+    """
+    experts = logits.shape[-1]
+    threshold = (logits + noise).topk(top_k, dim=-1).values[:, -1:]
+    return importance_loss(torch.special.ndtr((logits - threshold) * experts))
+
+
 def last_selections(model: nn.Module) -> list[Selection]:
     """What the routers of `model` decided in its last forward, from the first layer to the last.
 
@@ -109,12 +120,14 @@ def balance_loss(model: nn.Module) -> Tensor:
     return routing_loss(model, balance=1.0)
 
 
-def routing_loss(model: nn.Module, *, balance: float = 0.0, importance: float = 0.0, z: float = 0.0) -> Tensor:
-    """Balance, importance and z loss of the last forward with these weights, summed over the MoE layers.
+def routing_loss(
+    model: nn.Module, *, balance: float = 0.0, importance: float = 0.0, load: float = 0.0, z: float = 0.0
+) -> Tensor:
+    """Balance, importance, load and z loss of the last forward with these weights, summed over the routers.
 
-    A loss of weight 0 is not computed. The importance loss is that of each process's own batch.
+    A loss of weight 0 is not computed. Importance and load loss are those of each process's own batch.
 
-    Raises UserError, see `last_selections`.
+    Raises UserError, see `last_selections`, or if there was no noise to take a load loss of.
     """
     terms = []
     for selection in last_selections(model):
@@ -122,6 +135,10 @@ def routing_loss(model: nn.Module, *, balance: float = 0.0, importance: float = 
             terms.append(balance * load_balance_loss(selection.probs, selection.expert_ids))
         if importance:
             terms.append(importance * importance_loss(selection.probs))
+        if load:
+            if selection.noise is None:
+                raise UserError("load_weight needs routers that choose with noise: router_noise, and no expert_choice")
+            terms.append(load * load_loss(selection.logits, selection.noise, selection.expert_ids.shape[-1]))
         if z:
             terms.append(z * z_loss(selection.logits))
     return torch.stack(terms).sum() if terms else torch.zeros(())

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -26,12 +26,14 @@ class Selection(NamedTuple):
         gates: `[S, k]` weights of the chosen experts, fp32 (fp64 for fp64 input); 0 for none.
         probs: `[S, E]` softmax of the logits without noise, same dtype.
         logits: `[S, E]` the logits without noise, same dtype.
+        noise: `[S, E]` what was added to them for the choice, None where nothing was.
     """
 
     expert_ids: Tensor
     gates: Tensor
     probs: Tensor
     logits: Tensor
+    noise: Tensor | None = None
 
 
 def straight_through_gates(log_probs: Tensor) -> Tensor:
@@ -47,6 +49,22 @@ def straight_through_gates(log_probs: Tensor) -> Tensor:
     return values * (log_probs - log_probs.detach()).exp()
 
 
+def renormalised_gates(log_probs: Tensor) -> Tensor:
+    """p_i / Σ_j p_j of the chosen, with its own gradient, from log-probabilities `[S, k]` (Mixtral, Jiang et al. 2024).
+
+    For k = 1 it is 1, whatever the router says, and has no gradient.
+    """
+    return log_probs.softmax(-1)
+
+
+# By name, the gates of the chosen experts from their log-probabilities `[S, k]`.
+GATES: dict[Gate, Callable[[Tensor], Tensor]] = {
+    "straight_through": straight_through_gates,
+    "softmax": torch.exp,
+    "renormalised": renormalised_gates,
+}
+
+
 def select_experts(
     logits: Tensor, top_k: int, gate: Gate, noise: Tensor | None = None, bias: Tensor | None = None
 ) -> Selection:
@@ -54,7 +72,7 @@ def select_experts(
 
     Args:
         logits: `[S, E]` in fp32 or fp64.
-        gate: `straight_through` (see `straight_through_gates`) or `softmax` (the raw probability).
+        gate: `straight_through`, `renormalised` (see the functions of these names) or `softmax` (the raw probability).
         noise: `[S, E]` added to the logits for the choice and the gates, never for `probs`.
         bias: `[E]` added to the probabilities for the choice alone (DeepSeek-V3, 2024, section 2.1.2).
     """
@@ -64,8 +82,8 @@ def select_experts(
     else:
         expert_ids = (log_probs.detach().exp() + bias).topk(top_k, dim=-1).indices
         chosen = log_probs.gather(-1, expert_ids)
-    gates = chosen.exp() if gate == "softmax" else straight_through_gates(chosen)
-    return Selection(expert_ids, gates, (log_probs if noise is None else log_softmax(logits)).exp(), logits)
+    probs = (log_probs if noise is None else log_softmax(logits)).exp()
+    return Selection(expert_ids, GATES[gate](chosen), probs, logits, noise)
 
 
 def log_softmax(logits: Tensor) -> Tensor:

@@ -87,6 +87,7 @@ def _upcycle(model: nn.Module, recipe: Recipe) -> nn.Module:
         shared_expert=recipe.shared_expert,
         routing=recipe.routing,
         preset=recipe.preset,
+        gate=recipe.gate or None,
         init=recipe.init or None,
         **more,
     )

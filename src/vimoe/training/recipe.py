@@ -97,6 +97,11 @@ class Recipe:
     preset: Literal["preserve", "paper"] = _key(
         "preserve", "`preserve` keeps the dense model's outputs; `paper` has softmax gates and unscaled copies"
     )
+    gate: Literal["", "straight_through", "softmax", "renormalised"] = _key(
+        "",
+        "Weight of a chosen expert: `straight_through` (1 in all, learns with one choice too), `softmax` (the raw "
+        "probability), `renormalised` (Mixtral's, from two choices on); the preset's when empty",
+    )
     init: Literal["", "preserve", "copy", "residual", "drop", "split"] = _key(
         "",
         "How experts start: `preserve` halves the copies, `copy` does not, `residual` leaves the FFN to the shared "
@@ -132,6 +137,7 @@ class Recipe:
     balance_rate: float = _key(0.001, "Step of that bias", 0)
     balance_weight: float = _key(0.01, "Weight of the balance loss", 0)
     importance_weight: float = _key(0.0, "Weight of the importance loss (equal total probability of the experts)", 0)
+    load_weight: float = _key(0.0, "Weight of V-MoE's load loss, which needs `router_noise`", 0)
     z_weight: float = _key(0.0, "Weight of the router's z-loss (small logits)", 0)
     router_start: Literal["random", "centroids"] = _key(
         "random", "`random`, or `centroids` of what the routers see in the first training images"

@@ -124,7 +124,9 @@ class Trainer:
         routers = [layer.router for layer in moe_layers(model).values() if layer.router.top_k]
         self.biased = any(router.bias is not None for router in routers)
         balance = 0.0 if self.biased else recipe.balance_weight
-        weights = {"balance": balance, "importance": recipe.importance_weight, "z": recipe.z_weight}
+        weights = {"balance": balance} | {
+            name: getattr(recipe, f"{name}_weight") for name in ("importance", "load", "z")
+        }
         self.routing_weights = weights if any(weights.values()) and routers else {}
         self.position, self.rows, self.health = Position(), list[Row](), RoutingHealth(model)
         self.saved: Position | None = None

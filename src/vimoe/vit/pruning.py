@@ -70,7 +70,7 @@ def plain_ffn(layer: MoELayer, config: MoEConfig, load: Tensor | None = None) ->
     """
     if not config.shared_expert:
         return mean_ffn(layer, load)
-    if config.gate == "straight_through":
+    if config.gate != "softmax":
         return merged_ffn(layer, config, load)
     return shared_ffn(layer, config.shared_share)
 
