@@ -5,6 +5,7 @@ the table gives the median over rounds of contender / dense *of the same round*.
 
     python benchmarks/moe_layer.py                       # the table of docs/performance.md
     python benchmarks/moe_layer.py --experts-scaling --tokens 32896   # N = 64 against N = 2
+    python benchmarks/moe_layer.py --forms               # a row for each router and form of experts
     python benchmarks/moe_layer.py --device cuda --dims 768 1024 --tokens 65536 --dtypes bf16 --peers
 """
 
@@ -21,6 +22,7 @@ from typing import Any
 import torch
 from timm.layers import Mlp
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from vimoe.moe.config import MoEConfig
 from vimoe.moe.layer import MoELayer
@@ -63,6 +65,62 @@ def contenders(dim: int, num_experts: int, peers: bool, device: str, dtype: torc
         for implementation in ("grouped_mm", "eager"):
             models[f"transformers {implementation}"] = Peer(dim, num_experts, implementation)
     return {name: model.to(device, dtype) for name, model in models.items()}
+
+
+# Settings of `MoEConfig`; N is the number of experts, and each form is held against a dense FFN of its own size.
+FORMS: dict[str, dict[str, Any]] = {
+    "top_k, image": {"routing": "image"},
+    "top_k, token": {},
+    "top_k, k = 2": {"top_k": 2},
+    "renormalised, k = 2": {"top_k": 2, "gate": "renormalised"},
+    "bias": {"balance": "bias"},
+    "prioritised": {"router": "prioritised"},
+    "expert choice": {"router": "expert_choice"},
+    "soft": {"router": "soft", "init": "copy"},
+    "shared": {"shared_expert": True},
+    "residual": {"shared_expert": True, "init": "residual"},
+    "split, k = N / 2": {"init": "split"},
+    "fine-grained, m = 4": {"granularity": 4, "top_k": 4},
+    "low rank, r = 16": {"shared_expert": True, "init": "residual", "expert_rank": 16},
+}
+
+
+def form_layer(name: str, dim: int, num_experts: int, tokens: int) -> MoELayer:
+    """The MoE layer of a form, in the place of an FFN of 4·dim."""
+    settings = {"routing": "token", "shared_expert": False, **FORMS[name]}
+    if settings.get("init") == "split":
+        settings |= {"granularity": num_experts, "top_k": num_experts // 2}
+    elif "granularity" in settings:
+        num_experts *= settings["granularity"]
+    if settings.get("router") == "soft":
+        settings["slots"] = -(-tokens // num_experts)
+    config = MoEConfig((0,), (num_experts,), **settings)
+    return MoELayer(Mlp(dim, 4 * dim), config, num_experts=num_experts, num_prefix_tokens=1)
+
+
+def forms_against_dense(args: argparse.Namespace) -> None:
+    """Each form in turns with a dense FFN of the multiply-adds that torch counts in the form's own forward."""
+    print(f"{'dim':>5} {'dtype':>5} {'pass':>8} {'form':24} {'dense of':>9} {'ms':>8} {'ratio (quartiles)':>24}")
+    for dim in args.dims:
+        for dtype in args.dtypes:
+            images = max(1, args.tokens // TOKENS_AN_IMAGE)
+            x = torch.randn(images, TOKENS_AN_IMAGE, dim, device=args.device, dtype=DTYPES[dtype])
+            for name in FORMS:
+                torch.manual_seed(0)
+                layer = form_layer(name, dim, args.num_experts, TOKENS_AN_IMAGE).to(args.device, DTYPES[dtype])
+                layer.experts.backend = "loop"  # whose products torch counts
+                with torch.no_grad(), FlopCounterMode(display=False) as counter:
+                    layer(x)
+                layer.experts.backend = "auto"
+                hidden = round(counter.get_total_flops() / (4 * dim * images * TOKENS_AN_IMAGE))
+                models = {"dense": Mlp(dim, hidden).to(args.device, DTYPES[dtype]), name: layer}
+                for backward in (False, True):
+                    seconds = measure(models, x, backward, args.rounds)
+                    print(
+                        f"{dim:5} {dtype:>5} {'fwd+bwd' if backward else 'fwd':>8} {name:24} {hidden:9} "
+                        f"{1000 * statistics.median(seconds[name]):8.1f} {ratios(seconds[name], seconds['dense']):>24}",
+                        flush=True,
+                    )
 
 
 def one_pass(model: nn.Module, x: Tensor, grad: Tensor | None, clock: Callable[[], float]) -> float:
@@ -168,6 +226,7 @@ def parse(arguments: list[str] | None = None) -> Any:
     parser.add_argument("--num-experts", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--peers", action="store_true", help="also transformers' experts, where installed")
+    parser.add_argument("--forms", action="store_true", help="each router and form of experts")
     parser.add_argument("--experts-scaling", action="store_true", help="N = 64 and 8 against 2")
     return parser.parse_args(arguments)
 
@@ -175,5 +234,6 @@ def parse(arguments: list[str] | None = None) -> Any:
 if __name__ == "__main__":
     arguments = parse()
     print(machine(arguments.device))
-    (experts_scaling if arguments.experts_scaling else against_dense)(arguments)
+    table = forms_against_dense if arguments.forms else experts_scaling if arguments.experts_scaling else against_dense
+    table(arguments)
     print(f"whole-process peak: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB")
