@@ -4,11 +4,12 @@
 
 Of each folder a small set is drawn with each seed: so many images of so many classes for training, for validation, and
 for the test, which decides nothing. A folder without `test` is tested on its `val`; then validation images come from
-`train`. All settings show the images as often. The grid around the rule's rate is run with the first seed, and what is
-best on its validation images is run with the others too. The same command goes on where it was stopped.
+`train`. All settings show the images as often. The grid of rates is run with the first seed, and what is best on its
+validation images is run with the others too. The same command goes on where it was stopped.
 """
 
 import argparse
+import math
 import random
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,9 +26,8 @@ from vimoe.training.defaults import finetune
 from vimoe.training.fit import train
 from vimoe.training.recipe import make_recipe
 
-# Factors on the rule's rate, each with a layer decay.
-GRID = ((1 / 3, 0.75), (1.0, 0.75), (3.0, 0.75), (1.0, 1.0))
-RULE = "lr x 1, decay 0.75"
+# Rates for 256 images a step, each with a layer decay.
+GRID = ((2e-3 / 3, 0.75), (2e-3, 0.75), (6e-3, 0.75), (2e-3, 1.0))
 
 
 def draw(root: Path, folder: Path, seed: int, classes: int, sizes: Mapping[str, int]) -> int:
@@ -51,14 +51,12 @@ def draw(root: Path, folder: Path, seed: int, classes: int, sizes: Mapping[str, 
     return count
 
 
-def grid(images: int, given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Settings by name, the rule and those around it; and the plain defaults, which show the images as often."""
+def contenders(images: int, given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Settings by name: the rule, the plain defaults, and the rule with the rates of the grid; all show as much."""
     rule = finetune(images, given)
-    around = {
-        f"lr x {rate:.2g}, decay {decay:g}": {**rule, "lr": rule["lr"] * rate, "layer_decay": decay}
-        for rate, decay in GRID
-    }
-    return {**around, "plain": {"epochs": given["epochs"], "warmup_epochs": given["epochs"] / 10}}
+    root = math.sqrt(rule["batch_size"] / 256)
+    grid = {f"{base:.1e}, decay {decay:g}": {**rule, "lr": base * root, "layer_decay": decay} for base, decay in GRID}
+    return {"rule": rule, "plain": {"epochs": given["epochs"], "warmup_epochs": given["epochs"] / 10}, **grid}
 
 
 def scored(given: Mapping[str, Any], settings: Mapping[str, Any], folder: Path) -> tuple[float, float]:
@@ -74,21 +72,22 @@ def scored(given: Mapping[str, Any], settings: Mapping[str, Any], folder: Path) 
 
 
 def measured(root: Path, given: Mapping[str, Any], output: Path, seeds: int, draws: Mapping[str, Any]) -> list[str]:
-    """A row of the table for one folder: the rule, the plain defaults, the best of the grid; and of its validation."""
+    """A row of the table for one folder: test scores of the rule, the plain defaults, the best of the grid."""
     found: dict[str, list[tuple[float, float]]] = {}
     best = ""
     for seed in range(seeds):
         folder = output / root.name / f"seed{seed}"
         images = draw(root, folder / "images", seed, **draws)
         data = {**given, "data_dir": str(folder / "images"), "seed": seed}
-        settings = grid(images, data)
-        for name in settings if not seed else dict.fromkeys((RULE, "plain", best)):
-            run = folder / name.replace(" ", "-").replace(",", "")
-            found.setdefault(name, []).append(scored(data, settings[name], run))
-            print(f"{root.name}, seed {seed}, {name}: validation {found[name][-1][0]:.1f}", flush=True)
-        best = best or max((name for name in settings if name != "plain"), key=lambda name: found[name][0][0])
-    cells = [_spread([test for _, test in found[name]]) for name in (RULE, "plain", best)]
-    return [root.name, *cells, best, *(f"{found[name][0][0]:.1f}" for name in settings)]
+        settings, known = contenders(images, data), dict[str, tuple[float, float]]()
+        for name in settings if not seed else dict.fromkeys(("rule", "plain", best)):
+            same = repr(settings[name])  # the rule may be one of the grid
+            known[same] = known.get(same) or scored(data, settings[name], folder / name.replace(", decay ", "-"))
+            found.setdefault(name, []).append(known[same])
+            print(f"{root.name}, seed {seed}, {name}: validation {known[same][0]:.1f}", flush=True)
+        best = best or max((name for name in settings if "decay" in name), key=lambda name: found[name][0][0])
+    cells = [_spread([test for _, test in found[name]]) for name in ("rule", "plain", best)]
+    return [root.name, *cells, best, *(f"{scores[0][0]:.1f}" for scores in found.values())]
 
 
 def _spread(values: list[float]) -> str:
@@ -111,7 +110,7 @@ def main() -> None:
     roots, output, seeds = (given.pop(name) for name in ("images", "output", "seeds"))
     draws = {"classes": given.pop("classes"), "sizes": {name: given.pop(name) for name in ("train", "val", "test")}}
     rows = [measured(root, given, output, seeds, draws) for root in roots]
-    names = list(grid(1, given))
+    names = list(contenders(1, given))
     header = ("set", "rule", "plain defaults", "best of the grid", "which is", *(f"val: {name}" for name in names))
     table = Table(header, rows, [f"Test top-1 in percent, {seeds} seeds; val: validation top-1 of the first seed."])
     write_text(output / "defaults.md", table.markdown())
