@@ -6,8 +6,9 @@ from pathlib import Path
 
 from vimoe.training.recipe import Recipe
 
-# Of the epochs that the run itself had.
+# Of the epochs that the run itself had, and of its learning rate (`benchmarks/recovery_rates.py`).
 RECOVERY = 0.25
+RECOVERY_LR = 0.2
 
 
 def recovery_epochs(recipe: Recipe, recover: float = RECOVERY) -> int:
@@ -16,7 +17,7 @@ def recovery_epochs(recipe: Recipe, recover: float = RECOVERY) -> int:
 
 
 def recovery(recipe: Recipe, start: Path, epochs: int, output: Path, device: str) -> Recipe:
-    """The run's own recipe for a few epochs, from the pruned model, at half its learning rate.
+    """The run's own recipe for a few epochs, from the pruned model, at a fifth of its learning rate.
 
     The model comes from the end of a schedule and has little to learn anew; the full rate would first undo some of
     what it knows.
@@ -28,7 +29,7 @@ def recovery(recipe: Recipe, start: Path, epochs: int, output: Path, device: str
         last=0,
         baseline="",
         epochs=epochs,
-        lr=recipe.lr / 2,
+        lr=recipe.lr * RECOVERY_LR,
         warmup_epochs=min(recipe.warmup_epochs, epochs / 4),
         device=device,
         output=str(output),
