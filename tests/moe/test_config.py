@@ -73,7 +73,7 @@ def test_top_k_must_fit_the_smallest_layer():
     ("name", "choices"),
     [
         ("routing", "image, token"),
-        ("gate", "straight_through, softmax"),
+        ("gate", "straight_through, softmax, renormalised"),
         ("gate_input", "cls, mean"),
         ("init", "preserve, copy, residual, drop, split"),
     ],
@@ -108,7 +108,7 @@ def test_a_number_where_a_list_belongs_is_one_line():
         ("shared_expert", "no", "shared_expert must be true or false, got 'no'"),
         ("router_noise", 1, "router_noise must be true or false, got 1"),
         ("routing", ["image"], r"routing must be one of image, token, got \['image'\]"),
-        ("gate", {}, "gate must be one of straight_through, softmax, got {}"),
+        ("gate", {}, "gate must be one of straight_through, softmax, renormalised, got {}"),
         ("layers", [10.0, 11], r"layers must be a list of whole numbers, got \[10.0, 11\]"),
         ("layers", None, "layers must be a list of whole numbers, got None"),
         ("num_experts", [8, True], r"num_experts must be a list of whole numbers, got \[8, True\]"),
