@@ -200,7 +200,7 @@ def test_a_segmentation_run_is_trained_and_read_back_from_its_folder(tmp_path: P
     ("changes", "line"),
     [
         ({"routing": "image"}, "use routing 'token' for segmentation"),
-        ({"routing": "token", "mixup": 0.2}, "mixup and cutmix mix the labels of whole images"),
+        ({"routing": "token", "mixup": 0.2}, "mixup and cutmix mix images of one label each"),
         ({"routing": "token", "in_memory": True}, "dataset 'digit_scenes' does not use in_memory"),
         ({"dataset_args": {"classes": 5}}, "dataset 'digit_scenes' does not use dataset_args"),
         ({"routing": "token", "dataset": "digits"}, "dataset 'digits' has no masks"),
