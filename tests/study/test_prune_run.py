@@ -64,7 +64,7 @@ def test_a_run_is_pruned_recovers_and_is_not_touched_itself(trained: Path, tmp_p
     assert (config.layers, config.num_experts) == ((2,), (2,))
     assert evidence.states[2].cost.stored_params < evidence.states[0].cost.stored_params
     recovery = load_recipe(tmp_path / "pruned" / "recipe.yaml")
-    assert (recovery.epochs, recovery.last, recovery.lr) == (2, 0, 2.5e-3)
+    assert (recovery.epochs, recovery.last, recovery.lr) == (2, 0, 1e-3)
     names = json.loads((tmp_path / "pruned" / "start" / "config.json").read_text())["label_names"]
     assert names == list(digits().class_names)
     numbers = json.loads((tmp_path / "pruned" / "pruning.json").read_text())
