@@ -16,7 +16,7 @@ import platform
 import resource
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -101,26 +101,31 @@ def form_layer(name: str, dim: int, num_experts: int, tokens: int) -> MoELayer:
 def forms_against_dense(args: argparse.Namespace) -> None:
     """Each form in turns with a dense FFN of the multiply-adds that torch counts in the form's own forward."""
     print(f"{'dim':>5} {'dtype':>5} {'pass':>8} {'form':24} {'dense of':>9} {'ms':>8} {'ratio (quartiles)':>24}")
+    for dim, dtype, x in inputs(args):
+        for name in FORMS:
+            torch.manual_seed(0)
+            layer = form_layer(name, dim, args.num_experts, TOKENS_AN_IMAGE).to(x)
+            layer.experts.backend = "loop"  # whose products torch counts
+            with torch.no_grad(), FlopCounterMode(display=False) as counter:
+                layer(x)
+            layer.experts.backend = "auto"
+            hidden = round(counter.get_total_flops() / (4 * x.numel()))
+            models = {"dense": Mlp(dim, hidden).to(x), name: layer}
+            for backward in (False, True):
+                seconds = measure(models, x, backward, args.rounds)
+                print(
+                    f"{dim:5} {dtype:>5} {'fwd+bwd' if backward else 'fwd':>8} {name:24} {hidden:9} "
+                    f"{1000 * statistics.median(seconds[name]):8.1f} {ratios(seconds[name], seconds['dense']):>24}",
+                    flush=True,
+                )
+
+
+def inputs(args: argparse.Namespace) -> Iterator[tuple[int, str, Tensor]]:
+    """Each width and dtype, with `[images, tokens, width]` random tokens of it on the device."""
+    images = max(1, args.tokens // TOKENS_AN_IMAGE)
     for dim in args.dims:
-        for dtype in args.dtypes:
-            images = max(1, args.tokens // TOKENS_AN_IMAGE)
-            x = torch.randn(images, TOKENS_AN_IMAGE, dim, device=args.device, dtype=DTYPES[dtype])
-            for name in FORMS:
-                torch.manual_seed(0)
-                layer = form_layer(name, dim, args.num_experts, TOKENS_AN_IMAGE).to(args.device, DTYPES[dtype])
-                layer.experts.backend = "loop"  # whose products torch counts
-                with torch.no_grad(), FlopCounterMode(display=False) as counter:
-                    layer(x)
-                layer.experts.backend = "auto"
-                hidden = round(counter.get_total_flops() / (4 * dim * images * TOKENS_AN_IMAGE))
-                models = {"dense": Mlp(dim, hidden).to(args.device, DTYPES[dtype]), name: layer}
-                for backward in (False, True):
-                    seconds = measure(models, x, backward, args.rounds)
-                    print(
-                        f"{dim:5} {dtype:>5} {'fwd+bwd' if backward else 'fwd':>8} {name:24} {hidden:9} "
-                        f"{1000 * statistics.median(seconds[name]):8.1f} {ratios(seconds[name], seconds['dense']):>24}",
-                        flush=True,
-                    )
+        for name in args.dtypes:
+            yield dim, name, torch.randn(images, TOKENS_AN_IMAGE, dim, device=args.device, dtype=DTYPES[name])
 
 
 def one_pass(model: nn.Module, x: Tensor, grad: Tensor | None, clock: Callable[[], float]) -> float:
@@ -178,38 +183,32 @@ def ratios(seconds: list[float], base: list[float]) -> str:
 
 def against_dense(args: argparse.Namespace) -> None:
     print(f"{'dim':>5} {'dtype':>5} {'pass':>8} {'contender':24} {'ms':>8} {'ratio (quartiles)':>24} {'peak MiB':>9}")
-    for dim in args.dims:
-        for name in args.dtypes:
-            images = max(1, args.tokens // TOKENS_AN_IMAGE)
-            x = torch.randn(images, TOKENS_AN_IMAGE, dim, device=args.device, dtype=DTYPES[name])
-            models = contenders(dim, args.num_experts, args.peers, args.device, DTYPES[name])
-            memory = {key: peak_memory(model, x) for key, model in models.items()}
-            for backward in (False, True):
-                seconds = measure(models, x, backward, args.rounds)
-                for key, values in seconds.items():
-                    passes = "fwd+bwd" if backward else "fwd"
-                    shown = f"{memory[key]:9.0f}" if backward else " " * 9
-                    print(
-                        f"{dim:5} {name:>5} {passes:>8} {key:24} {1000 * statistics.median(values):8.1f} "
-                        f"{ratios(values, seconds['dense']):>24} {shown}",
-                        flush=True,
-                    )
+    for dim, name, x in inputs(args):
+        models = contenders(dim, args.num_experts, args.peers, args.device, DTYPES[name])
+        memory = {key: peak_memory(model, x) for key, model in models.items()}
+        for backward in (False, True):
+            seconds = measure(models, x, backward, args.rounds)
+            for key, values in seconds.items():
+                passes = "fwd+bwd" if backward else "fwd"
+                shown = f"{memory[key]:9.0f}" if backward else " " * 9
+                print(
+                    f"{dim:5} {name:>5} {passes:>8} {key:24} {1000 * statistics.median(values):8.1f} "
+                    f"{ratios(values, seconds['dense']):>24} {shown}",
+                    flush=True,
+                )
 
 
 def experts_scaling(args: argparse.Namespace) -> None:
-    images = max(1, args.tokens // TOKENS_AN_IMAGE)
-    print(f"token routing, forward and backward, {images * TOKENS_AN_IMAGE} tokens: N experts against 2")
-    for dim in args.dims:
-        for name in args.dtypes:
-            x = torch.randn(images, TOKENS_AN_IMAGE, dim, device=args.device, dtype=DTYPES[name])
-            models = {f"N={n}": contenders(dim, n, False, args.device, DTYPES[name])["vimoe token"] for n in (2, 8, 64)}
-            seconds = measure(models, x, True, args.rounds)
-            for key, values in seconds.items():
-                print(
-                    f"{dim:5} {name:>5} {key:5} {1000 * statistics.median(values):8.1f} ms "
-                    f"{ratios(values, seconds['N=2'])}",
-                    flush=True,
-                )
+    print("token routing, forward and backward: N experts against 2")
+    for dim, name, x in inputs(args):
+        models = {f"N={n}": contenders(dim, n, False, args.device, DTYPES[name])["vimoe token"] for n in (2, 8, 64)}
+        seconds = measure(models, x, True, args.rounds)
+        for key, values in seconds.items():
+            print(
+                f"{dim:5} {name:>5} {key:5} {x.shape[0] * x.shape[1]:8} tokens {1000 * statistics.median(values):8.1f} "
+                f"ms {ratios(values, seconds['N=2'])}",
+                flush=True,
+            )
 
 
 def machine(device: str) -> str:

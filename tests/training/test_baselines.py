@@ -9,8 +9,7 @@ import torch
 from torch import nn
 
 import vimoe
-from tests.training.test_trainer import stop_after
-from tests.training.tiny import ARGS, recipe
+from tests.training.tiny import ARGS, recipe, whole_and_resumed
 from tests.training.together import run_together
 from vimoe.analysis.evaluate_run import evaluate
 from vimoe.cli import main
@@ -21,7 +20,6 @@ from vimoe.tasks.model import load_model
 from vimoe.tasks.segmenter import Segmenter
 from vimoe.training.build import build_model
 from vimoe.training.fit import train
-from vimoe.training.interrupt import InterruptedRun
 from vimoe.training.recipe import Recipe
 from vimoe.training.source import open_recipe_data
 from vimoe.vit.blocks import moe_layers
@@ -162,16 +160,7 @@ def test_a_stopped_run_ends_in_the_bits_of_an_uninterrupted_one(
     baseline: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     changes = {**MOE, **BASELINES[baseline], "baseline": baseline, "epochs": 2, "workers": 0, "drop_path": 0.1}
-    whole = train(recipe(tmp_path / "whole", **changes))
-    settings = recipe(tmp_path / "stopped", **changes)
-    with monkeypatch.context() as patch:
-        stop_after(patch, 13)
-        with pytest.raises(InterruptedRun):
-            train(settings)
-    resumed = train(settings)
-    expected, found = vimoe.load(whole.model).state_dict(), vimoe.load(resumed.model).state_dict()
-    assert list(expected) == list(found)
-    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    whole, resumed = whole_and_resumed(tmp_path, monkeypatch, 13, **changes)
     rows = [{k: v for k, v in run.read_rows()[-1].items() if "sec" not in k} for run in (whole, resumed)]
     assert rows[0]["val_top1"] == rows[1]["val_top1"]
     assert rows[0]["loss"] == rows[1]["loss"]

@@ -6,11 +6,9 @@ from typing import Any
 import pytest
 import torch
 
-from tests.training.test_trainer import stop_after
-from tests.training.tiny import recipe
+from tests.training.tiny import recipe, whole_and_resumed
 from tests.training.together import run_together
 from vimoe.training.fit import train
-from vimoe.training.interrupt import InterruptedRun
 from vimoe.training.run_folder import RunFolder
 from vimoe.vit.checkpoint import load
 from vimoe.vit.upcycle import get_config
@@ -38,16 +36,8 @@ def test_a_run_stopped_inside_an_epoch_gives_the_bits_of_an_uninterrupted_one(
     form: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     changes = {**FORMS[form], **RANDOM, "epochs": 2, "workers": 0}
-    whole = train(recipe(tmp_path / "whole", **changes))
-    settings = recipe(tmp_path / "stopped", **changes)
-    with monkeypatch.context() as patch:
-        stop_after(patch, 7)
-        with pytest.raises(InterruptedRun):
-            train(settings)
-    resumed = train(settings)
-    expected, found = load(whole.model).state_dict(), load(resumed.model).state_dict()
-    assert list(expected) == list(found)
-    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    whole, resumed = whole_and_resumed(tmp_path, monkeypatch, 7, **changes)
+    expected = load(whole.model).state_dict()
     rows = whole.read_rows()
     assert [row["routing"] for row in rows] == [row["routing"] for row in resumed.read_rows()]
     biases = [value for name, value in expected.items() if name.endswith("router.bias")]

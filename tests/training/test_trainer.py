@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from tests.training.tiny import recipe
+from tests.training.tiny import recipe, stop_after
 from vimoe.data.digits import digits
 from vimoe.data.loaders import training_batches
 from vimoe.data.splits import Images, Splits
@@ -45,21 +45,6 @@ EVERYTHING: dict[str, Any] = {
 
 def states(run: Path) -> list[Path]:
     return sorted((run / "checkpoints").glob("state-*.pt"))
-
-
-def stop_after(monkeypatch: pytest.MonkeyPatch, batches: int) -> None:
-    """Send this process a SIGTERM while it trains its batch of this number."""
-    train_batch = Trainer.train_batch
-    seen = 0
-
-    def counted(self: Trainer, *args: torch.Tensor) -> torch.Tensor:
-        nonlocal seen
-        seen += 1
-        if seen == batches:
-            signal.raise_signal(signal.SIGTERM)
-        return train_batch(self, *args)
-
-    monkeypatch.setattr(Trainer, "train_batch", counted)
 
 
 @pytest.mark.parametrize("batches", [1, 5, 16, 23])

@@ -89,7 +89,7 @@ _TRACKER = ModuleTracker()
 
 def is_recomputing() -> bool:
     """Whether this forward runs inside a backward, as activation checkpointing does: then it must not count again."""
-    return _TRACKER.is_bw
+    return not torch.compiler.is_compiling() and _TRACKER.is_bw
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]

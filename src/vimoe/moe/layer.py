@@ -79,7 +79,7 @@ class MoELayer(nn.Module):
             raise UserError(f"an MoE layer takes [batch, tokens, width], got a shape of {tuple(x.shape)}")
         per_token = self.routing == "token"
         routed = self.router(x if per_token else self._image_features(x)[:, None])
-        again = is_exporting() or (not torch.compiler.is_compiling() and is_recomputing())
+        again = is_exporting() or is_recomputing()
         if isinstance(routed, Selection) and not again:
             self._note(routed)
         rows = x.flatten(0, 1)[:, None] if per_token else x

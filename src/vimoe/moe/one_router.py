@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from vimoe.errors import UserError
-from vimoe.moe.compute import is_exporting, is_recomputing
+from vimoe.moe.compute import is_recomputing
 from vimoe.moe.router import Router, Selection, TopKRouter
 
 if TYPE_CHECKING:
@@ -31,14 +31,14 @@ class LeadingRouter(TopKRouter):
 
     def forward(self, x: Tensor) -> Selection:
         selection = super().forward(x)
-        if not _computing_again():
+        if not is_recomputing():
             self.stale, self.pending = self.pending, torch.is_grad_enabled()
             self.handed_on = selection
         return selection
 
     def hand_on(self, selections: int) -> Selection:
         """The last decision. Raises UserError where it is not one on so many images, or of another forward."""
-        if again := _computing_again():
+        if again := is_recomputing():
             self.pending = False
         found = self.handed_on
         if found is None or len(found.expert_ids) != selections or (again and self.stale):
@@ -79,7 +79,3 @@ class FollowingRouter(Router):
 
     def keep(self, experts: Sequence[int]) -> None:
         """Nothing: the leader forgets them."""
-
-
-def _computing_again() -> bool:
-    return not torch.compiler.is_compiling() and not is_exporting() and is_recomputing()

@@ -43,9 +43,7 @@ class RowsOfOne:
 
 
 class LoopRows:
-    """Rows sorted by expert, `counts` of each: one product after the other; any device and float dtype, no double
-    backward.
-    """
+    """Rows sorted by expert, `counts` of each: one product after the other; any float dtype, no double backward."""
 
     def __init__(self, counts: list[int]) -> None:
         self.counts = counts
@@ -143,8 +141,13 @@ class _LoopLinear(torch.autograd.Function):
             for part, rows, y in zip(parts, x.split(counts), grad_weight.unbind(), strict=True):
                 torch.mm(part.t(), rows, out=y)
         if need_bias:
-            grad_bias = torch.stack([part.sum(0) for part in parts])
+            grad_bias = _sums(grad, counts)
         return grad_x, grad_weight, grad_bias, None
+
+
+def _sums(rows: Tensor, counts: list[int]) -> Tensor:
+    """`[E, H]` sums of each expert's rows."""
+    return torch.stack([part.sum(0) for part in rows.split(counts)])
 
 
 class _LoopExpand(torch.autograd.Function):
@@ -157,7 +160,7 @@ class _LoopExpand(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        return torch.stack([part.sum(0) for part in grad.split(ctx.counts)]), None
+        return _sums(grad, ctx.counts), None
 
 
 class _GroupedExpand(torch.autograd.Function):

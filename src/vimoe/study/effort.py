@@ -65,11 +65,9 @@ def efforts(runs: Iterable[StudyRun]) -> dict[str, Effort]:
             with nullcontext() if recipe.start else torch.device("meta"):  # a start's weights have to be read
                 model = build_model(recipe, splits)
             shown = steps * recipe.accumulate * recipe.batch_size
-            found[run.setting] = Effort(cost(model), shown)
-            if recipe.freezes_trunk:
-                seen = recipe.feature_views * len(splits.train) if recipe.cache_features else shown
-                trunk = trunk_macs(model, first_trained_block(model, recipe))
-                found[run.setting] = Effort(cost(model), shown, trunk, seen)
+            trunk = trunk_macs(model, first_trained_block(model, recipe)) if recipe.freezes_trunk else 0
+            seen = recipe.feature_views * len(splits.train) if recipe.cache_features else shown
+            found[run.setting] = Effort(cost(model), shown, trunk, seen if trunk else 0)
         except UserError as error:
             raise UserError(f"run {run.name}: {error}") from error
     return found

@@ -34,18 +34,22 @@ class Classification(Task):
         self, model: nn.Module, labelled: Iterable[Batch], device: str, watch: Watch | None = None
     ) -> ClassificationMetrics:
         metrics = ClassificationMetrics(self.num_classes)
-        with evaluating(model):
-            for images, labels in labelled:
-                logits = model(images.to(device)).float().cpu()
-                metrics.add(logits, labels)
-                if watch is not None:
-                    watch(logits, labels)
+        classify(model, labelled, device, metrics.add, *filter(None, [watch]))
         metrics.all_reduce_sum()
         return metrics
 
     def save(self, model: nn.Module, folder: Path, splits: Splits) -> None:
         """A model folder in timm's format, with the names of the classes."""
         save(model, folder, extra={"label_names": list(splits.class_names)})
+
+
+def classify(model: nn.Module, labelled: Iterable[Batch], device: str, *watches: Watch) -> None:
+    """Show each watch the logits `[B, classes]` of every batch, in fp32 on the CPU, and its targets."""
+    with evaluating(model):
+        for images, targets in labelled:
+            logits = model(images.to(device)).float().cpu()
+            for watch in watches:
+                watch(logits, targets)
 
 
 @contextmanager

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from vimoe.data.loaders import Batch
 from vimoe.data.splits import Splits
-from vimoe.tasks.classification import evaluating
+from vimoe.tasks.classification import classify
 from vimoe.tasks.multilabel_metrics import MultilabelMetrics
 from vimoe.tasks.task import Task, Watch
 from vimoe.vit.checkpoint import save
@@ -35,12 +35,7 @@ class Multilabel(Task):
         self, model: nn.Module, labelled: Iterable[Batch], device: str, watch: Watch | None = None
     ) -> MultilabelMetrics:
         metrics = MultilabelMetrics(self.num_classes)
-        with evaluating(model):
-            for images, targets in labelled:
-                logits = model(images.to(device)).float().cpu()
-                metrics.add(logits, targets)
-                if watch is not None:
-                    watch(logits, targets)
+        classify(model, labelled, device, metrics.add, *filter(None, [watch]))
         metrics.gather()
         return metrics
 
