@@ -42,10 +42,10 @@ def built(loudness: float = 0.1, gain: float = 5.0, **settings: Any) -> nn.Modul
     return model
 
 
-def seen(to_useless: int = 1) -> HeldOut:
-    """64 images, so many of every four of style 1."""
-    mark, four = torch.arange(64) % 4, torch.arange(64) // 4 % 4
-    images = show(mark, (four < to_useless).long(), torch.zeros(64, dtype=torch.long))
+def seen(to_useless: int = 1, size: int = 64) -> HeldOut:
+    """So many images, of which so many of every four are of style 1."""
+    mark, four = torch.arange(size) % 4, torch.arange(size) // 4 % 4
+    images = show(mark, (four < to_useless).long(), torch.zeros(size, dtype=torch.long))
     return HeldOut(lambda: [(images[:40], mark[:40]), (images[40:], mark[40:])])
 
 
@@ -85,6 +85,21 @@ def test_the_router_s_change_is_fooled_by_a_vital_row_that_began_long() -> None:
     before = torch.zeros(2, 16)
     before[VITAL, STYLE] = 8.0
     assert set(CRITERIA) - right_about(built(), seen(), before) == {"router-change"}
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_the_plan_removes_the_useless_expert_and_a_fooled_order_costs_size_alone(criterion: str) -> None:
+    for to_useless, kept in ((1, {VITAL}), (3, {VITAL, USELESS} if criterion == "load" else {VITAL})):
+        model = built()
+        layer_of(model, 1).router.weight.data[USELESS] /= 2
+        for mark in range(4):  # of units that it never turns on: the mean of both experts would be spoiled
+            layer_of(model, 1).experts.fc2.weight.data[USELESS, ANSWER + (mark + 1) % 4, mark] = 100
+        images = seen(to_useless, size=512)
+        settings = {"criteria": (criterion,), "initial_routers": {1: torch.zeros(2, 16)}}
+        *_, plan = analyze(model, images, NAMES, shuffles=9, **settings)
+        assert set(plan.layers[0].experts) == kept
+        vimoe.prune(model, plan)
+        assert all((model(batch).argmax(-1) == labels).all() for batch, labels in images.batches())
 
 
 def test_ablation_is_fooled_by_experts_that_stand_in_for_each_other() -> None:

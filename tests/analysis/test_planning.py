@@ -1,5 +1,6 @@
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -8,9 +9,10 @@ from torch import Tensor, nn
 from tests.analysis import examples
 from tests.analysis.toy import COIN, MARK, NAMES, STYLE, blank, codes, copy_code, layer_of, route_by, say, show
 from vimoe.analysis.analysis import analyze
-from vimoe.analysis.analysis_result import Analysis, ExpertAnalysis, Step
+from vimoe.analysis.analysis_result import Analysis, ExpertAnalysis, LayerAnalysis, Step
 from vimoe.analysis.held_out import HeldOut
-from vimoe.analysis.planning import plan_layers, power, superfluous
+from vimoe.analysis.paired import Estimate, mean_loss
+from vimoe.analysis.planning import plan_layers, power, removal_order, superfluous
 from vimoe.vit.plan import Plan
 
 # On models whose right answer is known
@@ -292,3 +294,119 @@ def test_experts_are_never_dropped_below_what_a_choice_needs(top_k: int) -> None
     experts = tuple(ExpertAnalysis(e, (0.2, 0.8, 0.0)[e], (), (), ()) for e in range(3))
     layer = dataclasses.replace(examples.layer(1), experts=experts, output_similarity=alike)
     assert superfluous(layer, top_k) == {1: (0, 2), 2: (2,), 3: ()}[top_k]
+
+
+# Single experts
+
+
+def removed(
+    wrong: Callable[[set[tuple[int, int]]], int],
+    order: Sequence[tuple[int, int]],
+    size: int = SIZE,
+    max_drop: float = 1.0,
+    top_k: int = 1,
+) -> tuple[dict[int, tuple[int, ...]], tuple[Step, ...], tuple[str, ...]]:
+    """What two needed layers of four experts keep, where so many images go wrong without these experts."""
+    layers = [many_experts(number) for number in (1, 2)]
+
+    def try_out(changes: Mapping[int, tuple[int, ...]]) -> Tensor:
+        gone = {(number, e) for number, kept in changes.items() for e in set(range(4)) - set(kept)}
+        return scores(wrong(gone), size)
+
+    alone = {number: scores(size // 2, size) for number in (1, 2)}
+    parts, steps = plan_layers(layers, scores(0, size), alone, try_out, max_drop, top_k, order)
+    return {part.layer: part.experts for part in parts}, steps, tuple(part.reason for part in parts)
+
+
+def many_experts(number: int) -> LayerAnalysis:
+    experts = tuple(ExpertAnalysis(e, 0.25, (), (), ()) for e in range(4))
+    unlike = tuple(tuple(float(a == b) for b in range(4)) for a in range(4))
+    return dataclasses.replace(examples.layer(number), experts=experts, output_similarity=unlike)
+
+
+def test_experts_go_one_by_one_while_the_images_show_that_it_costs_little() -> None:
+    order = [(1, 0), (2, 3), (1, 1), (2, 2), (1, 2), (2, 0)]
+    kept, steps, reasons = removed(lambda gone: 60 * ((1, 1) in gone), order)
+    assert kept == {1: (1, 2, 3), 2: (1,)}
+    tried = [(step.layer, step.drop, step.outcome) for step in steps if step.drop]
+    assert tried == [
+        (1, (0,), "accepted"),
+        (2, (3,), "accepted"),
+        (1, (1,), "needed"),  # and so (1, 2) is not tried
+        (2, (2,), "accepted"),
+        (2, (0,), "accepted"),
+    ]
+    assert reasons[0].endswith("; without expert 0, shown to cost little")
+    assert reasons[1].endswith("; without experts 0, 2, 3, shown to cost little")
+
+
+def test_of_experts_that_stand_in_for_each_other_one_stays() -> None:
+    kept, _, _ = removed(lambda gone: 60 * ({(1, 0), (1, 1)} <= gone), [(1, 0), (1, 1), (1, 2)])
+    assert kept == {1: (1, 2, 3), 2: (0, 1, 2, 3)}
+
+
+def test_small_losses_of_experts_do_not_add_up_to_a_large_one() -> None:
+    kept, steps, _ = removed(lambda gone: 10 * len(gone), [(1, 0), (2, 0), (1, 1), (2, 1)], size=4000)
+    assert kept == {1: (1, 2, 3), 2: (1, 2, 3)}
+    assert max(step.lost.high for step in steps if step.accepted) <= 1
+
+
+def test_few_images_remove_no_expert_and_choices_keep_their_experts() -> None:
+    everything = [(number, e) for number in (1, 2) for e in range(4)]
+    assert removed(lambda _: 0, everything, size=100)[0] == {1: (0, 1, 2, 3), 2: (0, 1, 2, 3)}
+    assert removed(lambda _: 0, everything, top_k=3)[0] == {1: (1, 2, 3), 2: (1, 2, 3)}
+    assert removed(lambda _: 0, everything)[0] == {1: (3,), 2: (3,)}
+
+
+def test_losses_order_experts_of_all_layers_and_other_scores_those_of_one() -> None:
+    values = {1: (5.0, 1.0, 2.0, 2.0), 2: (0.5, 9.0, 1.5, 8.0)}
+    layers = []
+    for number, some in values.items():
+        experts = [
+            dataclasses.replace(e, scores={"ablation": x, "reap": 100 * number + x}, lost=Estimate(x, x - 1, x + 1))
+            for e, x in zip(many_experts(number).experts, some, strict=True)
+        ]
+        layers.append(dataclasses.replace(many_experts(number), experts=tuple(experts)))
+    losses = removal_order(layers, "ablation")
+    assert losses == [(2, 0), (1, 1), (2, 2), (1, 2), (1, 3), (1, 0), (2, 3), (2, 1)]
+    assert removal_order(layers, "reap") == [(1, 1), (2, 0), (1, 2), (2, 2), (1, 3), (2, 3), (1, 0), (2, 1)]
+    assert removal_order(layers, "load") == []
+
+
+@pytest.mark.parametrize("images", [400, 4000])
+def test_in_simulations_experts_that_matter_stay_and_the_plan_keeps_its_promise(images: int) -> None:
+    """Of eight experts three are useless, two cost a quarter of a point each, and three cost 4."""
+    truth = {(1, e): (0.0, 0.25, 4.0, 0.0)[e] for e in range(4)} | {(2, e): (4.0, 0.25, 4.0, 0.0)[e] for e in range(4)}
+    useless, vital, over = 0, 0, 0
+    for seed in range(40):
+        drawn = torch.Generator().manual_seed(seed)
+        luck = {pair: torch.rand(images, generator=drawn) for pair in truth}
+        right = torch.rand(images, generator=drawn) < 0.8
+
+        def answers(gone: set[tuple[int, int]], right: Tensor = right, luck: dict[Any, Tensor] = luck) -> Tensor:
+            after = right.clone()
+            for pair in gone:
+                after &= ~(right & (luck[pair] < (0.2 + truth[pair]) / 80))
+                after |= ~right & (luck[pair] < 0.2 / 20)
+            return after.float()
+
+        def try_out(changes: Mapping[int, tuple[int, ...]], answers: Callable[..., Tensor] = answers) -> Tensor:
+            return answers({(n, e) for n, kept in changes.items() for e in set(range(4)) - set(kept)})
+
+        layers = []
+        for number in (1, 2):
+            lost = [mean_loss(right.float(), answers({(number, e)})) for e in range(4)]
+            experts = [
+                dataclasses.replace(e, scores={"ablation": one.value}, lost=one)
+                for e, one in zip(many_experts(number).experts, lost, strict=True)
+            ]
+            layers.append(dataclasses.replace(many_experts(number), experts=tuple(experts)))
+        alone = {number: torch.zeros(images) for number in (1, 2)}
+        parts, _ = plan_layers(layers, right.float(), alone, try_out, order=removal_order(layers, "ablation"))
+        gone = {(part.layer, e) for part in parts for e in set(range(4)) - set(part.experts)}
+        useless += sum(truth[pair] == 0 for pair in gone)
+        vital += sum(truth[pair] == 4 for pair in gone)
+        over += sum(truth[pair] for pair in gone) > 1
+    assert vital == 0
+    assert over <= 2
+    assert useless > (0.9 if images == 4000 else 0.05) * 3 * 40

@@ -14,7 +14,7 @@ from vimoe.analysis.expert_scores import agreements, cheap_scores, check_experts
 from vimoe.analysis.expert_similarity import classes_of_expert, output_similarity
 from vimoe.analysis.held_out import HeldOut
 from vimoe.analysis.paired import mean_loss, mean_score
-from vimoe.analysis.planning import MAX_DROP, plan_layers
+from vimoe.analysis.planning import MAX_DROP, plan_layers, removal_order
 from vimoe.analysis.specialisation import specialisation
 from vimoe.errors import UserError
 from vimoe.moe.config import MoEConfig
@@ -50,7 +50,8 @@ def analyze(
         max_drop: Percentage points that the plan may lose.
         places: Where each image stands in its split, if these are a sample.
         split_images: How many the split holds then.
-        criteria: Of `expert_criteria.CRITERIA`, what each expert is scored by.
+        criteria: Of `expert_criteria.CRITERIA`, what each expert is scored by; the first gives the order in which the
+            plan tries to remove experts.
         initial_routers: For `router-change`, the routers' weights before training by block.
 
     Raises UserError if there is no MoE layer, no image, a single class, a router whose weights are not finite, or a
@@ -85,7 +86,8 @@ def analyze(
         return ablated_scores(model, seen.batches(), [together], seen.score, device)[0]
 
     alone = {number: found["pruned"] for number, found in after.items()}
-    parts, steps = plan_layers(layers, before, alone, try_out, max_drop, config.top_k)
+    order = removal_order(layers, criteria[0]) if criteria else ()
+    parts, steps = plan_layers(layers, before, alone, try_out, max_drop, config.top_k, order)
     analysis = Analysis(
         metric=seen.metric,
         split=split,

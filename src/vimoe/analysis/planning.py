@@ -12,7 +12,8 @@ another loses). Else it stays, for one of two reasons:
   about how many would decide.
 
 In the layers that stay, experts that got nothing, and experts that answer as a more used one does, are dropped under
-the same condition.
+the same condition. Where experts were scored, the others are then tried one by one, the least worthy first by the first
+criterion that was asked for, until one of the layer is refused. A criterion gives the order alone; images decide.
 
 **Why so.** A heatmap shows what the routing follows, not what it is worth: a layer may send every class to an expert
 of its own and all experts answer alike. So what decides is what happens without the layer. Layers may stand in for
@@ -56,6 +57,7 @@ def plan_layers(
     try_out: TryOut,
     max_drop: float = MAX_DROP,
     top_k: int = 1,
+    order: Sequence[tuple[int, int]] = (),
 ) -> tuple[tuple[LayerPlan, ...], tuple[Step, ...]]:
     """Eliminate backwards, see above.
 
@@ -65,6 +67,7 @@ def plan_layers(
         alone: By block number, `[N]` scores with this layer alone pruned.
         try_out: Scores the model with these changes.
         top_k: Experts that every choice needs.
+        order: Block and number of experts to try one by one, see `removal_order`.
 
     Returns:
         What becomes of each layer, by block, and the steps that led to it.
@@ -73,10 +76,13 @@ def plan_layers(
     steps: list[Step] = []
     reasons: dict[int, tuple[str, dict[str, float]]] = {}
     so_far = before
+    dropped: dict[int, dict[str, list[int]]] = {layer.layer: {} for layer in layers}  # by reason
 
-    def attempt(layer: LayerAnalysis, kept: tuple[int, ...], drop: tuple[int, ...]) -> None:
+    def attempt(layer: LayerAnalysis, drop: tuple[int, ...] = (), why: str = "") -> bool:
         nonlocal so_far
         number = layer.layer
+        there = accepted.get(number, tuple(expert.expert for expert in layer.experts))
+        kept = tuple(expert for expert in there if expert not in drop) if drop else ()
         scores = try_out({**accepted, number: kept}) if accepted or kept else alone[number]
         lost, own = mean_loss(before, scores), mean_loss(so_far, scores)
         outcome = "needed" if max(own.low, lost.low) > 0 else "undecided"
@@ -86,22 +92,43 @@ def plan_layers(
             reasons[number] = _reason(step, layer, len(before), sorted(accepted), max_drop)
         if step.accepted:
             accepted[number], so_far = kept, scores
+            dropped[number].setdefault(why, []).extend(drop)
+        return step.accepted
 
     for layer in sorted(layers, key=lambda layer: (mean_loss(before, alone[layer.layer]).high, layer.layer)):
-        attempt(layer, (), ())
+        attempt(layer)
     for layer in layers:
         if layer.layer not in accepted and (drop := superfluous(layer, top_k)):
-            attempt(layer, tuple(e.expert for e in layer.experts if e.expert not in drop), drop)
+            attempt(layer, drop, "unused or answering like another")
+    by_number, refused = {layer.layer: layer for layer in layers}, set[int]()
+    for number, expert in order:
+        there = accepted.get(number, range(len(by_number[number].experts)))
+        possible = number not in refused and expert in there and len(there) > top_k
+        if possible and not attempt(by_number[number], (expert,), "shown to cost little"):
+            refused.add(number)
     parts = []
     for layer in sorted(layers, key=lambda layer: layer.layer):
         everything = tuple(expert.expert for expert in layer.experts)
         kept = accepted.get(layer.layer, everything)
         words, evidence = reasons[layer.layer]
-        if kept and kept != everything:
-            gone = ", ".join(str(expert) for expert in everything if expert not in kept)
-            words += f"; without experts {gone}, which are unused or answer like another"
+        for why, gone in dropped[layer.layer].items() if kept else ():
+            words += f"; without expert{'s' if len(gone) > 1 else ''} {', '.join(map(str, sorted(gone)))}, {why}"
         parts.append(LayerPlan(layer.layer, kept, layer.specialisation.load, words, evidence))
     return tuple(parts), tuple(steps)
+
+
+def removal_order(layers: Sequence[LayerAnalysis], criterion: str) -> list[tuple[int, int]]:
+    """Block and number of every expert that this criterion scored, the least worthy first.
+
+    Losses compare across layers, by the upper end of their interval; other scores by their place within a layer.
+    """
+    places = []
+    for layer in layers:
+        scored = [expert for expert in layer.experts if criterion in expert.scores]
+        for place, expert in enumerate(sorted(scored, key=lambda expert: (expert.scores[criterion], expert.expert))):
+            worth = expert.lost.high if criterion == "ablation" and expert.lost else float(place)
+            places.append((worth, layer.layer, expert.expert))
+    return [(block, expert) for _, block, expert in sorted(places)]
 
 
 def superfluous(layer: LayerAnalysis, top_k: int = 1) -> tuple[int, ...]:

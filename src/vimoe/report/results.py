@@ -98,7 +98,7 @@ def edited_blocks(analysis: Analysis, plan: Plan) -> list[int]:
     wanted = dict(found)
     for step in analysis.steps:
         if step.accepted:
-            wanted[step.layer] = found[step.layer] - set(step.drop) if step.drop else set()
+            wanted[step.layer] = wanted[step.layer] - set(step.drop) if step.drop else set()
     return [number for number, experts in wanted.items() if planned.get(number, found[number]) != experts]
 
 
