@@ -55,6 +55,17 @@ def test_all_backends_agree_in_output_and_in_every_gradient(kind, bias, norm, ca
 
 
 @pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("cached_rows", [1, 3, 5])
+def test_the_loop_is_the_same_however_experts_are_grouped(monkeypatch, cached_rows, case):
+    experts = make_experts("mlp", backend="reference", norm=True).double()
+    exact = inputs(case, torch.float64)
+    wanted = results(experts, *exact)
+    experts.backend = "loop"
+    monkeypatch.setattr("vimoe.moe.rows.CACHED", cached_rows * D * 8)
+    assert_same(results(experts, *exact), wanted, tolerance=1e-12)
+
+
+@pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_plain_sum_whose_gradient_has_stride_0_goes_backward_everywhere(kind, case):
     experts = make_experts(kind, backend="reference")

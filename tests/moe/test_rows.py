@@ -1,9 +1,13 @@
 """Stacked parameters on sorted rows: every way gives what plain indexing gives, gradients included."""
 
+from itertools import pairwise
+
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from vimoe.moe.rows import GroupedRows, LoopRows, RowsOfOne
+from vimoe.moe.rows import GroupedRows, LoopRows, RowsOfOne, group_experts
 
 COUNTS = {
     "spread": [3, 1, 4, 2],
@@ -127,3 +131,11 @@ def test_the_same_rows_give_the_same_bits(way):
         out = make_rows(way, counts).linear(*inputs)
         runs.append((out, *torch.autograd.grad(out.square().sum(), inputs)))
     assert all(torch.equal(first, second) for first, second in zip(*runs, strict=True))
+
+
+@given(st.lists(st.integers(0, 20), max_size=12), st.integers(0, 30))
+def test_groups_hold_every_expert_in_order_and_no_more_rows_than_may_be_or_one_expert(counts, most):
+    groups = group_experts(counts, most)
+    assert [count for group in groups for count in group] == counts
+    assert all(len(group) == 1 or sum(group) <= most for group in groups)
+    assert all(sum(first) + second[0] > most for first, second in pairwise(groups))

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from torch.utils.module_tracker import ModuleTracker
 
 from vimoe.moe.dispatch import combine, dispatch, sort_by_expert
-from vimoe.moe.rows import GatheredRows, GroupedRows, LoopRows, Rows, RowsOfOne, autocast_dtype
+from vimoe.moe.rows import GatheredRows, GroupedRows, Rows, RowsOfOne, autocast_dtype, loop_in_groups
 
 # S selections, k experts chosen for each, n rows a selection, E experts, D width, R rows in all.
 
@@ -125,7 +125,7 @@ def _loop(
     rows = dispatch(x, order, expert_ids.shape[1]).flatten(0, 1)
     counts = [count * x.shape[1] for count in order.counts.tolist()]
     if torch.is_grad_enabled():
-        y = feed_forward(rows, LoopRows(counts))
+        y = loop_in_groups(feed_forward, rows, counts)
     else:  # Expert by expert through the whole FFN: what an expert's rows become stays in the cache.
         parts = enumerate(rows.split(counts))
         y = torch.cat([feed_forward(part, RowsOfOne(e)) for e, part in parts if len(part)] or [rows])
