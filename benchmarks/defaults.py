@@ -1,11 +1,12 @@
 """What the defaults of a fine-tuning are worth: the rule, the plain defaults, and the best of a small grid.
 
-    python benchmarks/defaults.py IMAGES... --initial-checkpoint FOLDER --epochs 5 --img-size 112 --workers 0
+    python benchmarks/defaults.py IMAGES... --initial-checkpoint FOLDER --img-size 64 --workers 0
 
 Of each folder a small set is drawn with each seed: so many images of so many classes for training, for validation, and
 for the test, which decides nothing. A folder without `test` is tested on its `val`; then validation images come from
-`train`. All settings show the images as often. The grid of rates is run with the first seed, and what is best on its
-validation images is run with the others too. The same command goes on where it was stopped.
+`train`. All settings show the images as often: as the rule does, or `--epochs`. The grid of rates is run with the first
+seed, and what is best on its validation images is run with the others too. The same command goes on where it was
+stopped.
 """
 
 import argparse
@@ -56,7 +57,8 @@ def contenders(images: int, given: Mapping[str, Any]) -> dict[str, dict[str, Any
     rule = finetune(images, given)
     root = math.sqrt(rule["batch_size"] / 256)
     grid = {f"{base:.1e}, decay {decay:g}": {**rule, "lr": base * root, "layer_decay": decay} for base, decay in GRID}
-    return {"rule": rule, "plain": {"epochs": given["epochs"], "warmup_epochs": given["epochs"] / 10}, **grid}
+    epochs = given.get("epochs") or rule["epochs"]
+    return {"rule": rule, "plain": {"epochs": epochs, "warmup_epochs": epochs / 10}, **grid}
 
 
 def scored(given: Mapping[str, Any], settings: Mapping[str, Any], folder: Path) -> tuple[float, float]:
@@ -99,12 +101,11 @@ def main() -> None:
     parser.add_argument("images", type=Path, nargs="+")
     parser.add_argument("--initial-checkpoint", required=True)
     parser.add_argument("--output", type=Path, default=Path("runs/defaults"))
-    parser.add_argument("--epochs", type=int, default=5)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--classes", type=int, default=10)
     for split, size in {"train": 40, "val": 15, "test": 40}.items():
         parser.add_argument(f"--{split}", type=int, default=size, help="images of each class")
-    for name, kind in (("img-size", int), ("workers", int), ("device", str)):
+    for name, kind in (("epochs", int), ("img-size", int), ("workers", int), ("device", str)):
         parser.add_argument(f"--{name}", type=kind, default=argparse.SUPPRESS)
     given = vars(parser.parse_args())
     roots, output, seeds = (given.pop(name) for name in ("images", "output", "seeds"))

@@ -86,6 +86,16 @@ def test_the_curve_has_the_dense_controls_line_and_the_lowest_score_allowed_wher
     figure.draw_without_rendering()
 
 
+def test_the_curves_legend_fits_into_a_figure_of_few_layers() -> None:
+    steps = (step(1, 0.5, accepted=True), step(2, 6.0, accepted=False))
+    found = replace(analysis(), max_drop=2.0, steps=steps)
+    figure = removal_curve(found, ("dense, as many steps", Estimate(91.0, 88.0, 94.0)))
+    figure.draw_without_rendering()
+    box, whole = figure.legends[0].get_window_extent(), figure.bbox
+    assert whole.x0 <= box.x0 < box.x1 <= whole.x1
+    assert box.y1 <= whole.y1
+
+
 def test_only_what_is_beyond_noise_has_a_colour() -> None:
     found = analysis()
     last = found.layers[-1]

@@ -67,7 +67,7 @@ def removal_curve(analysis: Analysis, control: tuple[str, Estimate] | None = Non
     `control`, the name and score of a dense model on the same images, is a line with its interval.
     """
     steps = [step for step in analysis.steps if not step.drop]
-    figure = Figure(figsize=(max(4.8, 1.6 + 0.55 * len(steps)), 3.2), layout="constrained")
+    figure = Figure(figsize=(max(6.0, 1.6 + 0.55 * len(steps)), 3.2), layout="constrained")
     ax = figure.subplots()
     score = analysis.score.value
     handles = {"intact model": ax.axhline(score, color="black", linewidth=0.8, linestyle=":")}
@@ -91,7 +91,7 @@ def removal_curve(analysis: Analysis, control: tuple[str, Estimate] | None = Non
     ax.set_ylabel(f"{metric_name(analysis.metric)} % on {analysis.split}", fontsize=9)
     ax.set_ylim(top=min(100.4, ax.get_ylim()[1]))
     clean(ax)
-    legend(figure, list(handles.values()), list(handles), loc="outside upper center", ncols=4)
+    legend(figure, list(handles.values()), list(handles), loc="outside upper center", ncols=3)
     return figure
 
 
