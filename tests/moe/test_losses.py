@@ -18,6 +18,7 @@ from vimoe.errors import UserError
 from vimoe.moe.losses import (
     balance_loss,
     expert_load,
+    guide_loss,
     importance_loss,
     last_selections,
     load_balance_loss,
@@ -48,6 +49,35 @@ def test_the_load_sums_to_1(selections, num_experts, data):
     k = data.draw(st.integers(1, num_experts))
     ids = torch.rand(selections, num_experts).argsort(1)[:, :k]
     assert expert_load(ids, num_experts).sum().item() == pytest.approx(1, abs=1e-6)
+
+
+def test_the_guide_loss_is_the_mean_surprise_at_each_images_expert():
+    logits, labels, expert_of = (
+        torch.randn(7, 3, requires_grad=True),
+        torch.arange(7) % 5,
+        torch.tensor([0, 2, 2, 1, 0]),
+    )
+    slow = 0.0
+    for row, label in zip(logits, labels, strict=True):
+        slow = slow - (row[expert_of[label]] - row.exp().sum().log()) / 7
+    loss = guide_loss(logits, labels, expert_of)
+    torch.testing.assert_close(loss, slow)
+    for found, wanted in zip(
+        torch.autograd.grad(loss, logits), torch.autograd.grad(slow, logits, retain_graph=True), strict=True
+    ):
+        torch.testing.assert_close(found, wanted)
+
+
+def test_the_guide_loss_of_mixed_images_is_the_mean_of_their_classes_losses():
+    logits, expert_of = torch.randn(4, 3), torch.tensor([0, 2, 2, 1, 0])
+    shares = torch.rand(4, 5).softmax(-1)
+    each = [
+        guide_loss(row[None], torch.tensor([c]), expert_of) * s[c] / 4
+        for row, s in zip(logits, shares)
+        for c in range(5)
+    ]
+    torch.testing.assert_close(guide_loss(logits, shares, expert_of), torch.stack(each).sum())
+    assert guide_loss(torch.zeros(0, 3), torch.zeros(0, dtype=torch.int64), expert_of) == 0
 
 
 def test_the_balance_loss_of_one_choice_each():

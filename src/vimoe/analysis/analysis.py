@@ -75,7 +75,11 @@ def analyze(
     cheap = cheap_scores(model, criteria, seen, initial_routers or {}, device)
     layers = tuple(
         scored(
-            _measured(behaviour, counts, n, shuffles, before, after[n], at), criteria, cheap[n], before, without.get(n)
+            _measured(behaviour, counts, n, shuffles, before, after[n], at, bool(config.guide)),
+            criteria,
+            cheap[n],
+            before,
+            without.get(n),
         )
         for n in behaviour.layers
     )
@@ -152,6 +156,7 @@ def _measured(
     before: Tensor,
     after: Mapping[str, Tensor],
     places: Sequence[int],
+    guided: bool,
 ) -> LayerAnalysis:
     kept, table = behaviour.layers[number], counts.layer(number)
     load = table.sum(0) / table.sum()
@@ -161,7 +166,7 @@ def _measured(
 
     return LayerAnalysis(
         layer=number,
-        specialisation=specialisation(behaviour.observations(number, len(counts.class_names)), shuffles),
+        specialisation=specialisation(behaviour.observations(number, len(counts.class_names)), shuffles, guided),
         confidence=kept.confidence / kept.choices,
         margin=kept.margin / kept.choices,
         stability=kept.stayed / kept.choices,

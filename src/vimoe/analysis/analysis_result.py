@@ -143,6 +143,11 @@ class Analysis:
         """The layer of this block."""
         return next(layer for layer in self.layers if layer.layer == number)
 
+    @property
+    def measure(self) -> str:
+        """What the specialisation of its layers is called."""
+        return self.layers[0].specialisation.name
+
     def save(self, path: Path) -> None:
         """Write `analysis.json`, whole or not at all."""
         text = json.dumps(dataclasses.asdict(self), indent=1, ensure_ascii=False, allow_nan=False)

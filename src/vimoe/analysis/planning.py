@@ -208,4 +208,4 @@ def _routing(layer: LayerAnalysis) -> str:
         return "its routing has collapsed to one expert"
     if not measure.follows_class:
         return f"no sign that its routing follows the class (p = {measure.p_value:.2g})"
-    return f"its specialisation is {100 * measure.normalised:.0f} %"
+    return f"its {measure.name} is {100 * measure.normalised:.0f} %"

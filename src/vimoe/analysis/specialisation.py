@@ -29,6 +29,12 @@ class Specialisation:
     chance_top_share: float  # what `top_share` is when images are shuffled
     consistency: float  # chance that two choices of one class fall on the same expert, mean over classes
     chance_consistency: float  # the same for two choices of any class
+    guided: bool = False  # whether training guided the choices to super-classes (`guide_classes`)
+
+    @property
+    def name(self) -> str:
+        """What reports call it: what was guided was not found."""
+        return "guided specialisation" if self.guided else "specialisation"
 
     @property
     def follows_class(self) -> bool:
@@ -61,7 +67,7 @@ def consistency(counts: Counts) -> float:
     return float(((counts * (counts - 1)).sum(1)[seen] / pairs[seen]).mean()) if seen.any() else 0.0
 
 
-def specialisation(seen: Observations | Counts, shuffles: int = 999) -> Specialisation:
+def specialisation(seen: Observations | Counts, shuffles: int = 999, guided: bool = False) -> Specialisation:
     """All measures of one layer.
 
     A finite sample shows information where there is none. How much, the same sample tells when its images are
@@ -81,6 +87,7 @@ def specialisation(seen: Observations | Counts, shuffles: int = 999) -> Speciali
     Args:
         seen: Choices image by image, or a table `[class, expert]` of independent ones.
         shuffles: Shuffled tables behind the chance levels and the p-value, (1 + hits) / (1 + shuffles).
+        guided: Noted in the result.
     """
     if isinstance(seen, np.ndarray):
         seen = ImageObservations.from_counts(seen)
@@ -109,6 +116,7 @@ def specialisation(seen: Observations | Counts, shuffles: int = 999) -> Speciali
         chance_top_share=float(tops.mean()),
         consistency=consistency(counts),
         chance_consistency=consistency(counts.sum(0, keepdims=True)),
+        guided=guided,
     )
 
 

@@ -75,7 +75,7 @@ def analysis_table(analysis: Analysis, plan: Plan) -> str:
                 *(lost.get(name, "-") for name in ABLATED),
             ]
         )
-    header = ("block", "bits", "specialisation (95 %)", "p", "in use", "stable", *ABLATED)
+    header = ("block", "bits", f"{analysis.measure} (95 %)", "p", "in use", "stable", *ABLATED)
     score, sampled = analysis.score, f" of {n}" if (n := analysis.split_images) > analysis.images else ""
     note = (
         f"{analysis.images}{sampled} images of {analysis.split}, {metric_name(analysis.metric)} {score.value:.1f} % "

@@ -56,6 +56,8 @@ class MoEConfig:
         router_jitter: Training multiplies the router's input by uniform numbers within 1 ± this.
         router_temperature: Divides the router's logits.
         expert_dropout: Rate of dropout on the experts' hidden units instead of the FFN's own; 0 keeps that.
+        guide: By class, the expert that training guided its images to (see `guide_loss`), numbered as before any
+            pruning; empty where routing was found by itself.
 
     >>> vimoe.MoEConfig(layers=(10, 11), num_experts=(4, 4)).routing_degree
     16
@@ -81,9 +83,10 @@ class MoEConfig:
     router_jitter: float = 0.0
     router_temperature: float = 1.0
     expert_dropout: float = 0.0
+    guide: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
-        for name in ("layers", "num_experts"):
+        for name in ("layers", "num_experts", "guide"):
             object.__setattr__(self, name, whole_numbers(name, getattr(self, name)))
         whole_number("top_k", self.top_k)
         for name, lowest in (("granularity", 1), ("slots", 1), ("expert_rank", 0)):
@@ -122,6 +125,8 @@ class MoEConfig:
                 "router_scope 'model' is one choice for an image and all MoE layers: it needs routing 'image', router "
                 "'top_k' and the same experts in each layer"
             )
+        if self.guide and (self.routing != "image" or not all(0 <= expert < MAX_EXPERTS for expert in self.guide)):
+            raise UserError("guidance sends the images of a class to one expert: it needs routing 'image'")
         if self.expert_rank and (self.init != "residual" or self.granularity > 1):
             raise UserError("expert_rank needs init 'residual' and granularity 1: experts are differences from the FFN")
 

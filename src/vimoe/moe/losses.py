@@ -2,6 +2,7 @@
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from vimoe.distributed import all_reduce_sum
 from vimoe.errors import UserError
@@ -63,6 +64,19 @@ def load_loss(logits: Tensor, noise: Tensor, top_k: int) -> Tensor:
     return importance_loss(torch.special.ndtr((logits - threshold) * experts))
 
 
+def guide_loss(logits: Tensor, targets: Tensor, expert_of: Tensor) -> Tensor:
+    """Cross-entropy between a router's logits `[B, E]` and the expert of each image's super-class.
+
+    Super-class guidance is that of Mobile V-MoE (Daxberger et al. 2023). `expert_of` `[C]` int64 has the expert by
+    class; `targets` are labels `[B]`, or the classes' shares `[B, C]` where images are mixed. 0 for no image.
+    """
+    if targets.ndim == 1:
+        wanted = F.one_hot(expert_of[targets], logits.shape[-1]).to(logits)
+    else:
+        wanted = torch.zeros_like(logits).index_add(1, expert_of, targets.to(logits))
+    return -(wanted * logits.log_softmax(-1)).sum() / max(logits.shape[0], 1)
+
+
 def last_selections(model: nn.Module) -> list[Selection]:
     """What the routers of `model` decided in its last forward, from the first layer to the last.
 
@@ -121,11 +135,19 @@ def balance_loss(model: nn.Module) -> Tensor:
 
 
 def routing_loss(
-    model: nn.Module, *, balance: float = 0.0, importance: float = 0.0, load: float = 0.0, z: float = 0.0
+    model: nn.Module,
+    *,
+    balance: float = 0.0,
+    importance: float = 0.0,
+    load: float = 0.0,
+    z: float = 0.0,
+    guide: float = 0.0,
+    guided: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
-    """Balance, importance, load and z loss of the last forward with these weights, summed over the routers.
+    """Balance, importance, load, z and guide loss of the last forward with these weights, summed over the routers.
 
-    A loss of weight 0 is not computed. Importance and load loss are those of each process's own batch.
+    A loss of weight 0 is not computed. Importance and load loss are those of each process's own batch. `guided` are the
+    targets and experts of `guide_loss`.
 
     Raises UserError, see `last_selections`, or if there was no noise to take a load loss of.
     """
@@ -141,4 +163,6 @@ def routing_loss(
             terms.append(load * load_loss(selection.logits, selection.noise, selection.expert_ids.shape[-1]))
         if z:
             terms.append(z * z_loss(selection.logits))
+        if guide and guided:
+            terms.append(guide * guide_loss(selection.logits, *guided))
     return torch.stack(terms).sum() if terms else torch.zeros(())

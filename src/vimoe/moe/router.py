@@ -198,7 +198,8 @@ class TopKRouter(Router):
 
     def count(self, selection: Selection) -> None:
         if self.bias is not None:
-            counts = torch.bincount(selection.expert_ids.flatten(), minlength=len(self.bias) + 1)[: len(self.bias)]
+            ids = selection.expert_ids.flatten()  # which `bincount` would count too, and break a compiled graph
+            counts = ids.new_zeros(len(self.bias) + 1).scatter_add_(0, ids, torch.ones_like(ids))[:-1]
             self.assigned = counts if self.assigned is None else self.assigned + counts
 
     def keep(self, experts: Sequence[int]) -> None:

@@ -97,7 +97,7 @@ def routing_heatmaps(
         ax.set_label(f"block {number}")
         fate = "" if plan is None else (", pruned" if parts.get(number) else ", kept")
         ax.set_title(
-            f"block {number}{fate}\nspecialisation {100 * measures[number].normalised:.0f} %",
+            f"block {number}{fate}\n{measures[number].name} {100 * measures[number].normalised:.0f} %",
             fontsize=8,
             fontweight="bold" if plan and not parts.get(number) else "normal",
             url=f"#block-{number}",

@@ -152,6 +152,8 @@ def _summary(facts: Facts, recipe: Recipe | None) -> str:
     experts = ", ".join(map(str, sorted(set(moe["num_experts"]))))
     shared = "with" if moe.get("shared_expert", True) else "without"
     routing = f"{moe.get('top_k', 1)} of {experts} experts for each {moe.get('routing', 'image')}"
+    if moe.get("guide"):
+        routing += ", as training guided them to super-classes"
     return f"{vit}. Blocks {blocks} (from 0) are sparse Mixture-of-Experts layers: {routing}, {shared} a shared expert."
 
 
@@ -190,6 +192,8 @@ def _images(facts: Facts) -> str:
 def _recipe(recipe: Recipe) -> str:
     usual = asdict(Recipe())
     values: dict[str, Any] = {k: v for k, v in asdict(recipe).items() if v != usual[k] and k not in _PRIVATE}
+    if values.get("guide_classes") not in (None, "data", "confusion"):
+        values["guide_classes"] = "a file"
     if values.get("model", "").startswith("local-dir:"):
         values["model"] = "local-dir"
     text = io.StringIO()

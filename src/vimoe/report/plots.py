@@ -132,7 +132,7 @@ def specialisation_by_depth(measures: Mapping[int, Specialisation], plan: Plan |
     for place, x in enumerate(found):
         ax.text(place, max(x.value, x.high) + 2, f"{x.value:.0f}", fontsize=8, ha="center")
     ax.set_xlabel("block (0 is the first)", fontsize=9)
-    ax.set_ylabel("specialisation, %", fontsize=9)
+    ax.set_ylabel(f"{next(iter(measures.values())).name}, %", fontsize=9)
     ax.set_ylim(0, 109)
     if plan is not None:
         swatches = [Patch(color=KEPT), Patch(color=PRUNED)]

@@ -52,7 +52,7 @@ def _variants(analysis: Analysis, plan: Plan, before: Cost, after: Cost) -> list
 def decision_table(analysis: Analysis, plan: Plan) -> Table:
     """What every step of the elimination cost, in the order in which they were tried, and what the plan decides."""
     edited = edited_blocks(analysis, plan)
-    header = ("block", "specialisation (95 %)", "this step (95 %)", "all steps so far (95 %)", "decision")
+    header = ("block", f"{analysis.measure} (95 %)", "this step (95 %)", "all steps so far (95 %)", "decision")
     rows = []
     for step in analysis.steps:
         layer = analysis.layer(step.layer)
@@ -72,6 +72,8 @@ def decision_table(analysis: Analysis, plan: Plan) -> Table:
     ]
     if analysis.steps:
         notes.append(power(analysis, plan))
+    if any(layer.specialisation.guided for layer in analysis.layers):
+        notes.append("Training guided routing to super-classes: that it follows the class was taught, not found.")
     return Table(header, rows, notes)
 
 

@@ -116,6 +116,7 @@ def routing_words(config: MoEConfig) -> str:
     if config.router == "expert_choice":
         return f"each of {experts} experts takes {config.capacity:g} times its even share of an image's tokens"
     words = f"one choice of {config.top_k} among {experts} experts for each {config.routing}"
+    words += ", guided to super-classes" if config.guide else ""
     return words if config.router == "top_k" else f"{words}, up to {config.capacity:g} times an expert's even share"
 
 

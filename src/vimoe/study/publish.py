@@ -37,8 +37,9 @@ def publish(folder: Path) -> str:
             write_text(folder / "tables" / f"{name}.{suffix}", text)
     for name, figure in study_figures(table).items():
         save_figure(figure, folder / "figures" / name)
+    guided = {row.setting for row in rows if row.recipe.get("guide_classes")}
     for path in sorted((folder / "routing").glob("*.npz")):
         counts = RoutingCounts.load(path)
-        measures = {layer: specialisation(counts.layer(layer), shuffles=99) for layer in counts.layers}
+        measures = {n: specialisation(counts.layer(n), 99, path.stem in guided) for n in counts.layers}
         save_figure(routing_heatmaps(counts, measures), folder / "figures" / f"heatmaps-{path.stem}")
     return power_line(spread(found))

@@ -28,6 +28,7 @@ def recovery(recipe: Recipe, start: Path, epochs: int, output: Path, device: str
         pretrained=False,
         last=0,
         baseline="",
+        guide_classes="",  # its routers have learned it, and may have lost experts
         epochs=epochs,
         lr=recipe.lr * RECOVERY_LR,
         warmup_epochs=min(recipe.warmup_epochs, epochs / 4),

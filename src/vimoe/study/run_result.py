@@ -101,7 +101,7 @@ def measure(run: RunFolder, recipe: Recipe) -> Result:
         touched = routing.experts_touched()
         result["routing_degree"] = config.routing_degree
         result["layers"] = {
-            str(layer): asdict(specialisation(routing.observations(layer, len(names)), SHUFFLES))
+            str(layer): asdict(specialisation(routing.observations(layer, len(names)), SHUFFLES, bool(config.guide)))
             | {"experts_touched": touched[layer]}
             for layer in routing.layers
         }

@@ -26,6 +26,7 @@ from vimoe.tasks.windows import View
 from vimoe.training.build import build_model
 from vimoe.training.data_keys import check_data_keys
 from vimoe.training.ensemble_run import train_ensemble
+from vimoe.training.guide import SuperClasses, dump_super_classes, guide_routers
 from vimoe.training.interrupt import InterruptedRun, StopRequest, listening
 from vimoe.training.logs import open_logs
 from vimoe.training.parallel import pick_device
@@ -64,9 +65,11 @@ def train(recipe: Recipe, resume_changed: bool = False, say: Callable[[str], Non
                 run = RunFolder(Path(recipe.output))
                 changed = run.check(recipe, resume_changed)
                 if not run.finished:
-                    trainer = Trainer(build_model(recipe, splits), splits, task, recipe, run)
+                    model = build_model(recipe, splits)
+                    groups = guide_routers(model, recipe, splits, task, run) if recipe.guides else {}
+                    trainer = Trainer(model, splits, task, recipe, run)
                     best = best_key(recipe, splits, task.metric) if recipe.keep == "best" else ""
-                    _fit(trainer, stop, changed, say and partial(_introduce, trainer, splits, say), best)
+                    _fit(trainer, stop, changed, groups, say and partial(_introduce, trainer, splits, say), best)
                 return run
 
             if recipe.baseline == "ensemble":
@@ -82,6 +85,8 @@ def recipe_task(recipe: Recipe, splits: Splits) -> Task:
     if recipe.task == "classification":
         weights = class_weights(_counts(splits)) if recipe.balance_classes == "loss" else None
         return Classification(classes, recipe.smoothing, weights)
+    if recipe.guides:
+        raise UserError(f"guide_classes goes by the one label of an image: leave it out for {recipe.task}")
     if recipe.balance_classes:
         raise UserError(f"balance_classes counts images by their one label: leave it out for {recipe.task}")
     if recipe.mixup or recipe.cutmix:
@@ -105,7 +110,12 @@ def best_key(recipe: Recipe, splits: Splits, metric: str) -> str:
 
 
 def _fit(
-    trainer: Trainer, stop: StopRequest, changed: dict[str, list[Any]], introduce: Introduce | None, best: str
+    trainer: Trainer,
+    stop: StopRequest,
+    changed: dict[str, list[Any]],
+    groups: SuperClasses,
+    introduce: Introduce | None,
+    best: str,
 ) -> None:
     """Train from where the run's folder stands to the end, and write the finished model, or that `best` by this key."""
     run, recipe = trainer.run, trainer.recipe
@@ -117,6 +127,8 @@ def _fit(
             if changed:
                 run.note_change(changed, trainer.position.epoch + 1, trainer.position.batch)
             run.write_recipe(recipe)
+            if groups:
+                write_text(run.super_classes, dump_super_classes(groups))
             if trainer.initial_routers and trainer.saved is None:
                 run.write_initial_routers({n: weight.float().numpy() for n, weight in trainer.initial_routers.items()})
             if introduce is not None:

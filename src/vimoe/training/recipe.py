@@ -139,6 +139,13 @@ class Recipe:
     importance_weight: float = _key(0.0, "Weight of the importance loss (equal total probability of the experts)", 0)
     load_weight: float = _key(0.0, "Weight of V-MoE's load loss, which needs `router_noise`", 0)
     z_weight: float = _key(0.0, "Weight of the router's z-loss (small logits)", 0)
+    guide_classes: str = _key(
+        "",
+        "Guide image routing to super-classes, one for each expert (Mobile V-MoE): a YAML file of super-classes and "
+        "their classes, `data` for those of the data set, or `confusion` for groups of classes that the model of "
+        "`initial_checkpoint` confuses on the training images",
+    )
+    guide_weight: float = _key(0.3, "Weight of that guidance, a cross-entropy of each router", 0)
     router_start: Literal["random", "centroids"] = _key(
         "random", "`random`, or `centroids` of what the routers see in the first training images"
     )
@@ -268,6 +275,11 @@ class Recipe:
     def upcycles(self) -> bool:
         """Whether FFNs become MoE layers."""
         return self.last > 0 and not self.baseline
+
+    @property
+    def guides(self) -> bool:
+        """Whether routers learn to which expert a class belongs."""
+        return bool(self.guide_classes and self.guide_weight)
 
     @property
     def freezes_trunk(self) -> bool:

@@ -11,6 +11,7 @@
     skipped.csv            broken images, where there were any
     error.txt              the traceback of a step that failed
     model/                 the finished model: model.safetensors, config.json
+    super_classes.yaml     by super-class its classes, where routing is guided
     initial_routers.npz    the weights of each router before the first step, by block
     routing/*.npz          routing counts
     plan.json, report.html what analysis and report add
@@ -62,6 +63,11 @@ class RunFolder:
     def checkpoints(self) -> Path:
         """Where the resume states lie."""
         return self.path / "checkpoints"
+
+    @property
+    def super_classes(self) -> Path:
+        """Where the super-classes lie that the routers are guided to."""
+        return self.path / "super_classes.yaml"
 
     @property
     def finished(self) -> bool:

@@ -48,6 +48,7 @@ from vimoe.vit.blocks import moe_layers
 from vimoe.vit.meta import meta_clone
 from vimoe.vit.router_start import start_routers_at_centroids
 from vimoe.vit.trunk import tail
+from vimoe.vit.upcycle import get_config
 
 # How often losses are looked at, and processes agree on stopping and on writing a state: a GPU is waited for then.
 SYNC_SECONDS = 1.0
@@ -127,6 +128,10 @@ class Trainer:
         weights = {"balance": balance} | {
             name: getattr(recipe, f"{name}_weight") for name in ("importance", "load", "z")
         }
+        config, self.expert_of = get_config(model), None
+        if config is not None and recipe.guides:
+            self.expert_of = torch.tensor(config.guide, device=self.device)
+            weights["guide"] = recipe.guide_weight
         self.routing_weights = weights if any(weights.values()) and routers else {}
         self.position, self.rows, self.health = Position(), list[Row](), RoutingHealth(model)
         self.saved: Position | None = None
@@ -286,7 +291,8 @@ class Trainer:
             with torch.autocast(self.device.split(":")[0], getattr(torch, recipe.amp_dtype), enabled=recipe.amp):
                 loss = self.task.loss(self.ddp_model(images), targets)
                 if self.routing_weights:
-                    loss = loss + routing_loss(self.model, **self.routing_weights)
+                    guided = None if self.expert_of is None else (targets, self.expert_of)
+                    loss = loss + routing_loss(self.model, **self.routing_weights, guided=guided)
             self.scaler.scale(loss / recipe.accumulate).backward()
         self.health.add()
         if completes:
