@@ -149,7 +149,8 @@ def test_a_plan_reads_back_and_what_is_no_plan_gets_one_line(tmp_path: Path) -> 
     edited = plan.to_dict()
     edited["layers"][0]["action"] = "keeep"
     (tmp_path / "edited.json").write_text(json.dumps(edited))
-    with pytest.raises(UserError, match=r"edited\.json: plan for block 1: action must be keep or prune, got 'keeep'"):
+    line = r"edited\.json: plan for block 1: action must be keep, merge or prune, got 'keeep'"
+    with pytest.raises(UserError, match=line):
         Plan.load(tmp_path / "edited.json")
 
 

@@ -24,6 +24,7 @@ def test_a_round_trip_through_json_gives_back_the_same_config():
         gate_input="mean",
         init="copy",
         router_noise=True,
+        router_rows=((), (0, 0, 1, 2, 2)),
     )
     assert MoEConfig.from_dict(json.loads(json.dumps(written.to_dict()))) == written
 
@@ -113,6 +114,9 @@ def test_a_number_where_a_list_belongs_is_one_line():
         ("layers", None, "layers must be a list of whole numbers, got None"),
         ("num_experts", [8, True], r"num_experts must be a list of whole numbers, got \[8, True\]"),
         ("num_experts", "88", "num_experts must be a list of whole numbers, got '88'"),
+        ("router_rows", 3, "router_rows must be a list of whole numbers, got 3"),
+        ("router_rows", [3, 4], "router_rows must be a list of whole numbers, got 3"),
+        ("router_rows", [[0, 0.5], []], r"router_rows must be a list of whole numbers, got \[0, 0.5\]"),
     ],
 )
 @pytest.mark.parametrize("made", ["by hand", "from a file"])
@@ -120,6 +124,16 @@ def test_a_value_of_another_type_is_refused_with_its_name(made, name, value, lin
     make = {"by hand": lambda values: MoEConfig(**values), "from a file": MoEConfig.from_dict}[made]
     with pytest.raises(UserError, match=rf"\A{line}\Z"):
         make({**config().to_dict(), name: value})
+
+
+@pytest.mark.parametrize("rows", [(0, 1), (0, 2, 1), (0, 1, 2, 3), (-1, 0, 1, 2), (0, *[1] * MAX_EXPERTS, 2)])
+def test_rows_of_merged_experts_must_name_each_in_order(rows):
+    with pytest.raises(UserError, match="router_rows of block 11 must be its 3 experts in order, each once or more"):
+        config(num_experts=(8, 3), router_rows=((), rows))
+    with pytest.raises(UserError, match="2 MoE layers need as many router_rows, got 1"):
+        config(router_rows=((),))
+    with pytest.raises(UserError, match="with these settings they can only be removed"):
+        config(balance="bias", router_rows=((), tuple(range(8))))
 
 
 @pytest.mark.parametrize("values", [None, [], "moe", 5])

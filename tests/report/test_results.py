@@ -65,6 +65,9 @@ def test_a_layer_that_the_images_cannot_decide_is_marked_so() -> None:
 
 def test_a_decision_that_the_analysis_did_not_make_is_marked_as_edited_by_hand() -> None:
     assert edited_blocks(analysis(), AS_DECIDED) == []
+    merged = Plan((LayerPlan(1, ()), LayerPlan(2, (0,), merge=True)))
+    assert edited_blocks(analysis(), merged) == [2]
+    assert fate_of(analysis().layers[-1], merged) == "merge into 1 of 2 experts"
     by_hand = Plan((LayerPlan(1, (0, 1)),))  # block 2 is not named and stays whole
     assert edited_blocks(analysis(), by_hand) == [1, 2]
     decisions = [row[-1] for row in decision_table(analysis(), by_hand).rows]

@@ -102,6 +102,18 @@ def test_a_plan_edited_by_hand_is_carried_out_as_edited(trained: Path, tmp_path:
     assert (config.layers, config.num_experts) == ((1, 2), (3, 1))
 
 
+def test_merged_experts_recover_as_such_and_are_another_plan_than_removed_ones(trained: Path, tmp_path: Path) -> None:
+    Plan((LayerPlan(2, (0, 2), merge=True),)).save(tmp_path / "merged.json")
+    Plan((LayerPlan(2, (0, 2)),)).save(tmp_path / "removed.json")
+    prune_run(trained, tmp_path / "merged.json", recover=1, output=tmp_path / "out")
+    config = get_config(load(tmp_path / "out" / "model"))
+    assert config is not None
+    assert config.num_experts == (3, 2)
+    assert config.router_rows in (((), (0, 0, 1)), ((), (0, 1, 1)))
+    with pytest.raises(UserError, match="out holds what came of another plan"):
+        prune_run(trained, tmp_path / "removed.json", recover=1, output=tmp_path / "out")
+
+
 @pytest.mark.parametrize(
     ("layers", "line"),
     [

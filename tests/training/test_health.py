@@ -7,6 +7,7 @@ from torch import nn
 
 import vimoe
 from vimoe.training.health import RoutingHealth
+from vimoe.vit.plan import LayerPlan
 
 
 def small(last: int) -> nn.Module:
@@ -75,5 +76,12 @@ def test_totals_go_on_where_they_were_and_only_one_process_brings_them_in() -> N
     for each in (health, resumed):
         each.add()
     assert resumed.metrics() == health.metrics()
+    vimoe.prune(model, vimoe.Plan((LayerPlan(2, (0, 1, 2), merge=True),)))  # with more router rows than experts
+    model(torch.randn(8, 1, 8, 8))
+    merged = RoutingHealth(model)
+    merged.add()
+    again = RoutingHealth(model)
+    again.restore(merged.totals(), first=True)
+    assert again.metrics() == merged.metrics()
     with pytest.raises(ValueError, match="another number of experts"):
         resumed.restore({2: torch.ones(8)}, first=True)

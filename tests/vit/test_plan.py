@@ -22,11 +22,14 @@ PLAN = Plan(
         LayerPlan(2, (2, 0)),
     )
 )
+MERGED = Plan((LayerPlan(1, (3, 1), merge=True),))
 
 
 def test_a_plan_comes_back_from_its_dictionary_and_from_json() -> None:
     assert Plan.from_dict(PLAN.to_dict()) == PLAN
     assert Plan.from_dict(json.loads(json.dumps(PLAN.to_dict()))) == PLAN
+    assert Plan.from_dict(MERGED.to_dict()) == MERGED
+    assert MERGED.to_dict()["layers"][0]["action"] == "merge"
 
 
 def test_a_plan_without_layers_changes_nothing_and_comes_back_too() -> None:
@@ -148,7 +151,7 @@ def test_keep_alone_keeps_the_layer_whole(experts: dict[str, Any]) -> None:
         ({"layers": [{"layer": 1.5, "action": "prune"}]}, "not a plan: layer must be a whole number, got 1.5"),
         (
             {"layers": [{"layer": 1, "action": "drop"}]},
-            "plan for block 1: action must be keep or prune, got 'drop'",
+            "plan for block 1: action must be keep, merge or prune, got 'drop'",
         ),
         (
             {"layers": [{"layer": 1, "action": "prune", "experts": [1]}]},

@@ -1,4 +1,5 @@
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -375,10 +376,11 @@ def test_a_plan_that_does_not_fit_gets_one_line_and_changes_nothing(plan: Any, l
         (part(layer=0), "plan for block 0: the model's MoE layers are blocks 1, 2"),
         (part(experts=[4, 1]), "plan for block 1: experts must be distinct numbers from 0 to 3, got [4, 1]"),
         (part(experts=[1]), "plan for block 1: 1 experts are too few for top_k 2"),
-        (part(action="remove"), "plan for block 1: action must be keep or prune, got 'remove'"),
+        (part(action="remove"), "plan for block 1: action must be keep, merge or prune, got 'remove'"),
         (part(load=[0, 0, 0, 0]), "plan for block 1: load must be 4 shares, none negative and not all 0"),
         ({"layers": 2 * part()["layers"]}, "plan for block 1: it appears twice"),
         ({"layers": [{"layer": 1}]}, "not a plan: each layer must have its block number `layer` and an `action`, …"),
+        (part(action="merge", experts=[]), "plan for block 1: action merge needs the experts that the others are …"),
         ({"blocks": []}, "not a plan: it must hold a list named layers"),
         ("plan.json", "not a plan: it must hold a list named layers"),
     ],
@@ -402,3 +404,105 @@ def test_a_mean_of_many_experts_in_bf16_is_as_good_as_bf16_can_be() -> None:
     value: Tensor
     for key, value in model.blocks[2].mlp.state_dict().items():
         torch.testing.assert_close(value, dense[key], rtol=2**-8, atol=0)
+
+
+# Merged experts
+
+
+@pytest.mark.parametrize("name", ALL_FFNS)
+@pytest.mark.parametrize(
+    ("routing", "top_k", "gate"),
+    [
+        ("image", 1, "straight_through"),
+        ("image", 2, "softmax"),
+        ("token", 1, "softmax"),
+        ("token", 2, "straight_through"),
+    ],
+)
+def test_merging_experts_that_are_one_another_s_shuffle_keeps_the_function_and_saves_an_ffn(
+    name: str, routing: Any, top_k: int, gate: Any, tmp_path: Path
+) -> None:
+    model = upcycled(name, top_k=top_k, gate=gate, routing=routing, last=2)
+    images = make_images(model, 8)
+    spread_routing(model, images)
+    experts = moe_layers(model)[1].experts
+    units = torch.randperm(experts.fc2.weight.shape[2])
+    for key, value in experts.named_parameters():
+        own = value.data[1].T if key == "fc2.weight" else value.data[1]
+        blocks = own.chunk(2 if experts.packed and key.startswith("fc1.") else 1)
+        own = own if key == "fc2.bias" else torch.cat([block[units] for block in blocks])
+        value.data[3] = own.T if key == "fc2.weight" else own
+    before, cost = run(model, images), vimoe.cost(model)
+    one = sum(parameter[0].numel() for parameter in experts.parameters())
+    vimoe.prune(model, Plan((LayerPlan(1, (2, 1, 0), (0.4, 0.1, 0.1, 0.4), merge=True),)))
+    config = get_config(model)
+    assert (config.num_experts, config.router_rows) == ((3, 4), ((0, 1, 1, 2), ()))
+    torch.testing.assert_close(run(model, images), before, rtol=0, atol=1e-5)
+    now = vimoe.cost(model)
+    assert now.stored_params == cost.stored_params - one
+    assert now.activated_params == cost.activated_params
+    vimoe.save(model, tmp_path)
+    again = vimoe.load(tmp_path)
+    assert get_config(again) == config
+    assert torch.equal(run(again, images), run(model, images))
+    vimoe.prune(again, {1: [0, 2]})
+    assert (get_config(again).num_experts, get_config(again).router_rows) == ((2, 4), ())
+
+
+def test_what_chose_a_merged_expert_gets_the_one_it_went_into_and_nothing_else_changes() -> None:
+    model = upcycled(last=1, routing="token")
+    layer, x = moe_layers(model)[DEPTH - 1], torch.randn(16, 5, 32)
+    for value in layer.experts.parameters():
+        value.data[3] = value.data[0] + 1e-4 * torch.randn_like(value.data[0])
+    y = run(layer, x)
+    old = layer.last_selection.expert_ids.flatten()
+    assert set(old.tolist()) == {0, 1, 2, 3}
+    vimoe.prune(model, Plan((LayerPlan(DEPTH - 1, (0, 1, 2), (0.3, 0.2, 0.4, 0.1), merge=True),)))
+    z = run(layer, x)
+    assert torch.equal(layer.last_selection.expert_ids.flatten(), torch.where(old == 3, 0, old))
+    others = (old == 1) | (old == 2)
+    torch.testing.assert_close(z.flatten(0, 1)[others], y.flatten(0, 1)[others], rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(z, y, rtol=0, atol=1e-2)
+
+
+def test_a_useless_expert_without_load_leaves_the_vital_one_as_it_is() -> None:
+    model = upcycled(last=1)
+    vital = {name: value[2].clone() for name, value in moe_layers(model)[DEPTH - 1].experts.named_parameters()}
+    vimoe.prune(model, Plan((LayerPlan(DEPTH - 1, (2,), (0.0, 0.0, 1.0, 0.0), merge=True),)))
+    for name, value in moe_layers(model)[DEPTH - 1].experts.named_parameters():
+        torch.testing.assert_close(value[0], vital[name], rtol=0, atol=1e-7)
+    assert get_config(model).router_rows == ((0, 0, 0, 0),)
+
+
+def test_a_merged_model_trains_on_every_parameter_and_all_backends_agree() -> None:
+    model = upcycled(last=1, routing="token", top_k=2).train()
+    spread_routing(model, make_images(model, 8))
+    vimoe.prune(model, Plan((LayerPlan(DEPTH - 1, (0, 1), merge=True),)))
+    images, found = make_images(model, 8), {}
+    for backend in ("reference", "loop", "grouped", "dense", "gathered"):
+        moe_layers(model)[DEPTH - 1].experts.backend = backend
+        model.zero_grad()
+        loss = model(images).square().mean() + 0.01 * vimoe.balance_loss(model)
+        loss.backward()
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad.clone() for p in model.parameters()]
+        found[backend] = [loss.detach(), *gradients]
+    for backend, values in found.items():
+        torch.testing.assert_close(values, found["reference"], rtol=1e-3, atol=1e-5, msg=backend)
+    assert moe_layers(model)[DEPTH - 1].router.weight.grad.abs().sum(1).all()
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"expert_rank": 2},
+        {"granularity": 2},
+        {"balance": "bias"},
+        {"router": "prioritised", "routing": "token"},
+        {"router_scope": "model"},
+    ],
+)
+def test_experts_that_cannot_be_merged_are_refused_and_the_model_stays(settings: dict[str, Any]) -> None:
+    model = upcycled(**settings)
+    plan = Plan((LayerPlan(1, ()), LayerPlan(2, (0, 1), merge=True)))
+    with refused("experts merge under …: with these settings they can only be removed", model):
+        vimoe.prune(model, plan)

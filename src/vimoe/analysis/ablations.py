@@ -38,14 +38,13 @@ def layer_ablations(number: int, layer: MoELayer, config: MoEConfig, load: Tenso
 
 def without_experts(layer: MoELayer, kept: Sequence[int]) -> Answer:
     """The layer as if it had these experts alone, as `vimoe.prune` leaves it."""
-    columns = torch.tensor(sorted(kept))
+    numbers = torch.tensor([*sorted(kept), layer.experts.num_experts])  # the last stands for nobody
 
-    def reduced(selection: Selection, images: int) -> tuple[Tensor, Tensor]:
-        among = columns.to(selection.logits.device)
-        logits = selection.logits[:, among].unflatten(0, (images, -1))
-        chosen = layer.router.select(logits, among=among)
-        nobody = among.new_full((1,), layer.experts.num_experts)
-        return torch.cat([among, nobody])[chosen.expert_ids], chosen.gates
+    def reduced(_selection: Selection, x: Tensor) -> tuple[Tensor, Tensor]:
+        router = copy.deepcopy(layer.router)
+        router.keep(sorted(kept))
+        chosen = router.forward(x)  # past the hook that calls this
+        return numbers.to(x.device)[chosen.expert_ids], chosen.gates
 
     return _rerouted(layer, reduced)
 
@@ -73,24 +72,24 @@ def _mean(layer: MoELayer, load: Tensor, mass: float) -> Answer:
     return answer
 
 
-def _rerouted(layer: MoELayer, choose: Callable[[Selection, int], tuple[Tensor, Tensor]]) -> Answer:
-    """The layer with other choices: the router answers as it does, and `choose`, told how many images, overrules it."""
+def _rerouted(layer: MoELayer, choose: Callable[[Selection, Tensor], tuple[Tensor, Tensor]]) -> Answer:
+    """The layer with other choices: the router answers as it does, and `choose`, told its input, overrules it."""
 
     def answer(x: Tensor) -> Tensor:
         with layer.router.register_forward_hook(overrule):
             return MoELayer.forward(layer, x)
 
     def overrule(_router: nn.Module, inputs: tuple[Tensor, ...], selection: Selection) -> Selection:
-        expert_ids, gates = choose(selection, len(inputs[0]))
+        expert_ids, gates = choose(selection, inputs[0])
         return selection._replace(expert_ids=expert_ids, gates=gates)
 
     return answer
 
 
-def _at_random(number: int) -> Callable[[Selection, int], tuple[Tensor, Tensor]]:
+def _at_random(number: int) -> Callable[[Selection, Tensor], tuple[Tensor, Tensor]]:
     drawn = generator("ablation", number)
 
-    def choose(selection: Selection, _images: int) -> tuple[Tensor, Tensor]:
+    def choose(selection: Selection, _x: Tensor) -> tuple[Tensor, Tensor]:
         order = torch.rand(selection.probs.shape, generator=drawn).argsort(-1)
         ids = order[:, : selection.expert_ids.shape[1]].to(selection.gates.device)
         served = selection.expert_ids < selection.probs.shape[1]
@@ -99,10 +98,10 @@ def _at_random(number: int) -> Callable[[Selection, int], tuple[Tensor, Tensor]]
     return choose
 
 
-def _next_choice(layer: MoELayer) -> Callable[[Selection, int], tuple[Tensor, Tensor]]:
+def _next_choice(layer: MoELayer) -> Callable[[Selection, Tensor], tuple[Tensor, Tensor]]:
     """Experts 2 to k + 1 in the order of choice, with the gates of 1 to k: who answers changes, not how loud."""
 
-    def choose(selection: Selection, _images: int) -> tuple[Tensor, Tensor]:
+    def choose(selection: Selection, _x: Tensor) -> tuple[Tensor, Tensor]:
         scores = selection.probs if layer.router.bias is None else selection.probs + layer.router.bias
         return scores.topk(layer.router.top_k + 1, dim=-1).indices[:, 1:], selection.gates
 

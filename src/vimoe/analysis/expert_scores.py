@@ -27,6 +27,10 @@ def check_experts(model: nn.Module, criteria: Sequence[str], initial_routers: Ma
     check_criteria(criteria)
     layers = moe_layers(model)
     for number, layer in layers.items() if "router-change" in criteria else ():
+        if layer.router.expert_of:
+            raise UserError(
+                f"criterion 'router-change': merged experts of block {number} have several router rows each"
+            )
         if number not in initial_routers or initial_routers[number].shape != layer.router.weight.shape:
             raise UserError(f"criterion 'router-change': the initial router of block {number} is not of this model")
     if layers and "ablation" in criteria and not leaving_one_out(model):

@@ -58,8 +58,8 @@ class PrioritisedRouter(CapacityRouter):
     With a capacity below 1 the least important patches of an image are left out.
     """
 
-    def select(self, logits: Tensor, noise: Tensor | None = None, among: Tensor | None = None) -> Selection:
-        chosen = super().select(logits, noise, among)
+    def select(self, logits: Tensor, noise: Tensor | None = None) -> Selection:
+        chosen = super().select(logits, noise)
         tokens, experts = logits.shape[-2:]
         ids = chosen.expert_ids.unflatten(0, (-1, tokens))
         noisy = logits if noise is None else logits + noise
@@ -77,7 +77,7 @@ class PrioritisedRouter(CapacityRouter):
 class ExpertChoiceRouter(CapacityRouter):
     """Experts choose tokens (Zhou et al. 2022), within one image; a token has as many experts as took it."""
 
-    def select(self, logits: Tensor, noise: Tensor | None = None, among: Tensor | None = None) -> Selection:
+    def select(self, logits: Tensor, noise: Tensor | None = None) -> Selection:
         experts = logits.shape[-1]
         plain = select_experts(logits.flatten(0, -2), 1, self.gate)
         log_probs = (logits if noise is None else logits + noise).log_softmax(-1)

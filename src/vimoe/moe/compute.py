@@ -153,7 +153,7 @@ def _grouped(
 def _dense(
     feed_forward: FeedForward, num_experts: int, x: Tensor, expert_ids: Tensor, gates: Tensor, dropless: bool
 ) -> Tensor:
-    weights = gates.new_zeros(gates.shape[0], num_experts + 1).scatter(1, expert_ids, gates)
+    weights = gates.new_zeros(gates.shape[0], num_experts + 1).scatter_add(1, expert_ids, gates)
     outputs = []
     for e in range(num_experts):
         y = feed_forward(x.flatten(0, 1), RowsOfOne(e)).unflatten(0, (x.shape[0], x.shape[1]))

@@ -1,7 +1,7 @@
 """The configuration of a model's MoE layers: what `config.json` keeps beside the weights."""
 
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, fields, replace
 from math import comb, prod
 from numbers import Integral, Real
 from typing import Any, Literal, Self, get_args
@@ -58,6 +58,8 @@ class MoEConfig:
         expert_dropout: Rate of dropout on the experts' hidden units instead of the FFN's own; 0 keeps that.
         guide: By class, the expert that training guided its images to (see `guide_loss`), numbered as before any
             pruning; empty where routing was found by itself.
+        router_rows: For each layer the expert that each row of its router chooses, ascending; empty where each expert
+            has one row, as long as none were merged.
 
     >>> vimoe.MoEConfig(layers=(10, 11), num_experts=(4, 4)).routing_degree
     16
@@ -84,6 +86,7 @@ class MoEConfig:
     router_temperature: float = 1.0
     expert_dropout: float = 0.0
     guide: tuple[int, ...] = ()
+    router_rows: tuple[tuple[int, ...], ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("layers", "num_experts", "guide"):
@@ -108,6 +111,18 @@ class MoEConfig:
                 raise UserError(f"num_experts of block {layer} must be 1 to {MAX_EXPERTS}, got {experts}")
             if not 1 <= self.top_k <= experts:
                 raise UserError(f"top_k must be between 1 and the {experts} experts of block {layer}, got {self.top_k}")
+        listed = self.router_rows if isinstance(self.router_rows, list | tuple) else [self.router_rows]
+        object.__setattr__(self, "router_rows", tuple(whole_numbers("router_rows", rows) for rows in listed))
+        if self.router_rows:
+            self.check_merging()
+            if len(self.router_rows) != len(self.layers):
+                raise UserError(f"{len(self.layers)} MoE layers need as many router_rows, got {len(self.router_rows)}")
+            for layer, experts, rows in zip(self.layers, self.num_experts, self.router_rows, strict=True):
+                if rows and (sorted(set(rows)) != list(range(experts)) or list(rows) != sorted(rows)[:MAX_EXPERTS]):
+                    raise UserError(
+                        f"router_rows of block {layer} must be its {experts} experts in order, each once or more, and "
+                        f"{MAX_EXPERTS} at the most"
+                    )
         if self.gate == "renormalised" and self.top_k == 1:
             raise UserError(
                 "gate 'renormalised' is 1 for a single choice and gives its router no gradient: take top_k 2 or more, "
@@ -139,6 +154,28 @@ class MoEConfig:
         """Raise a `UserError` where no MoE layer can be looked at without the others."""
         if self.router_scope == "model":
             raise UserError("router_scope 'model' chooses once for all MoE layers: they cannot be ablated one by one")
+
+    def check_merging(self) -> None:
+        """Raise a `UserError` where an expert cannot be merged into another one."""
+        plain = self.router == "top_k" and self.router_scope == "layer" and self.balance == "loss"
+        if not plain or self.granularity > 1 or self.expert_rank:
+            raise UserError(
+                "experts merge under router 'top_k', router_scope 'layer' and balance 'loss', and where each is a "
+                "whole FFN (granularity 1, no expert_rank): with these settings they can only be removed"
+            )
+
+    @property
+    def expert_of(self) -> dict[int, tuple[int, ...]]:
+        """`router_rows` by block."""
+        return dict(zip(self.layers, self.router_rows, strict=False))
+
+    def with_layers(self, num_experts: Mapping[int, int], expert_of: Mapping[int, tuple[int, ...]]) -> Self | None:
+        """The same settings for layers of so many experts, by block; None if there is none."""
+        if not num_experts:
+            return None
+        rows = tuple(expert_of.get(layer, ()) for layer in num_experts)
+        sizes = tuple(num_experts.values())
+        return replace(self, layers=tuple(num_experts), num_experts=sizes, router_rows=rows if any(rows) else ())
 
     @property
     def routing_degree(self) -> int:

@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from vimoe.errors import UserError
 from vimoe.moe.compute import Backend, compute_experts
 from vimoe.moe.config import one_of
+from vimoe.moe.expert_merging import merged_experts
 from vimoe.moe.low_rank import LowRank
 from vimoe.moe.rows import Rows
 from vimoe.moe.slices import join_slices, redraw_units, take_slice
@@ -208,6 +209,15 @@ class Experts(nn.Module):
                 setattr(module, name, nn.Parameter(kept, requires_grad=parameter.requires_grad))
         self.slice_of = None if self.slice_of is None else self.slice_of[list(experts)]
         self.num_experts = len(experts)
+
+    @torch.no_grad()
+    def merge(self, kept: Sequence[int], load: Tensor) -> list[int]:
+        """Merge all experts into these, in place, and say which place each of the E went to (see `merged_experts`)."""
+        merged, places = merged_experts(dict(self.named_parameters()), kept, load, self.packed)
+        self.keep(kept)
+        for name, parameter in self.named_parameters():
+            parameter.copy_(merged[name])
+        return places
 
     def to_ffn(self, weights: Tensor) -> nn.Module:
         """A plain FFN whose parameters are the sum of the experts' by `weights` `[E]`; one-hot gives back an expert.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -86,6 +86,25 @@ def select_experts(
     return Selection(expert_ids, GATES[gate](chosen), probs, logits, noise)
 
 
+def by_expert(chosen: Selection, expert_of: Sequence[int]) -> Selection:
+    """A choice among R rows as the choice of the experts that they stand for, `expert_of` `[R]`; gates stay.
+
+    The probabilities of an expert's rows add up, and its logits are such that their softmax is that. Two rows of an
+    expert may be chosen together, and it then counts twice.
+    """
+    row_experts = torch.tensor(expert_of, device=chosen.probs.device)
+    one_hot = F.one_hot(row_experts, max(expert_of) + 1).to(chosen.probs.dtype)
+
+    def pooled(logits: Tensor) -> Tensor:
+        total = logits.logsumexp(-1, keepdim=True)
+        shares = (logits - total).exp() @ one_hot
+        return shares.clamp(min=torch.finfo(shares.dtype).tiny).log() + total
+
+    logits = pooled(chosen.logits)
+    noise = None if chosen.noise is None else pooled(chosen.logits + chosen.noise) - logits
+    return Selection(row_experts[chosen.expert_ids], chosen.gates, chosen.probs @ one_hot, logits, noise)
+
+
 def log_softmax(logits: Tensor) -> Tensor:
     """Over the experts of `[S, E]`, computed by columns: by rows of 8 torch takes twenty times as long on a CPU."""
     return logits.t().contiguous().log_softmax(0).t()
@@ -100,18 +119,12 @@ class Router(nn.Module):
     dropless = True  # whether every choice is served
     bias: Tensor | None  # `[E]` what balances the load, None where nothing does
     assigned: Tensor | None  # `[E]` int64, choices in training since the bias last moved; None before the first
+    expert_of: tuple[int, ...] = ()  # `[R]` the expert of each row, ascending; empty where each expert has one row
 
     def __init__(self) -> None:
         super().__init__()
         self.register_buffer("bias", None)
         self.assigned = None
-
-    def select(self, logits: Tensor, noise: Tensor | None = None, among: Tensor | None = None) -> Selection:
-        """Choose experts by their logits `[B, M, E]` or `[S, E]`; for `noise`, of their shape, see `select_experts`.
-
-        `among` are the experts that they are about, by number, all by default; the answer counts within them.
-        """
-        raise NotImplementedError
 
     def send(self, rows: Tensor, routed: Any, experts: Experts) -> Tensor:
         """Let the experts answer to `[S, n, D]`, as the router said by `routed`; in the same shape."""
@@ -123,6 +136,14 @@ class Router(nn.Module):
 
     def keep(self, experts: Sequence[int]) -> None:
         """Forget all experts but these, in place."""
+        raise NotImplementedError
+
+    def renumber(self, place_of: Mapping[int, int]) -> None:
+        """Forget all experts but these and give them these numbers, several perhaps the same one, in place."""
+        raise NotImplementedError
+
+    def share(self, expert_of: Sequence[int], rows: Sequence[int]) -> None:
+        """Keep these rows in this order, each of which chooses this expert, in place."""
         raise NotImplementedError
 
     def count(self, selection: Selection) -> None:
@@ -184,10 +205,11 @@ class TopKRouter(Router):
             noise = torch.randn_like(logits) / logits.shape[-1] if self.noise and self.training else None
             return self.select(logits, noise)
 
-    def select(self, logits: Tensor, noise: Tensor | None = None, among: Tensor | None = None) -> Selection:
-        bias = self.bias if self.bias is None or among is None else self.bias[among]
+    def select(self, logits: Tensor, noise: Tensor | None = None) -> Selection:
+        """Choose experts by their logits `[B, M, E]` or `[S, E]`; for `noise`, of their shape, see `select_experts`."""
         noise = None if noise is None else noise.flatten(0, -2)
-        return select_experts(logits.flatten(0, -2), self.top_k, self.gate, noise, bias)
+        chosen = select_experts(logits.flatten(0, -2), self.top_k, self.gate, noise, self.bias)
+        return by_expert(chosen, self.expert_of) if self.expert_of else chosen
 
     def send(self, rows: Tensor, routed: Selection, experts: Experts) -> Tensor:
         y: Tensor = experts(rows, routed.expert_ids, routed.gates, self.dropless)
@@ -203,12 +225,22 @@ class TopKRouter(Router):
             self.assigned = counts if self.assigned is None else self.assigned + counts
 
     def keep(self, experts: Sequence[int]) -> None:
+        self.renumber({expert: place for place, expert in enumerate(experts)})
+
+    def renumber(self, place_of: Mapping[int, int]) -> None:
+        of = self.expert_of or range(len(self.weight))
+        found = sorted((place_of[expert], row) for row, expert in enumerate(of) if expert in place_of)
+        self.share([place for place, _ in found], [row for _, row in found])
+
+    def share(self, expert_of: Sequence[int], rows: Sequence[int]) -> None:
         weight = self.weight
-        self.weight = nn.Parameter(weight.detach()[list(experts)], requires_grad=weight.requires_grad)
+        self.weight = nn.Parameter(weight.detach()[list(rows)], requires_grad=weight.requires_grad)
         if self.bias is not None:
-            self.bias = self.bias[list(experts)]
+            self.bias = self.bias[list(rows)]
+        self.expert_of = () if len(set(expert_of)) == len(expert_of) else tuple(expert_of)
         self.assigned = None
 
     def extra_repr(self) -> str:
-        experts, dim = self.weight.shape
+        rows, dim = self.weight.shape
+        experts = f"{max(self.expert_of) + 1}, rows={rows}" if self.expert_of else f"{rows}"
         return f"dim={dim}, num_experts={experts}, top_k={self.top_k}, gate={self.gate}, noise={self.noise}"

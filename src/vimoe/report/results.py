@@ -79,10 +79,11 @@ def decision_table(analysis: Analysis, plan: Plan) -> Table:
 
 def fate_of(layer: LayerAnalysis, plan: Plan) -> str:
     """A plan's decision on a layer in a word."""
-    kept, total = {part.layer: len(part.experts) for part in plan.layers}.get(layer.layer), len(layer.experts)
-    if kept is None or kept == total:
+    part = next((part for part in plan.layers if part.layer == layer.layer), None)
+    if part is None or len(part.experts) == len(layer.experts):
         return "keep"
-    return f"keep {kept} of {total} experts" if kept else "prune"
+    kept, total = len(part.experts), len(layer.experts)
+    return f"{'merge into' if part.merge else 'keep'} {kept} of {total} experts" if kept else "prune"
 
 
 def reason_of(number: int, analysis: Analysis, plan: Plan) -> str:
@@ -101,7 +102,8 @@ def edited_blocks(analysis: Analysis, plan: Plan) -> list[int]:
     for step in analysis.steps:
         if step.accepted:
             wanted[step.layer] = wanted[step.layer] - set(step.drop) if step.drop else set()
-    return [number for number, experts in wanted.items() if planned.get(number, found[number]) != experts]
+    merged = {part.layer for part in plan.layers if part.merge}
+    return [n for n, experts in wanted.items() if n in merged or planned.get(n, found[n]) != experts]
 
 
 def _points(number: float) -> str:

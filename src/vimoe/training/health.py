@@ -43,10 +43,10 @@ class RoutingHealth:
         """Go on from what `totals` gave; the `first` process brings it in."""
         self._sums = {}
         for number, sums in totals.items():
-            weight = self._layers[number].router.weight
-            if len(sums) != 2 * len(weight) + 3:
+            layer = self._layers[number]
+            if len(sums) != 2 * layer.experts.num_experts + 3:
                 raise ValueError(f"block {number} has another number of experts")
-            self._sums[number] = sums.to(weight.device) * first
+            self._sums[number] = sums.to(layer.router.weight.device) * first
 
     def metrics(self) -> dict[str, dict[str, Any]]:
         """Metrics for each MoE layer by block number, over all processes; all of them call this together.

@@ -20,9 +20,10 @@ class LayerPlan:
         layer: Its block number.
         experts: The routed experts to keep, by number; empty makes the layer a plain FFN again.
         load: Share of the assignments that each expert of the layer got, if it was measured; it weighs the
-            experts' mean where the layer becomes a plain FFN.
+            experts' mean where they merge, or the layer becomes a plain FFN.
         reason: Why, in words.
         evidence: The numbers that decided, by name; nothing is made of them when the plan is carried out.
+        merge: Whether the other experts are merged into those that are kept instead of removed.
 
     Raises UserError if a value has another type than it must; numpy's numbers become Python's.
     """
@@ -32,6 +33,7 @@ class LayerPlan:
     load: tuple[float, ...] | None = None
     reason: str = ""
     evidence: Mapping[str, float] = field(default_factory=dict)
+    merge: bool = False
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "layer", whole_number("not a plan: layer", self.layer))
@@ -45,6 +47,8 @@ class LayerPlan:
         object.__setattr__(self, "load", load)
         object.__setattr__(self, "evidence", evidence)
         object.__setattr__(self, "reason", str(self.reason))
+        if type(self.merge) is not bool:
+            raise UserError(f"{where}: merge must be true or false, got {self.merge!r}")
 
     @property
     def pruned(self) -> bool:
@@ -84,6 +88,8 @@ class Plan:
                 raise UserError(
                     f"{where}: experts must be distinct numbers from 0 to {experts - 1}, got {list(part.experts)}"
                 )
+            if part.merge:
+                config.check_merging()
             if 0 < len(part.experts) < config.top_k:
                 raise UserError(f"{where}: {len(part.experts)} experts are too few for top_k {config.top_k}")
             if part.load is not None and not _are_shares(part.load, experts):
@@ -106,7 +112,7 @@ class Plan:
             "layers": [
                 {
                     "layer": part.layer,
-                    "action": "prune" if part.pruned else "keep",
+                    "action": "prune" if part.pruned else "merge" if part.merge else "keep",
                     "experts": list(part.experts),
                     "load": None if part.load is None else list(part.load),
                     "reason": part.reason,
@@ -173,11 +179,13 @@ def _layer_from_dict(part: Any) -> LayerPlan | None:
     values = dict(part)
     action = values.pop("action")
     where = f"plan for block {values['layer']}"
-    if action not in ("keep", "prune"):
-        raise UserError(f"{where}: action must be keep or prune, got {action!r}")
+    if action not in ("keep", "merge", "prune"):
+        raise UserError(f"{where}: action must be keep, merge or prune, got {action!r}")
     if unknown := [key for key in part if key not in _KEYS]:
         raise UserError(f"{where}: unknown key {unknown[0]!r}; there is {', '.join(_KEYS)}")
-    plan = LayerPlan(**{"experts": (), **values})
+    plan = LayerPlan(**{"experts": (), **values}, merge=action == "merge")
+    if plan.merge and plan.pruned:
+        raise UserError(f"{where}: action merge needs the experts that the others are merged into")
     if action == "prune" and not plan.pruned:
         raise UserError(f"{where}: action prune goes with no experts, got {list(plan.experts)}")
     return None if action == "keep" and plan.pruned else plan

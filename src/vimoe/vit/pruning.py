@@ -1,7 +1,6 @@
 """MoE to dense, and fewer experts: the removed weights are really gone."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import TypeVar
 
 import torch
@@ -82,6 +81,17 @@ def keep_experts(layer: MoELayer, experts: Sequence[int]) -> None:
     layer.last_selection = None
 
 
+def merge_experts(layer: MoELayer, kept: Sequence[int], load: Tensor | None = None) -> None:
+    """Merge all routed experts of a layer into these, in place (see `Experts.merge`); for `load` see `mean_ffn`.
+
+    Every row of the router stays, so that what chose an expert gets the one that it went into, by the gate that it had
+    (as in HC-SMoE, Chen et al. 2025). Exact where merged experts differ in the order of their hidden units alone.
+    """
+    load = torch.ones(layer.experts.num_experts) if load is None else load
+    layer.router.renumber(dict(enumerate(layer.experts.merge(kept, load))))
+    layer.last_selection = None
+
+
 def prune(model: Model, plan: Plan | Mapping[int, Sequence[int]]) -> Model:
     """Carry out a plan on an upcycled model, in place.
 
@@ -111,18 +121,21 @@ def prune(model: Model, plan: Plan | Mapping[int, Sequence[int]]) -> Model:
         raise UserError(f"a plan is a vimoe.Plan or a dictionary of blocks and the experts to keep, got {plan!r}")
     plan.check(config)
     blocks, layers = find_backbone(model).blocks, moe_layers(model)
-    sizes = dict(zip(config.layers, config.num_experts, strict=True))
+    sizes, expert_of = dict(zip(config.layers, config.num_experts, strict=True)), config.expert_of
     for part in plan.layers:
         if part.pruned:
             layers[part.layer].experts.check_whole()
     for part in plan.layers:
         layer = layers[part.layer]
+        load = None if part.load is None else torch.tensor(part.load)
         if part.pruned:
-            load = None if part.load is None else torch.tensor(part.load)
             blocks[part.layer].mlp = with_own_names(plain_ffn(layer, config, load))
             del sizes[part.layer]
         else:
-            keep_experts(layer, part.experts)
-            sizes[part.layer] = len(part.experts)
-    set_config(model, replace(config, layers=tuple(sizes), num_experts=tuple(sizes.values())) if sizes else None)
+            if part.merge:
+                merge_experts(layer, part.experts, load)
+            else:
+                keep_experts(layer, part.experts)
+            sizes[part.layer], expert_of[part.layer] = len(part.experts), layer.router.expert_of
+    set_config(model, config.with_layers(sizes, expert_of))
     return model

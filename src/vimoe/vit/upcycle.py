@@ -1,7 +1,7 @@
 """Dense to MoE: replace the FFNs of some blocks, in place, without changing what the model computes."""
 
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import fields
 from functools import partial
 from typing import Any, Literal, TypeVar
 
@@ -147,6 +147,8 @@ def install(
         layer = MoELayer(ffn, config, num_experts=num_experts, num_prefix_tokens=prefix, backend=backend, leader=leader)
         leader = leader or layer.router
         backbone.blocks[number].mlp = layer
+        if expert_of := config.expert_of.get(number):
+            layer.router.share(expert_of, expert_of)
     set_config(model, config)
 
 
@@ -159,9 +161,7 @@ def get_config(model: nn.Module) -> MoEConfig | None:
     for module in model.modules():
         if isinstance(config := module.__dict__.get("moe_config"), MoEConfig):
             left = {block: n for block, n in zip(config.layers, config.num_experts, strict=True) if block in layers}
-            if len(left) == len(config.layers):
-                return config
-            return replace(config, layers=tuple(left), num_experts=tuple(left.values())) if left else None
+            return config if len(left) == len(config.layers) else config.with_layers(left, config.expert_of)
     return None
 
 
