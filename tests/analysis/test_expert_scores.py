@@ -89,7 +89,7 @@ def test_the_router_s_change_is_fooled_by_a_vital_row_that_began_long() -> None:
 
 @pytest.mark.parametrize("criterion", CRITERIA)
 def test_the_plan_removes_the_useless_expert_and_a_fooled_order_costs_size_alone(criterion: str) -> None:
-    for to_useless, kept in ((1, {VITAL}), (3, {VITAL, USELESS} if criterion == "load" else {VITAL})):
+    for to_useless, kept in ((1, {VITAL}), (3, {VITAL, USELESS} if criterion in ("load", "ablation") else {VITAL})):
         model = built()
         layer_of(model, 1).router.weight.data[USELESS] /= 2
         for mark in range(4):  # of units that it never turns on: the mean of both experts would be spoiled

@@ -11,7 +11,6 @@ from tests.analysis.toy import COIN, MARK, NAMES, STYLE, blank, codes, copy_code
 from vimoe.analysis.analysis import analyze
 from vimoe.analysis.analysis_result import Analysis, ExpertAnalysis, LayerAnalysis, Step
 from vimoe.analysis.held_out import HeldOut
-from vimoe.analysis.paired import Estimate, mean_loss
 from vimoe.analysis.planning import plan_layers, power, removal_order, superfluous
 from vimoe.vit.plan import Plan
 
@@ -358,19 +357,50 @@ def test_few_images_remove_no_expert_and_choices_keep_their_experts() -> None:
     assert removed(lambda _: 0, everything)[0] == {1: (3,), 2: (3,)}
 
 
-def test_losses_order_experts_of_all_layers_and_other_scores_those_of_one() -> None:
+def test_the_order_is_that_of_the_first_cheap_criterion_within_layers_and_never_that_of_ablation() -> None:
     values = {1: (5.0, 1.0, 2.0, 2.0), 2: (0.5, 9.0, 1.5, 8.0)}
     layers = []
     for number, some in values.items():
         experts = [
-            dataclasses.replace(e, scores={"ablation": x, "reap": 100 * number + x}, lost=Estimate(x, x - 1, x + 1))
+            dataclasses.replace(e, scores={"ablation": -x, "reap": 100 * number + x, "activation": -x})
             for e, x in zip(many_experts(number).experts, some, strict=True)
         ]
         layers.append(dataclasses.replace(many_experts(number), experts=tuple(experts)))
-    losses = removal_order(layers, "ablation")
-    assert losses == [(2, 0), (1, 1), (2, 2), (1, 2), (1, 3), (1, 0), (2, 3), (2, 1)]
-    assert removal_order(layers, "reap") == [(1, 1), (2, 0), (1, 2), (2, 2), (1, 3), (2, 3), (1, 0), (2, 1)]
-    assert removal_order(layers, "load") == []
+    by_reap = [(1, 1), (2, 0), (1, 2), (2, 2), (1, 3), (2, 3), (1, 0), (2, 1)]
+    assert removal_order(layers, ("ablation", "reap", "activation")) == by_reap
+    assert removal_order(layers, ("activation", "ablation"))[:2] == [(1, 0), (2, 1)]
+    by_load = [(number, e) for e in range(4) for number in (1, 2)]  # all have the same
+    assert removal_order(layers, ("ablation",)) == removal_order(layers, ("load",)) == by_load
+
+
+def test_experts_do_not_go_because_the_images_are_lucky_with_them() -> None:
+    """Of 16 experts that all cost a quarter of a point, those that seem to cost least seem to cost next to nothing."""
+    over = {True: 0, False: 0}
+    for seed in range(20):
+        drawn = torch.Generator().manual_seed(seed)
+        right, luck = torch.ones(1000), torch.rand(2, 8, 1000, generator=drawn)
+
+        def try_out(changes: Mapping[int, tuple[int, ...]], right: Tensor = right, luck: Tensor = luck) -> Tensor:
+            gone = [luck[n - 1, e] for n, kept in changes.items() for e in set(range(8)) - set(kept)]
+            return right * (torch.stack(gone) > 0.0025).all(0)
+
+        layers = []
+        for number in (1, 2):
+            lost = [100 * float((luck[number - 1, e] <= 0.0025).float().mean()) for e in range(8)]
+            experts = [ExpertAnalysis(e, 0.125, (), (), (), {"ablation": x}) for e, x in enumerate(lost)]
+            unlike = tuple(tuple(float(a == b) for b in range(8)) for a in range(8))
+            one = dataclasses.replace(examples.layer(number), experts=tuple(experts), output_similarity=unlike)
+            layers.append(one)
+        lucky = sorted((e.scores["ablation"], x.layer, e.expert) for x in layers for e in x.experts)
+        alone = {number: torch.zeros(1000) for number in (1, 2)}
+        for ours, order in (
+            (True, removal_order(layers, ("ablation",))),
+            (False, [(block, expert) for _, block, expert in lucky]),
+        ):
+            parts, _ = plan_layers(layers, right, alone, try_out, order=order)
+            over[ours] += sum(8 - len(part.experts) for part in parts) > 4
+    assert over[True] <= 2
+    assert over[False] >= 10
 
 
 @pytest.mark.parametrize("images", [400, 4000])
@@ -395,18 +425,17 @@ def test_in_simulations_experts_that_matter_stay_and_the_plan_keeps_its_promise(
 
         layers = []
         for number in (1, 2):
-            lost = [mean_loss(right.float(), answers({(number, e)})) for e in range(4)]
             experts = [
-                dataclasses.replace(e, scores={"ablation": one.value}, lost=one)
-                for e, one in zip(many_experts(number).experts, lost, strict=True)
+                dataclasses.replace(e, scores={"reap": truth[number, e.expert] + float(noise)})
+                for e, noise in zip(many_experts(number).experts, torch.randn(4, generator=drawn), strict=True)
             ]
             layers.append(dataclasses.replace(many_experts(number), experts=tuple(experts)))
         alone = {number: torch.zeros(images) for number in (1, 2)}
-        parts, _ = plan_layers(layers, right.float(), alone, try_out, order=removal_order(layers, "ablation"))
+        parts, _ = plan_layers(layers, right.float(), alone, try_out, order=removal_order(layers, ("reap",)))
         gone = {(part.layer, e) for part in parts for e in set(range(4)) - set(part.experts)}
         useless += sum(truth[pair] == 0 for pair in gone)
         vital += sum(truth[pair] == 4 for pair in gone)
         over += sum(truth[pair] for pair in gone) > 1
     assert vital == 0
     assert over <= 2
-    assert useless > (0.9 if images == 4000 else 0.05) * 3 * 40
+    assert useless > (0.8 if images == 4000 else 0.05) * 3 * 40

@@ -50,8 +50,8 @@ def analyze(
         max_drop: Percentage points that the plan may lose.
         places: Where each image stands in its split, if these are a sample.
         split_images: How many the split holds then.
-        criteria: Of `expert_criteria.CRITERIA`, what each expert is scored by; the first gives the order in which the
-            plan tries to remove experts.
+        criteria: Of `expert_criteria.CRITERIA`, what each expert is scored by; the first but `ablation` gives the order
+            in which the plan tries to remove experts (see `removal_order`).
         initial_routers: For `router-change`, the routers' weights before training by block.
 
     Raises UserError if there is no MoE layer, no image, a single class, a router whose weights are not finite, or a
@@ -90,7 +90,7 @@ def analyze(
         return ablated_scores(model, seen.batches(), [together], seen.score, device)[0]
 
     alone = {number: found["pruned"] for number, found in after.items()}
-    order = removal_order(layers, criteria[0]) if criteria else ()
+    order = removal_order(layers, criteria) if criteria else ()
     parts, steps = plan_layers(layers, before, alone, try_out, max_drop, config.top_k, order)
     analysis = Analysis(
         metric=seen.metric,

@@ -12,8 +12,8 @@ another loses). Else it stays, for one of two reasons:
   about how many would decide.
 
 In the layers that stay, experts that got nothing, and experts that answer as a more used one does, are dropped under
-the same condition. Where experts were scored, the others are then tried one by one, the least worthy first by the first
-criterion that was asked for, until one of the layer is refused. A criterion gives the order alone; images decide.
+the same condition. Where experts were scored, the others are then tried one by one, the least worthy first by a cheap
+criterion, until one of the layer is refused. A criterion gives the order alone; images decide.
 
 **Why so.** A heatmap shows what the routing follows, not what it is worth: a layer may send every class to an expert
 of its own and all experts answer alike. So what decides is what happens without the layer. Layers may stand in for
@@ -26,7 +26,9 @@ images looked for it. A change that alters no answer at all has an upper end of 
 images never prune at the default of 1 point. What a wrong decision costs is not even: a layer kept in vain costs
 multiply-adds, a layer pruned wrongly costs accuracy. Each single test lets a loss above `max_drop` pass in 2.5 % of
 samples. Trying the cheapest first favours lucky ones; in simulations the plan as a whole still loses more than
-`max_drop` in about 1 % of samples. What is lost is measured before any recovery training, so the plan errs towards
+`max_drop` in about 1 % of samples; with single experts in 1 to 4 %, and in 10 % where 32 experts all cost a tenth of a
+point. In the order of their ablation on the same images that were 91 %: those would go that the images are lucky with.
+So ablation gives no order. What is lost is measured before any recovery training, so the plan errs towards
 keeping.
 """
 
@@ -117,17 +119,15 @@ def plan_layers(
     return tuple(parts), tuple(steps)
 
 
-def removal_order(layers: Sequence[LayerAnalysis], criterion: str) -> list[tuple[int, int]]:
-    """Block and number of every expert that this criterion scored, the least worthy first.
+def removal_order(layers: Sequence[LayerAnalysis], criteria: Sequence[str]) -> list[tuple[int, int]]:
+    """Block and number of every expert, the least worthy first by the first of the criteria that is not `ablation`.
 
-    Losses compare across layers, by the upper end of their interval; other scores by their place within a layer.
+    Load takes its place where there is no other. Worth compares within a layer: the last of all layers come first.
     """
-    places = []
+    criterion, places = next((name for name in criteria if name != "ablation"), "load"), []
     for layer in layers:
-        scored = [expert for expert in layer.experts if criterion in expert.scores]
-        for place, expert in enumerate(sorted(scored, key=lambda expert: (expert.scores[criterion], expert.expert))):
-            worth = expert.lost.high if criterion == "ablation" and expert.lost else float(place)
-            places.append((worth, layer.layer, expert.expert))
+        ordered = sorted(layer.experts, key=lambda expert: (expert.scores.get(criterion, expert.load), expert.expert))
+        places += [(place, layer.layer, expert.expert) for place, expert in enumerate(ordered)]
     return [(block, expert) for _, block, expert in sorted(places)]
 
 
