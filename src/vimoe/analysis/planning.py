@@ -26,8 +26,8 @@ images looked for it. A change that alters no answer at all has an upper end of 
 images never prune at the default of 1 point. What a wrong decision costs is not even: a layer kept in vain costs
 multiply-adds, a layer pruned wrongly costs accuracy. Each single test lets a loss above `max_drop` pass in 2.5 % of
 samples. Trying the cheapest first favours lucky ones; in simulations the plan as a whole still loses more than
-`max_drop` in about 1 % of samples; with single experts in 1 to 4 %, and in 10 % where 32 experts all cost a tenth of a
-point. In the order of their ablation on the same images that were 91 %: those would go that the images are lucky with.
+`max_drop` in about 1 % of samples, with single experts too; in 10 % where 32 of them all cost a tenth of a point. In
+the order of their ablation on the same images that were 91 %: those would go that the images are lucky with.
 So ablation gives no order. What is lost is measured before any recovery training, so the plan errs towards
 keeping.
 """
