@@ -1,4 +1,4 @@
-"""The notebook runs, and the explorer sees what the model does."""
+"""The notebooks run, and the explorer sees what the model does."""
 
 import importlib.util
 import json
@@ -8,12 +8,15 @@ from types import ModuleType
 from typing import Any
 
 import matplotlib
+import numpy as np
 import pytest
 import timm
 import torch
 from PIL import Image
 
 import vimoe
+from tests.export.models import write_classifier, write_segmenter
+from vimoe import UserError
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 
@@ -29,6 +32,25 @@ def run_notebook(name: str, monkeypatch: pytest.MonkeyPatch, folder: Path) -> di
         for cell in cells:
             exec("".join(cell["source"]), names)
     return names
+
+
+def test_the_notebook_of_an_own_loop_runs_and_learns(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    names = run_notebook("own_loop", monkeypatch, tmp_path)
+    assert names["score"](names["model"]) > 0.85
+    assert (names["before"] - names["after"]).abs().max() < 1e-5
+    assert names["counts"].sum() == len(names["test"])
+    assert names["score"](names["again"]) == names["score"](names["model"])
+    assert (tmp_path / "experts.png").stat().st_size > 5_000
+
+
+@pytest.mark.slow
+def test_the_notebook_of_a_study_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    names = run_notebook("study", monkeypatch, tmp_path)
+    assert names["code"] == 0
+    assert "N4-L2-shared" in names["settings"]
+    assert names["comparisons"].count("dense") >= 1
+    names["figure"].savefig(tmp_path / "figure.png")
+    assert (tmp_path / "figure.png").stat().st_size > 10_000
 
 
 def test_the_notebook_of_heatmaps_runs(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -60,10 +82,10 @@ def photos(tmp_path: Path) -> list[Path]:
     return [*paths, tmp_path / "images" / "a" / "broken.png"]
 
 
-def save_model(folder: Path, routing: str, **settings: Any) -> Any:
+def save_model(folder: Path, routing: str, extra: dict[str, str] | None = None, **settings: Any) -> Any:
     model = timm.create_model("vit_tiny_patch16_224", img_size=32, patch_size=8, embed_dim=48, depth=3, num_classes=2)
     vimoe.upcycle(model, last=2, num_experts=4, routing=routing, **settings)
-    vimoe.save(model, folder, extra={"label_names": ["a", "b"]})
+    vimoe.save(model, folder, extra={"label_names": ["a", "b"], **(extra or {})})
     return model.eval()
 
 
@@ -113,6 +135,39 @@ def test_tokens_that_no_expert_serves_are_grey(tmp_path: Path, photos: list[Path
     assert (pixels == original // 2 + 64).all(-1).any()
 
 
+def test_the_legend_has_the_maps_colours() -> None:
+    module = explorer()
+    colours, swatches = module.expert_colours(11), module.legend(11, side=20)
+    assert swatches.shape == (40, 160, 3)
+    assert all((swatches[20 * (e // 8) + 1, 20 * (e % 8) + 1] == colours[e]).all() for e in range(11))
+    assert (swatches[30, 70] == 255).all()  # there is no twelfth
+
+
+def test_small_maps_are_enlarged_by_whole_pixels() -> None:
+    pixels = np.arange(32 * 16 * 3, dtype=np.uint8).reshape(32, 16, 3)
+    large = explorer().enlarged(pixels, side=100)
+    assert large.shape == (128, 64, 3)
+    assert (large[::4, ::4] == pixels).all()
+    assert (large[3::4, 3::4] == pixels).all()
+
+
+def test_several_labels_have_probabilities_of_their_own(tmp_path: Path, photos: list[Path]) -> None:
+    model = save_model(tmp_path / "model", "image", extra={"task": "multilabel"})
+    found = explorer().Explorer(tmp_path / "model", photos[:1])
+    with torch.no_grad():
+        probs = model(found.transform(Image.open(photos[0]), 0)[0][None]).sigmoid()[0]
+    seen = found.look(Image.open(photos[0]))
+    assert seen.labels == pytest.approx({"a": probs[0].item(), "b": probs[1].item()}, abs=1e-5)
+
+
+def test_what_the_explorer_cannot_show_is_one_line(tmp_path: Path, photos: list[Path]) -> None:
+    module = explorer()
+    with pytest.raises(UserError, match="segments: `vimoe predict` shows"):
+        module.Explorer(write_segmenter(tmp_path / "segmenter"), photos)
+    with pytest.raises(UserError, match="has no MoE layer"):
+        module.Explorer(write_classifier(tmp_path / "dense"), photos)
+
+
 def test_the_page_is_made_of_what_the_explorer_sees(tmp_path: Path, photos: list[Path]) -> None:
     pytest.importorskip("gradio")
     save_model(tmp_path / "model", "token")
@@ -120,6 +175,7 @@ def test_the_page_is_made_of_what_the_explorer_sees(tmp_path: Path, photos: list
     app = module.make_app(module.Explorer(tmp_path / "model", photos))
     labels, experts, maps, near = app.fn(Image.open(photos[0]))
     assert set(labels) == {"a", "b"}
-    assert len(experts) == len(maps) == 2
+    assert len(experts) == 2
+    assert [title for _, title in maps] == ["block 1", "block 2", "experts"]
     assert near[0][0] == str(photos[0])
     assert app.fn(None) == ({}, [], [], [])

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -104,6 +105,21 @@ def test_predict_says_labels_and_experts_and_leaves_broken_images_out(
     rows = list(csv.DictReader(io.StringIO(capsys.readouterr().out)))
     assert len(rows) == 4 * 3
     assert rows[0]["experts"].startswith("2:")
+
+
+def test_predict_shows_how_far_it_is_where_the_answers_go_elsewhere(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "bad.jpg").write_bytes(b"")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    images = [str(trained / "data" / "test"), str(tmp_path / "bad.jpg")]
+    assert main(["predict", str(trained / "run"), *images, "--batch-size", "4", "--device", "cpu"]) == 0
+    shown = capsys.readouterr()
+    answers = [json.loads(line)["path"] for line in shown.out.splitlines()]
+    assert answers == sorted(answers)
+    assert len(answers) == 12
+    assert "| 0/13 [00:00<?, ?image/s]" in shown.err
+    assert f"vimoe predict: {tmp_path / 'bad.jpg'} is no image that can be read" in shown.err
 
 
 def test_a_glob_is_expanded_and_each_image_answered_once(trained: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+import vimoe
 from tests.export.models import SIZE, vit, write_classifier, write_segmenter
 from vimoe.errors import UserError
 from vimoe.export.verify import open_graph, verify
@@ -105,7 +106,6 @@ def test_a_dense_model_exports_as_the_plain_vit_it_is(tmp_path: Path) -> None:
     ],
 )
 def test_every_family_of_vits_traces_to_what_it_computes(tmp_path: Path, name: str) -> None:
-    import vimoe
     from vimoe.export.graph_model import GraphModel
     from vimoe.export.write_graph import trace
 
@@ -116,6 +116,21 @@ def test_every_family_of_vits_traces_to_what_it_computes(tmp_path: Path, name: s
         want = model(images)
         got = trace(GraphModel(model, (size, size)), (3, size, size)).module()(images)
     torch.testing.assert_close(got[0], want, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [("beitv2_base_patch16_224", {}), ("samvit_base_patch16", {"window_size": 1, "global_attn_indexes": (1,)})],
+)
+def test_attention_with_a_bias_exports_to_onnx(tmp_path: Path, name: str, more: dict[str, object]) -> None:
+    args = {"img_size": 32, "embed_dim": 48, "num_heads": 2, "depth": 2, **more}
+    model = vimoe.upcycle(vit(name, **args), last=1, num_experts=2)
+    vimoe.save(model, tmp_path, model_args=args)
+    images = torch.randn(2, 3, 32, 32)
+    with torch.no_grad():
+        want = model(images)
+    run, _ = open_graph(export_model(tmp_path, tmp_path / "m.onnx").path)
+    np.testing.assert_allclose(run(images)[0], want.numpy(), atol=1e-5)
 
 
 def test_the_file_says_how_to_prepare_images_and_what_the_answers_mean(routed_by_image: Exported) -> None:

@@ -51,6 +51,21 @@ def test_broken_images_are_told_and_left_out(tmp_path: Path) -> None:
     assert "broken.jpg" in told[0]
 
 
+def test_processes_that_decode_change_no_mask_and_no_order(tmp_path: Path) -> None:
+    save_segmenter(small_segmenter(), tmp_path, NAMES)
+    files = []
+    for n, size in enumerate([(9, 5), (40, 21), (12, 30)]):
+        files.append(tmp_path / f"{2 - n}.png")
+        Image.effect_noise(size, 50).convert("RGB").save(files[-1])
+    files.insert(1, tmp_path / "broken.png")
+    files[1].write_bytes(b"no image")
+    told: list[str] = []
+    alone = list(predict_masks(tmp_path, files, View(), "cpu", told.append))
+    assert list(predict_masks(tmp_path, files, View(), "cpu", told.append, workers=2)) == alone
+    assert [answer.path.name for answer in alone] == ["2.png", "1.png", "0.png"]
+    assert len(told) == 2
+
+
 def test_masks_have_the_colours_of_their_classes() -> None:
     classes = np.array([[0, 1], [2, 2]])
     colours = class_colours(3)

@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 import timm
 import torch
+from timm.data import resolve_data_config
+from timm.optim import create_optimizer_v2
+from timm.task import ClassificationTask
 
 import vimoe
 import vimoe.vit.timm_entry
@@ -26,6 +29,47 @@ def test_a_folder_is_a_model_by_name(tmp_path: Path) -> None:
     x = images()
     with torch.no_grad():
         assert torch.equal(model(x), vimoe.load(folder)(x))
+
+
+# What the scripts give `create_model` beside their --model-kwargs, when no flag says more.
+SCRIPTS = {
+    "train.py": {"drop_rate": 0.0, "drop_path_rate": None, "drop_block_rate": None, "global_pool": None}
+    | {"bn_momentum": None, "bn_eps": None, "checkpoint_path": ""},
+    "validate.py": {"pretrained": True, "num_classes": None, "global_pool": None},
+    "benchmark.py": {"num_classes": None, "global_pool": None, "drop_rate": 0.0}
+    | {"drop_path_rate": None, "drop_block_rate": None},
+}
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_a_folder_is_made_as_each_script_asks_for_it(tmp_path: Path, script: str) -> None:
+    folder = write_classifier(tmp_path, routing="image")
+    model = timm.create_model("vimoe", in_chans=3, scriptable=False, folder=str(folder), **SCRIPTS[script])
+    size = resolve_data_config({}, model=model, use_test_size=True)["input_size"]
+    assert model(torch.randn((2,) + size)).shape == (2, 5)  # noqa: RUF005  (as benchmark.py does)
+
+
+def test_timms_training_task_trains_it_with_the_balance_loss_and_averages_it() -> None:
+    model = timm.create_model("vimoe", last=1, balance_weight=0.3, in_chans=3, drop_rate=0.0, **TINY)
+    plain = copy.deepcopy(model)
+    plain._forward_hooks.clear()
+    task = ClassificationTask(model, criterion_kwargs={"smoothing": 0.1}, verbose=False)
+    task.setup_ema(decay=0.5)
+    optimizer = create_optimizer_v2(task.get_trainable_module(), opt="adamw", lr=1e-3, layer_decay=0.75)
+    task.get_trainable_module().train()
+    x, labels = images(), torch.tensor([0, 1, 2, 3])
+    task(x, labels)["loss"].backward()
+    (task.criterion(plain.train()(x), labels) + 0.3 * vimoe.balance_loss(plain)).backward()
+    for (name, one), two in zip(model.named_parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, two.grad, rtol=1e-5, atol=1e-7, msg=name)
+    before = model.blocks[1].mlp.router.weight.detach().clone()
+    optimizer.step()
+    task.update_ema(step=9)  # the first ones copy
+    averaged = task.get_trainable_module(ema=True).module.blocks[1].mlp.router.weight
+    assert not torch.equal(averaged, before)
+    assert not torch.equal(averaged, model.blocks[1].mlp.router.weight)
+    with torch.no_grad():
+        assert task.get_eval_model(ema=True)(x).shape == (4, 5)
 
 
 def test_backward_through_the_output_adds_the_gradient_of_the_balance_loss() -> None:

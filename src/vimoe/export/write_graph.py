@@ -57,6 +57,8 @@ def export_module(
     """Export a classifier or `Segmenter` in memory, which is changed by it, with the `facts` of its folder."""
     size = (facts.image["size"][0], facts.image["size"][1])
     model = GraphModel(module, size, facts.precision)
+    if kind == "onnx":
+        _unfuse_attention(model)
     facts = facts._replace(moe_blocks=list(model.moe_blocks))
     shape = (facts.image["channels"], *size)
     program = trace(model, shape, dynamic_batch)
@@ -106,6 +108,13 @@ def require_onnx() -> None:
         ) from error
 
 
+def _unfuse_attention(model: nn.Module) -> None:
+    """Attention as products and a softmax: torch.onnx cannot take the fused form with a bias (BEiT, SAM)."""
+    for module in model.modules():
+        if hasattr(module, "fused_attn"):
+            module.fused_attn = False  # type: ignore[assignment]
+
+
 def _write_onnx(program: torch.export.ExportedProgram, path: Path, facts: Facts) -> None:
     outputs = ["logits", *(["expert_ids"] if facts.moe_blocks else [])]
     try:
@@ -114,7 +123,8 @@ def _write_onnx(program: torch.export.ExportedProgram, path: Path, facts: Facts)
                 program, dynamo=True, opset_version=OPSET, input_names=["images"], output_names=outputs, verbose=False
             )
     except Exception as error:  # the exporter raises whatever its passes do
-        raise UserError(f"torch.onnx cannot export this model: {first_line(error)}") from error
+        cause = error.__cause__ if isinstance(error.__cause__, Exception) else error  # around it stands only advice
+        raise UserError(f"torch.onnx cannot export this model: {first_line(cause)}") from error
     onnx_program.model.metadata_props["vimoe"] = json.dumps({**facts._asdict(), "opset": OPSET})
     size = sum(value.numel() * value.element_size() for value in program.state_dict.values())
     onnx_program.save(str(path), external_data=size > LARGEST_FILE)
@@ -130,12 +140,14 @@ def _write_torch(program: torch.export.ExportedProgram, path: Path, facts: Facts
 @contextmanager
 def _quiet() -> Iterator[None]:
     """The exporters' own notes are for their developers."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

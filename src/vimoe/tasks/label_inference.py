@@ -47,9 +47,17 @@ def find_images(patterns: Sequence[str]) -> list[Path]:
 
 
 def predict_labels(
-    folder: Path, images: Sequence[Path], top_k: int, batch_size: int, device: str, on_broken: Callable[[str], None]
+    folder: Path,
+    images: Sequence[Path],
+    top_k: int,
+    batch_size: int,
+    device: str,
+    on_broken: Callable[[str], None],
+    workers: int = 0,
 ) -> Iterator[Prediction]:
     """What the model of a folder says about image files, in their order; broken ones are noted and left out.
+
+    `workers` processes decode the next images meanwhile.
 
     Raises UserError if the model cannot be used.
     """
@@ -60,7 +68,7 @@ def predict_labels(
         evaluation_transform(model_form(folder)),
     )
     names, several = model_classes(folder), is_multilabel(folder)
-    for seen, places in batches(files, batch_size, on_broken=on_broken):
+    for seen, places in batches(files, batch_size, workers, on_broken):
         yield from _answers(model, [images[place] for place in places.tolist()], seen.to(device), names, top_k, several)
 
 

@@ -2,14 +2,19 @@
 
 import io
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from PIL import Image
+from torch import Tensor
 
-from vimoe.data.decode import BrokenImageError, read_image
+from vimoe.data.decode import read_image
+from vimoe.data.images import ImageFiles, labelled
+from vimoe.data.loaders import batches
 from vimoe.data.mask_augmentation import normalised
 from vimoe.tasks.classification import evaluating
 from vimoe.tasks.model import model_form
@@ -36,29 +41,32 @@ def default_view(folder: Path) -> View:
 
 
 def predict_masks(
-    folder: Path, images: Sequence[Path], view: View, device: str, on_broken: Callable[[str], None]
+    folder: Path, images: Sequence[Path], view: View, device: str, on_broken: Callable[[str], None], workers: int = 0
 ) -> Iterator[MaskPrediction]:
     """What the model of a folder sees in image files, in their order; broken ones are noted and left out.
+
+    `workers` processes decode the next images meanwhile.
 
     Raises UserError if the model cannot be used.
     """
     entry, form = read_segmentation(folder), model_form(folder)
     model = load_segmenter(folder, device)
-    for file in images:
-        try:
-            image = read_image(file)
-        except BrokenImageError as error:
-            on_broken(str(error))
-            continue
+    files = ImageFiles([(file, place) for place, file in enumerate(images)], partial(labelled, read_image), _pixels)
+    for pixels, places in batches(files, 1, workers, on_broken):
+        image = Image.fromarray(pixels[0].numpy())
         with evaluating(model):
             found = probabilities(model, normalised(image, form)[None].to(device), view)
         classes = found.argmax(1)[0].cpu().numpy()
         yield MaskPrediction(
-            file,
+            images[int(places)],
             mask_png(classes, len(entry.class_names), entry.reduce_zero_label),
             overlay_png(image, classes, len(entry.class_names)),
             class_shares(classes, entry.class_names),
         )
+
+
+def _pixels(image: Image.Image, place: int) -> tuple[Tensor, int]:
+    return torch.from_numpy(np.array(image)), place
 
 
 def mask_png(classes: Mask, num_classes: int, reduce_zero_label: bool) -> bytes:

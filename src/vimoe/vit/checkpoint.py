@@ -208,7 +208,9 @@ def _make_model(entries: dict[str, Any], model_args: dict[str, Any], device: str
     if "architecture" not in entries:
         with torch.device(device):
             return make(entries)
-    overlay = {**entries["pretrained_cfg"], **{k: entries[k] for k in ("num_classes", "label_names") if k in entries}}
+    # Tuples as timm has them: its benchmark.py adds the batch size to the front of `input_size`.
+    described = {key: tuple(v) if isinstance(v, list) else v for key, v in entries["pretrained_cfg"].items()}
+    overlay = {**described, **{k: entries[k] for k in ("num_classes", "label_names") if k in entries}}
     args = {"num_classes": entries["num_classes"], **entries.get("model_args", {}), **model_args}
     # What is given by name here cannot come from the file: no other weights are read than the folder's own.
     with torch.device(device):
