@@ -37,8 +37,8 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "beitv2_base_patch16_224": ("BEiT v2, relative positions", VIT),
     "eva02_tiny_patch14_224": ("EVA-02, SwiGLU, rotary positions", VIT),
     "samvit_base_patch16": ("SAM, windows", {**VIT, "window_size": 2, "global_attn_indexes": (1,)}),
-    "cait_xxs24_224": ("CaiT", {}),
-    "xcit_nano_12_p16_224": ("XCiT", {}),
+    "cait_xxs24_224": ("CaiT", VIT),
+    "xcit_nano_12_p16_224": ("XCiT", VIT),
     "swin_tiny_patch4_window7_224": ("Swin", {}),
     "mobilevit_xxs": ("MobileViT", {}),
 }
@@ -73,7 +73,7 @@ def outcome(folder: Path, kind: str) -> str:
     try:
         found = verify(export_model(folder, folder / f"model{FORMATS[kind]}", kind))
     except vimoe.UserError as error:
-        return str(error)
+        return str(error).replace(str(folder), "the folder")
     reached = found.experts - sum(map(len, found.unreached.values()))
     same = "same experts" if not found.other_choices else f"{found.other_choices} other choices"
     faults = f", does not hold {len(found.missing)} weights" if found.missing else ""

@@ -164,6 +164,12 @@ def test_it_runs_where_there_is_no_torch(tmp_path: Path, routed_by_image: Export
     assert (saved["arr_1"] == want[1].numpy()).all()
 
 
+def test_images_of_another_size_are_refused_with_the_size_that_is_right(routed_by_image: Exported) -> None:
+    run, _ = open_graph(routed_by_image.path)
+    with pytest.raises(Exception, match=f"Got: {SIZE + 16} Expected: {SIZE}"):
+        run(torch.randn(1, 3, SIZE, SIZE + 16))
+
+
 def test_a_file_for_one_image_says_so_when_it_gets_two(tmp_path: Path) -> None:
     exported = export_model(write_classifier(tmp_path / "m", routing="image"), tmp_path / "m.onnx", dynamic_batch=False)
     run, any_batch = open_graph(exported.path)

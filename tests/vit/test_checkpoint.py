@@ -180,6 +180,15 @@ def test_a_wrapped_model_comes_back_plain(wrap: Any, tmp_path: Path) -> None:
     assert_same_model(vimoe.load(tmp_path), model)
 
 
+def test_a_model_with_batch_norm_comes_back_upcycled(tmp_path: Path) -> None:
+    args = {"img_size": 32, "embed_dim": 32, "depth": 2, "num_heads": 2, "num_classes": 5}
+    model = vimoe.upcycle(timm.create_model("xcit_nano_12_p16_224", **args), last=1, num_experts=3).eval()
+    vimoe.save(model, tmp_path)
+    again, images = vimoe.load(tmp_path), make_images(model)
+    assert torch.equal(run(again, images), run(model, images))
+    assert again.state_dict()["blocks.0.local_mp.bn.num_batches_tracked"].dtype == torch.int64
+
+
 @pytest.mark.parametrize("stage", ["dense", "upcycled"])
 def test_a_model_whose_weights_are_shared_out_comes_back_whole(stage: str, tmp_path: Path) -> None:
     model = make_stage(stage)

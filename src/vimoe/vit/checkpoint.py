@@ -238,7 +238,7 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
     except (OSError, SafetensorError) as error:
         raise UserError(f"{path} is damaged or no safetensors file: {error}") from error
     for name, value in state.items():
-        if value.dtype not in DTYPES:
+        if value.dtype not in DTYPES and not name.endswith("num_batches_tracked"):  # batch norm's counter (XCiT)
             raise UserError(f"{path} does not fit {CONFIG}: {name} is of {value.dtype}, not of a type to compute in")
         if not value.isfinite().all():
             raise UserError(f"{path} holds weights that are no finite numbers, the first in {name}")
