@@ -118,19 +118,23 @@ def test_every_family_of_vits_traces_to_what_it_computes(tmp_path: Path, name: s
     torch.testing.assert_close(got[0], want, rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("name", "more"),
-    [("beitv2_base_patch16_224", {}), ("samvit_base_patch16", {"window_size": 1, "global_attn_indexes": (1,)})],
-)
-def test_attention_with_a_bias_exports_to_onnx(tmp_path: Path, name: str, more: dict[str, object]) -> None:
-    args = {"img_size": 32, "embed_dim": 48, "num_heads": 2, "depth": 2, **more}
-    model = vimoe.upcycle(vit(name, **args), last=1, num_experts=2)
-    vimoe.save(model, tmp_path, model_args=args)
+def test_attention_with_a_bias_is_taken_apart_for_onnx(tmp_path: Path) -> None:
+    args = {"img_size": 32, "embed_dim": 48, "num_heads": 2, "depth": 2}
+    model = vimoe.upcycle(vit("beitv2_base_patch16_224", **args), last=1, num_experts=2)
+    vimoe.save(model, tmp_path / "m", model_args=args)
     images = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         want = model(images)
-    run, _ = open_graph(export_model(tmp_path, tmp_path / "m.onnx").path)
+    run, _ = open_graph(export_model(tmp_path / "m", tmp_path / "m.onnx").path)
     np.testing.assert_allclose(run(images)[0], want.numpy(), atol=1e-5)
+
+
+def test_what_onnx_cannot_hold_is_one_line_with_the_reason_and_leaves_nothing(tmp_path: Path) -> None:
+    args = {"img_size": 32, "embed_dim": 48, "num_heads": 2, "depth": 1, "window_size": 1, "global_attn_indexes": (0,)}
+    vimoe.save(vit("samvit_base_patch16", **args), tmp_path / "m", model_args=args)
+    with pytest.raises(UserError, match=r"^torch.onnx cannot export this model: only 4D query[^\n\x1b]*$"):
+        export_model(tmp_path / "m", tmp_path / "half.onnx", precision="fp16")
+    assert [path.name for path in tmp_path.iterdir()] == ["m"]
 
 
 def test_the_file_says_how_to_prepare_images_and_what_the_answers_mean(routed_by_image: Exported) -> None:

@@ -6,8 +6,9 @@ import logging
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -57,16 +58,18 @@ def export_module(
     """Export a classifier or `Segmenter` in memory, which is changed by it, with the `facts` of its folder."""
     size = (facts.image["size"][0], facts.image["size"][1])
     model = GraphModel(module, size, facts.precision)
-    if kind == "onnx":
-        _unfuse_attention(model)
     facts = facts._replace(moe_blocks=list(model.moe_blocks))
     shape = (facts.image["channels"], *size)
-    program = trace(model, shape, dynamic_batch)
-    write = _write_onnx if kind == "onnx" else _write_torch
+    traced = partial(trace, model, shape, dynamic_batch)
+    save = (
+        partial(_save_onnx, *_to_onnx(model, traced, facts))
+        if kind == "onnx"
+        else partial(_save_torch, traced(), facts)
+    )
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=".exporting-") as scratch:
-            write(program, Path(scratch) / path.name, facts)
+            save(Path(scratch) / path.name)
             for file in sorted(Path(scratch).iterdir(), key=lambda file: file.name == path.name):  # the graph last
                 os.replace(file, path.parent / file.name)
     except OSError as error:
@@ -108,14 +111,28 @@ def require_onnx() -> None:
         ) from error
 
 
-def _unfuse_attention(model: nn.Module) -> None:
-    """Attention as products and a softmax: torch.onnx cannot take the fused form with a bias (BEiT, SAM)."""
-    for module in model.modules():
-        if hasattr(module, "fused_attn"):
-            module.fused_attn = False  # type: ignore[assignment]
+def _to_onnx(
+    model: GraphModel, traced: Callable[[], torch.export.ExportedProgram], facts: Facts
+) -> tuple[torch.onnx.ONNXProgram, int]:
+    """The ONNX graph, and how many bytes its weights take.
+
+    torch.onnx does not take fused attention with a bias (BEiT, SAM): attention is then taken apart. Not in fp16, where
+    onnxruntime's logits of attention in parts are not the model's.
+    """
+    program = traced()
+    size = sum(value.numel() * value.element_size() for value in program.state_dict.values())
+    try:
+        return _converted(program, facts), size
+    except UserError:
+        fused = [module for module in model.modules() if getattr(module, "fused_attn", False)]
+        if facts.precision != "fp32" or not fused:
+            raise
+    for module in fused:
+        module.fused_attn = False  # type: ignore[assignment]
+    return _converted(traced(), facts), size
 
 
-def _write_onnx(program: torch.export.ExportedProgram, path: Path, facts: Facts) -> None:
+def _converted(program: torch.export.ExportedProgram, facts: Facts) -> torch.onnx.ONNXProgram:
     outputs = ["logits", *(["expert_ids"] if facts.moe_blocks else [])]
     try:
         with _quiet():
@@ -123,14 +140,19 @@ def _write_onnx(program: torch.export.ExportedProgram, path: Path, facts: Facts)
                 program, dynamo=True, opset_version=OPSET, input_names=["images"], output_names=outputs, verbose=False
             )
     except Exception as error:  # the exporter raises whatever its passes do
-        cause = error.__cause__ if isinstance(error.__cause__, Exception) else error  # around it stands only advice
+        cause = error
+        while isinstance(cause.__cause__, Exception):  # what stands around the first cause is advice to developers
+            cause = cause.__cause__
         raise UserError(f"torch.onnx cannot export this model: {first_line(cause)}") from error
     onnx_program.model.metadata_props["vimoe"] = json.dumps({**facts._asdict(), "opset": OPSET})
-    size = sum(value.numel() * value.element_size() for value in program.state_dict.values())
+    return onnx_program
+
+
+def _save_onnx(onnx_program: torch.onnx.ONNXProgram, size: int, path: Path) -> None:
     onnx_program.save(str(path), external_data=size > LARGEST_FILE)
 
 
-def _write_torch(program: torch.export.ExportedProgram, path: Path, facts: Facts) -> None:
+def _save_torch(program: torch.export.ExportedProgram, facts: Facts, path: Path) -> None:
     buffer = io.BytesIO()  # torch's own writer ends the process when the disk is full
     with _quiet():
         torch.export.save(program, buffer, extra_files={"vimoe.json": json.dumps(facts._asdict())})
