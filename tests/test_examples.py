@@ -1,5 +1,6 @@
 """The notebooks run, and the explorer sees what the model does."""
 
+import gc
 import importlib.util
 import json
 import sys
@@ -168,6 +169,7 @@ def test_what_the_explorer_cannot_show_is_one_line(tmp_path: Path, photos: list[
         module.Explorer(write_classifier(tmp_path / "dense"), photos)
 
 
+@pytest.mark.filterwarnings("ignore")  # of Gradio's event loops
 def test_the_page_is_made_of_what_the_explorer_sees(tmp_path: Path, photos: list[Path]) -> None:
     pytest.importorskip("gradio")
     save_model(tmp_path / "model", "token")
@@ -179,3 +181,5 @@ def test_the_page_is_made_of_what_the_explorer_sees(tmp_path: Path, photos: list
     assert [title for _, title in maps] == ["block 1", "block 2", "experts"]
     assert near[0][0] == str(photos[0])
     assert app.fn(None) == ({}, [], [], [])
+    del app
+    gc.collect()
