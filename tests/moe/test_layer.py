@@ -520,6 +520,30 @@ def test_only_the_loop_breaks_the_graph_and_only_once(backend, breaks):
 
 
 @DYNAMO_LOOKS_AT_GRAD
+@pytest.mark.parametrize(
+    ("options", "breaks"),
+    [
+        ({"balance": "bias", "backend": "dense"}, 0),
+        ({"router": "prioritised", "backend": "dense"}, 0),
+        ({"router": "prioritised", "backend": "grouped"}, 1),
+        ({"router": "expert_choice", "backend": "grouped"}, 1),
+    ],
+)
+def test_only_a_number_that_the_host_must_know_breaks_the_graph_and_other_numbers_compile_nothing(options, breaks):
+    torch._dynamo.reset()
+    layer = make_layer(routing="token", **options).to(torch.bfloat16).train()
+    assert torch._dynamo.explain(layer)(images(dtype=torch.bfloat16)).graph_break_count == breaks
+    torch._dynamo.reset()
+    graphs = []
+    run = torch.compile(layer, backend=lambda graph, _: graphs.append(graph) or graph.forward)
+    for seed in range(4):
+        layer.router.assigned = None  # as after each step
+        x = images(seed=seed, dtype=torch.bfloat16)
+        torch.testing.assert_close(run(x), layer(x))
+    assert len(graphs) == breaks + 1
+
+
+@DYNAMO_LOOKS_AT_GRAD
 @pytest.mark.parametrize(("backend", "graphs"), [("grouped", 1), ("dense", 1), ("loop", 2)])
 def test_other_choices_of_experts_do_not_compile_again(backend, graphs):
     torch._dynamo.reset()

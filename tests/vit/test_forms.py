@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 import vimoe
@@ -17,6 +17,7 @@ from vimoe import UserError
 from vimoe.analysis.analysis import analyze
 from vimoe.analysis.held_out import HeldOut
 from vimoe.export.graph_model import GraphModel
+from vimoe.moe.balance import update_balance
 from vimoe.moe.losses import balance_loss
 from vimoe.vit.blocks import moe_layers
 from vimoe.vit.upcycle import get_config
@@ -214,6 +215,40 @@ def test_it_is_exported_or_refused_in_one_line(form: str) -> None:
     before = run(model, images)
     program = torch.export.export(GraphModel(model, (32, 32)), (images,))
     torch.testing.assert_close(program.module()(images)[0], before, rtol=1e-4, atol=1e-5)
+
+
+# At a graph break dynamo looks at `.grad` of the tensors it hands over.
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
+@every_form
+def test_compiled_it_gives_the_same_values_gradients_and_loads(form: str) -> None:
+    torch._dynamo.reset()
+    model = trained(form, expert_dropout=0.0, router_jitter=0.0).train()
+    images, found, other = make_images(model, 4), list[dict[str, Tensor]](), copy.deepcopy(model)
+    for each, forward in ((model, model), (other, torch.compile(other, backend="aot_eager"))):
+        loss = forward(images).square().sum()
+        if FORMS[form].get("router") != "soft":
+            loss = loss + balance_loss(each)
+        loss.backward()
+        if FORMS[form].get("balance") == "bias":
+            update_balance(each, 0.1)
+        gradients = {name: p.grad for name, p in each.named_parameters() if p.grad is not None}
+        with torch.no_grad():
+            answer = forward.eval()(images)
+        found.append({"loss": loss.detach(), "answer": answer, **dict(each.named_buffers()), **gradients})
+    assert found[1].keys() == found[0].keys()
+    for name, wanted in found[0].items():
+        torch.testing.assert_close(found[1][name], wanted, rtol=1e-4, atol=1e-5, msg=name)
+
+
+@pytest.mark.slow
+@every_form
+def test_no_router_and_no_form_of_experts_breaks_a_compiled_graph(form: str) -> None:
+    torch._dynamo.reset()
+    model = trained(form, backend="dense", expert_dropout=0.0, router_jitter=0.0).train()
+    images = make_images(model, 2)
+    whole = torch.compile(model, backend="eager", fullgraph=True)
+    torch.testing.assert_close(whole(images), model(images))
 
 
 @pytest.mark.parametrize("form", ["low rank", "low rank, softmax gates", "soft, low rank"])

@@ -58,7 +58,10 @@ def compute_experts(
     Returns:
         `[S, n, D]`.
     """
-    return _WAYS[_pick_backend(backend, x)](feed_forward, num_experts, x, expert_ids, gates, dropless)
+    way = _WAYS[_pick_backend(backend, x)]
+    if way is _grouped and not dropless:
+        way = _grouped_some
+    return way(feed_forward, num_experts, x, expert_ids, gates, dropless)
 
 
 def _pick_backend(backend: Backend, x: Tensor) -> Backend:
@@ -148,6 +151,10 @@ def _grouped(
     ends = order.counts.cumsum(0) * x.shape[1]
     out = feed_forward(y.flatten(0, 1), GroupedRows(ends.to(torch.int32), y.shape[0] * y.shape[1]))
     return combine(out.view(y.shape[0], y.shape[1], out.shape[-1]), order, gates)
+
+
+# Compiled code would be traced anew for every number of assignments that are served.
+_grouped_some = torch.compiler.disable(_grouped)
 
 
 def _dense(
