@@ -178,7 +178,7 @@ def peak_memory(model: nn.Module, x: Tensor) -> float:
 
 def ratios(seconds: list[float], base: list[float]) -> str:
     values = sorted(a / b for a, b in zip(seconds, base, strict=True))
-    return f"{statistics.median(values):.3f} ({values[len(values) // 4]:.3f} to {values[-len(values) // 4 - 1]:.3f})"
+    return f"{statistics.median(values):.3f} ({values[len(values) // 4]:.3f} to {values[-(len(values) // 4) - 1]:.3f})"
 
 
 def against_dense(args: argparse.Namespace) -> None:

@@ -77,7 +77,7 @@ def training_steps(args: Any) -> None:
     for kind, model in models.items():
         macs = cost(model, args.size).macs / 1e9
         ratio = sorted(a / b for a, b in zip(seconds[kind], seconds["dense"], strict=True))
-        low, high = ratio[len(ratio) // 4], ratio[-len(ratio) // 4 - 1]
+        low, high = ratio[len(ratio) // 4], ratio[-(len(ratio) // 4) - 1]
         print(
             f"{kind:6} {macs:8.3f} GMAC an image {1000 * statistics.median(seconds[kind]):9.1f} ms a step  "
             f"ratio {statistics.median(ratio):.3f} ({low:.3f} to {high:.3f})"
