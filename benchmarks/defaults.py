@@ -28,7 +28,7 @@ from vimoe.training.fit import train
 from vimoe.training.recipe import make_recipe
 
 # Rates for 256 images a step, each with a layer decay.
-GRID = ((2e-3 / 3, 0.75), (2e-3, 0.75), (6e-3, 0.75), (2e-3, 1.0))
+GRID = ((2e-3 / 3, 0.75), (2e-3, 0.75), (6e-3, 0.75), (1.8e-2, 0.75), (2e-3, 1.0))
 
 
 def draw(root: Path, folder: Path, seed: int, classes: int, sizes: Mapping[str, int]) -> int:
