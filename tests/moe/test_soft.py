@@ -49,3 +49,7 @@ def test_a_layer_that_chooses_nothing_has_no_selection():
     layer = soft_layer()
     layer(torch.randn(2, 7, D))
     assert layer.last_selection is None
+
+
+def test_no_parameter_is_a_scalar_which_fsdp2_could_not_shard():
+    assert all(parameter.ndim for parameter in soft_layer().parameters())

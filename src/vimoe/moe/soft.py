@@ -35,7 +35,7 @@ class SoftRouter(Router):
         self.slots = slots
         self.weight = nn.Parameter(torch.empty(num_experts * slots, dim))
         nn.init.normal_(self.weight, std=dim**-0.5)
-        self.scale = nn.Parameter(torch.ones(()))
+        self.scale = nn.Parameter(torch.ones(1))  # not a scalar: FSDP2 cannot shard one
 
     def forward(self, x: Tensor) -> Mixing:
         """`[B, T, D]` of any float dtype; the weights are in fp32 (fp64 for fp64)."""
