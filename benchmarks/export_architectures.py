@@ -4,8 +4,8 @@ Each is made small (4 blocks), its last two blocks become MoE layers of 4 expert
 parameter is drawn at random, so that no LayerScale and no norm is left that hides a fault. What cannot be upcycled or
 exported is answered with its one line.
 
-    python benchmarks/export_architectures.py
-    python benchmarks/export_architectures.py --routing token --only vit_tiny_patch16_224
+    python -m benchmarks.export_architectures
+    python -m benchmarks.export_architectures --routing token --only vit_tiny_patch16_224
 """
 
 import argparse
@@ -15,13 +15,13 @@ from typing import Any
 
 import timm
 import torch
-from torch import Tensor, nn
+from tests.vit.families import randomise, spread_routing
 
 import vimoe
 from vimoe.export.probe_images import noise_images
 from vimoe.export.verify import verify
 from vimoe.export.write_graph import FORMATS, export_model
-from vimoe.vit.blocks import find_backbone, moe_layers
+from vimoe.vit.blocks import find_backbone
 from vimoe.vit.meta import input_shape
 
 VIT: dict[str, Any] = {"embed_dim": 64, "depth": 4, "num_heads": 2}
@@ -44,27 +44,14 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def randomise(model: nn.Module, images: Tensor) -> None:
-    """Give every parameter a value that shows, and turn the routers away from what all inputs have in common."""
-    for parameter in model.parameters():
-        parameter.normal_(std=(parameter[0].numel() if parameter.ndim > 1 else 1) ** -0.5)
-    for layer in moe_layers(model).values():
-        seen: list[Tensor] = []
-        handle = layer.router.register_forward_pre_hook(lambda _, inputs, seen=seen: seen.append(inputs[0]))
-        model(images)
-        handle.remove()
-        mean = seen[0].flatten(0, -2).mean(0)
-        layer.router.weight -= torch.outer(layer.router.weight @ mean, mean) / mean.dot(mean)
-
-
 def write_model(name: str, folder: Path, args: dict[str, Any], routing: str) -> None:
     torch.manual_seed(0)
     size = 56 if "patch14" in name else 64
     if args:
         args = {**args, "img_size": size}
     model = vimoe.upcycle(timm.create_model(name, num_classes=10, **args), last=2, num_experts=4, routing=routing)
-    with torch.no_grad():
-        randomise(model.eval(), noise_images(input_shape(find_backbone(model).vit), 16))
+    randomise(model.eval())
+    spread_routing(model, noise_images(input_shape(find_backbone(model).vit), 16))
     vimoe.save(model, folder, model_args=args)
 
 

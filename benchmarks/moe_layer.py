@@ -24,6 +24,7 @@ from timm.layers import Mlp
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from vimoe.export.latency import quartiles
 from vimoe.moe.config import MoEConfig
 from vimoe.moe.layer import MoELayer
 
@@ -177,8 +178,9 @@ def peak_memory(model: nn.Module, x: Tensor) -> float:
 
 
 def ratios(seconds: list[float], base: list[float]) -> str:
-    values = sorted(a / b for a, b in zip(seconds, base, strict=True))
-    return f"{statistics.median(values):.3f} ({values[len(values) // 4]:.3f} to {values[-(len(values) // 4) - 1]:.3f})"
+    values = [a / b for a, b in zip(seconds, base, strict=True)]
+    low, high = quartiles(values)
+    return f"{statistics.median(values):.3f} ({low:.3f} to {high:.3f})"
 
 
 def against_dense(args: argparse.Namespace) -> None:

@@ -26,7 +26,8 @@ def scores(path: Path, blocks: list[int], shares: list[float]) -> list[float]:
     """In percent: of the run, of its model without MoE layers in these blocks, and of that trained at each rate."""
     run, recipe = finished_run(path)
     splits = run_images(run, recipe)
-    task, metric = recipe_task(recipe, splits), f"val_{recipe_task(recipe, splits).metric}"
+    task = recipe_task(recipe, splits)
+    metric = f"val_{task.metric}"
     pruned = vimoe.prune(vimoe.load(run.model), Plan(tuple(LayerPlan(block, ()) for block in blocks)))
     found = [run.read_rows()[-1][metric]]
     found.append(task.evaluate(pruned, splits.val, "cpu", 0, print, 0.0)[task.metric])

@@ -24,6 +24,7 @@ from timm.layers import Mlp
 from torch import nn
 
 import vimoe
+from vimoe.export.latency import quartiles
 from vimoe.tasks.segmentation import Segmentation
 from vimoe.tasks.segmenter import build_segmenter
 from vimoe.tasks.windows import View, probabilities
@@ -76,8 +77,8 @@ def training_steps(args: Any) -> None:
     seconds = {kind: values[2:] for kind, values in seconds.items()}
     for kind, model in models.items():
         macs = cost(model, args.size).macs / 1e9
-        ratio = sorted(a / b for a, b in zip(seconds[kind], seconds["dense"], strict=True))
-        low, high = ratio[len(ratio) // 4], ratio[-(len(ratio) // 4) - 1]
+        ratio = [a / b for a, b in zip(seconds[kind], seconds["dense"], strict=True)]
+        low, high = quartiles(ratio)
         print(
             f"{kind:6} {macs:8.3f} GMAC an image {1000 * statistics.median(seconds[kind]):9.1f} ms a step  "
             f"ratio {statistics.median(ratio):.3f} ({low:.3f} to {high:.3f})"

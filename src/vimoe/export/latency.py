@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple
 
 import torch
@@ -21,14 +21,19 @@ class Latency(NamedTuple):
     @property
     def quartiles(self) -> tuple[float, float]:
         """A quarter of the rounds is below the first, a quarter above the second."""
-        low, _, high = (
-            statistics.quantiles(self.seconds, n=4, method="inclusive") if len(self.seconds) > 1 else (self.seconds * 3)
-        )
-        return low, high
+        return quartiles(self.seconds)
 
     def over(self, other: "Latency") -> float:
         """How many times the other's: the median over rounds of ratios within a round."""
         return statistics.median(a / b for a, b in zip(self.seconds, other.seconds, strict=True))
+
+
+def quartiles(values: Sequence[float]) -> tuple[float, float]:
+    """The first and the third quartile; those of a single value are that value."""
+    if len(values) == 1:
+        return values[0], values[0]
+    low, _, high = statistics.quantiles(values, n=4, method="inclusive")
+    return low, high
 
 
 def take_turns(

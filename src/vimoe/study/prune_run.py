@@ -108,9 +108,11 @@ def _inputs(run: RunFolder, plan: Plan, epochs: int) -> dict[str, Any]:
     """What the pruned model depends on, named as a refusal names it."""
     with (run.model / "model.safetensors").open("rb") as weights:
         digest = hashlib.file_digest(weights, "sha256").hexdigest()
-    layers = [{"layer": x.layer, "experts": list(x.experts), "load": x.load and list(x.load)} for x in plan.layers]
-    for entry, part in zip(layers, plan.layers, strict=True):
-        entry |= {"merge": True} if part.merge else {}  # folders from before do not say it
+    layers = [
+        {"layer": x.layer, "experts": list(x.experts), "load": x.load and list(x.load)}
+        | ({"merge": True} if x.merge else {})  # folders from before do not say it
+        for x in plan.layers
+    ]
     return {"run": digest, "plan": layers, "number of recovery epochs": epochs}
 
 
