@@ -10,7 +10,6 @@ stopped.
 """
 
 import argparse
-import math
 import random
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,12 +22,15 @@ from vimoe.data.listing import files_below, folders
 from vimoe.errors import UserError
 from vimoe.files import write_text
 from vimoe.report.tables import Table
+from vimoe.training.build import model_width
 from vimoe.training.defaults import finetune
 from vimoe.training.fit import train
 from vimoe.training.recipe import make_recipe
+from vimoe.training.source import open_recipe_data
 
-# Rates for 256 images a step, each with a layer decay.
-GRID = ((2e-3 / 3, 0.75), (2e-3, 0.75), (6e-3, 0.75), (1.8e-2, 0.75), (2e-3, 1.0))
+# What the rule is compared with: shares of its rate, each with a layer decay.
+GRID = {"rate / 3": (1 / 3, 0.75), "rate x 3": (3, 0.75), "no layer decay": (1, 1.0)}
+PLAIN = "plain defaults"
 
 
 def draw(root: Path, folder: Path, seed: int, classes: int, sizes: Mapping[str, int]) -> int:
@@ -54,11 +56,11 @@ def draw(root: Path, folder: Path, seed: int, classes: int, sizes: Mapping[str, 
 
 def contenders(images: int, given: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Settings by name: the rule, the plain defaults, and the rule with the rates of the grid; all show as much."""
-    rule = finetune(images, given)
-    root = math.sqrt(rule["batch_size"] / 256)
-    grid = {f"{base:.1e}, decay {decay:g}": {**rule, "lr": base * root, "layer_decay": decay} for base, decay in GRID}
+    recipe = make_recipe(given)
+    rule = finetune(images, model_width(recipe, open_recipe_data(recipe)), given)
+    grid = {name: {**rule, "lr": share * rule["lr"], "layer_decay": decay} for name, (share, decay) in GRID.items()}
     epochs = given.get("epochs") or rule["epochs"]
-    return {"rule": rule, "plain": {"epochs": epochs, "warmup_epochs": epochs / 10}, **grid}
+    return {"rule": rule, PLAIN: {"epochs": epochs, "warmup_epochs": epochs / 10}, **grid}
 
 
 def scored(given: Mapping[str, Any], settings: Mapping[str, Any], folder: Path) -> tuple[float, float]:
@@ -81,14 +83,12 @@ def measured(root: Path, given: Mapping[str, Any], output: Path, seeds: int, dra
         folder = output / root.name / f"seed{seed}"
         images = draw(root, folder / "images", seed, **draws)
         data = {**given, "data_dir": str(folder / "images"), "seed": seed}
-        settings, known = contenders(images, data), dict[str, tuple[float, float]]()
-        for name in settings if not seed else dict.fromkeys(("rule", "plain", best)):
-            same = repr(settings[name])  # the rule may be one of the grid
-            known[same] = known.get(same) or scored(data, settings[name], folder / name.replace(", decay ", "-"))
-            found.setdefault(name, []).append(known[same])
-            print(f"{root.name}, seed {seed}, {name}: validation {known[same][0]:.1f}", flush=True)
-        best = best or max((name for name in settings if "decay" in name), key=lambda name: found[name][0][0])
-    cells = [_spread([test for _, test in found[name]]) for name in ("rule", "plain", best)]
+        settings = contenders(images, data)
+        for name in settings if not seed else dict.fromkeys(("rule", PLAIN, best)):
+            found.setdefault(name, []).append(score := scored(data, settings[name], folder / name.replace(" ", "")))
+            print(f"{root.name}, seed {seed}, {name}: validation {score[0]:.1f}, test {score[1]:.1f}", flush=True)
+        best = best or max((name for name in settings if name != PLAIN), key=lambda name: found[name][0][0])
+    cells = [_spread([test for _, test in found[name]]) for name in ("rule", PLAIN, best)]
     return [root.name, *cells, best, *(f"{scores[0][0]:.1f}" for scores in found.values())]
 
 
@@ -111,8 +111,8 @@ def main() -> None:
     roots, output, seeds = (given.pop(name) for name in ("images", "output", "seeds"))
     draws = {"classes": given.pop("classes"), "sizes": {name: given.pop(name) for name in ("train", "val", "test")}}
     rows = [measured(root, given, output, seeds, draws) for root in roots]
-    names = list(contenders(1, given))
-    header = ("set", "rule", "plain defaults", "best of the grid", "which is", *(f"val: {name}" for name in names))
+    names = ("rule", PLAIN, *GRID)
+    header = ("set", "rule", PLAIN, "best of the grid", "which is", *(f"val: {name}" for name in names))
     table = Table(header, rows, [f"Test top-1 in percent, {seeds} seeds; val: validation top-1 of the first seed."])
     write_text(output / "defaults.md", table.markdown())
     print(table.text())

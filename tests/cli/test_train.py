@@ -80,9 +80,12 @@ def test_images_alone_are_for_a_pretrained_model_with_settings_by_rule(
     assert main(["train", "--data-dir", folder, "--print-config"]) == 0
     shown = capsys.readouterr()
     recipe = make_recipe(yaml.safe_load(shown.out))
-    rule = finetune(36, {"data_dir": folder, "pretrained": True})
+    rule = finetune(36, 192, {"data_dir": folder, "pretrained": True})
     assert recipe == make_recipe({"data_dir": folder, "pretrained": True, **rule})
-    assert "defaults: finetune for 36 training images: batch_size 8, epochs 60, lr 0.00035" in shown.err
+    assert (
+        "defaults: finetune for 36 training images and a model of width 192: batch_size 8, epochs 60, lr 0.0011"
+        in shown.err
+    )
 
 
 def test_what_is_given_wins_over_a_rule_and_a_recipe_file_says_everything_itself(

@@ -34,7 +34,7 @@ def run(arguments: Sequence[str]) -> None:
     )
     parser.flag(
         "--defaults",
-        "what neither file nor flags say: by rule from the number of images (finetune), as below (scratch), or the "
+        "what neither file nor flags say: by rule from the images and the model (finetune), as below (scratch), or the "
         "paper's; by default finetune for a pretrained start without a recipe file, else scratch",
         choices=KINDS,
     )
@@ -80,12 +80,14 @@ def _with_defaults(kind: str, values: dict[str, Any], note: Callable[[str], None
     if kind == "paper":
         chosen = {key: value for key, value in PAPER.items() if key not in values}
     if kind == "finetune":
+        from vimoe.training.build import model_width
         from vimoe.training.source import open_recipe_data
 
-        images = len(open_recipe_data(replace(recipe, augment=False, in_memory=False)).train)
+        splits = open_recipe_data(replace(recipe, augment=False, in_memory=False))
+        images, width = len(splits.train), model_width(recipe, splits)
         given = {key: getattr(recipe, key) for key in values}
-        chosen = finetune(images, given, recipe.task == "segmentation")
-        kind = f"finetune for {images} training images"
+        chosen = finetune(images, width, given, recipe.task == "segmentation")
+        kind = f"finetune for {images} training images and a model of width {width}"
     if chosen and os.environ.get("RANK", "0") == "0":
         listed = ", ".join(f"{key} {value}" for key, value in chosen.items())
         note(f"defaults: {kind}: {listed}; flags override each")

@@ -1,5 +1,6 @@
 """A recipe's model: made by timm or read from a folder, given a decoder, upcycled or made a baseline as it says."""
 
+from dataclasses import replace
 from functools import partial
 from os.path import isfile
 from pathlib import Path
@@ -59,6 +60,14 @@ def build_model(recipe: Recipe, splits: Splits) -> nn.Module:
         check_token_routing(model)
     trained: nn.Module = model.train()
     return trained
+
+
+def model_width(recipe: Recipe, splits: Splits) -> int:
+    """Channels of a token in the recipe's model; fetches no weights."""
+    with torch.device("meta" if recipe.start is None else "cpu"):
+        model = build_model(replace(recipe, pretrained=False, baseline="", last=0), splits)
+    width: int = find_backbone(model).vit.embed_dim  # type: ignore[assignment]
+    return width
 
 
 def _check_patches(model: Any, recipe: Recipe, size: tuple[int, ...]) -> None:
