@@ -10,6 +10,7 @@ import torch
 
 from tests.training.tiny import recipe
 from vimoe.analysis.analyze_run import analyze_run
+from vimoe.analysis.evaluate_run import evaluate
 from vimoe.data.digits import digits
 from vimoe.errors import UserError
 from vimoe.study.prune_run import prune_run, reporting_split
@@ -78,6 +79,8 @@ def test_without_recovery_the_surgery_is_all_and_lies_beside_the_run(trained: Pa
     assert [state.name for state in evidence.states] == ["before", "right after"]
     assert evidence.output == trained.with_name("moe-pruned")
     assert accuracy(evidence.output / "model") == pytest.approx(evidence.states[1].score.value)
+    again = evaluate(evidence.output, workers=0)  # its images are the run's
+    assert (again.data, again.score.value) == ("test of the run's own data", evidence.states[1].score.value)
 
 
 def test_the_loss_right_after_is_the_one_that_the_analysis_foretold(trained: Path, tmp_path: Path) -> None:
@@ -185,6 +188,9 @@ def test_two_processes_do_not_prune_into_one_folder(trained: Path, tmp_path: Pat
 
 def test_training_is_refused_where_a_pruned_model_lies(trained: Path, tmp_path: Path) -> None:
     prune_run(trained, recover=0, output=tmp_path / "out")
+    with pytest.raises(UserError, match="holds a run of another recipe .*: choose another --output"):
+        train(recipe(tmp_path / "out", epochs=1))
+    (tmp_path / "out" / "recipe.yaml").unlink()
     with pytest.raises(UserError, match="holds a model that was not trained there: choose another --output"):
         train(recipe(tmp_path / "out", epochs=1))
 

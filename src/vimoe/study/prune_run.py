@@ -75,6 +75,8 @@ def prune_run(
         if not (start / "config.json").exists():  # else a run that was stopped goes on from its own start
             recipe_task(recipe, splits).save(after, start, splits)
         plan.save(new.path / "plan.json")
+        if not epochs:  # training writes it otherwise; it says whose images these are
+            new.write_recipe(recovery(recipe, run.model, recipe.epochs, new.path, device))
     models = {"before": before, "right after": after}
     if control := dense_control(path, recipe):
         say(f"the dense control is the run in {control.path}")
