@@ -38,6 +38,7 @@ from vimoe.data.decode import read_image
 from vimoe.data.images import ImageFiles, labelled
 from vimoe.data.loaders import training_batches
 from vimoe.data.transforms import Augmentation, ImageForm, training_transform
+from vimoe.export.latency import quartiles
 from vimoe.training.fit import train
 from vimoe.training.parallel import pick_device
 from vimoe.training.progress import peak_memory_mb
@@ -215,9 +216,7 @@ def workers_kept_or_spawned(args: argparse.Namespace) -> None:
 
 
 def _told(ratios: list[float]) -> str:
-    if len(ratios) < 3:
-        return f"{statistics.median(ratios):.3f}"
-    low, _, high = statistics.quantiles(ratios, n=4)
+    low, high = quartiles(ratios)
     return f"{statistics.median(ratios):.3f} ({low:.3f} to {high:.3f})"
 
 

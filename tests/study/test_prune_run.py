@@ -188,7 +188,7 @@ def test_two_processes_do_not_prune_into_one_folder(trained: Path, tmp_path: Pat
 
 def test_training_is_refused_where_a_pruned_model_lies(trained: Path, tmp_path: Path) -> None:
     prune_run(trained, recover=0, output=tmp_path / "out")
-    with pytest.raises(UserError, match="holds a run of another recipe .*: choose another --output"):
+    with pytest.raises(UserError, match=r"holds a run of another recipe .*: choose another --output"):
         train(recipe(tmp_path / "out", epochs=1))
     (tmp_path / "out" / "recipe.yaml").unlink()
     with pytest.raises(UserError, match="holds a model that was not trained there: choose another --output"):
