@@ -1,33 +1,57 @@
 """Images that reach every expert of every MoE layer, so that no expert of an exported graph goes untested."""
 
+from typing import NamedTuple
+
 import torch
 from torch import Tensor, nn
 
+from vimoe.moe.layer import MoELayer
 from vimoe.vit.blocks import moe_layers
-from vimoe.vit.recording import record_routing
 
 NOISE_IMAGES = 64
+# Images that are computed or changed at a time.
+BATCH = 16
+# Change of a pixel in the first step towards an expert; images have a deviation of about 1.
+STEP = 0.1
+# Steps after which an ascent is given up if at its pace it would not arrive.
+PATIENCE = 10
 
 
-def probe_images(
-    model: nn.Module, image_shape: tuple[int, int, int], steps: int = 60
-) -> tuple[Tensor, dict[int, list[int]]]:
-    """Noise, and for each expert that no noise reaches an image made to reach it.
+class Reach(NamedTuple):
+    """How near B images are to each of a layer's E experts; under token routing, their nearest tokens.
 
-    Noise images differ in strength and coarseness. For what is left, an image is changed by gradient ascent on the
-    expert's logit against the best other one, for at most `steps` steps. What no image reaches, as after a collapse,
-    is given back: `[B, C, H, W]` images, and by block number the experts that none of them reaches. The model is in
-    eval mode.
+    Attributes:
+        margins: `[B, E]` how far the expert's logit is above the last one that is left out, or below the last one that
+            is chosen.
+        chosen: `[B, E]` whether the expert is chosen; a bias may decide otherwise than the logits.
     """
-    images = noise_images(image_shape, NOISE_IMAGES)
-    missing = _unreached(model, images)
-    found = [images]
-    for block, experts in missing.items():
-        for expert in experts:
-            if (image := _ascend(model, images, block, expert, steps)) is not None:
-                found.append(image)
-    images = torch.cat(found)
-    return images, {block: experts for block, experts in _unreached(model, images).items() if experts}
+
+    margins: Tensor
+    chosen: Tensor
+
+
+def probe_images(model: nn.Module, image_shape: tuple[int, int, int], steps: int = 60, starts: int = 3) -> Tensor:
+    """Noise, and for each expert that no noise reaches an image made to reach it: `[B, C, H, W]`.
+
+    Noise images differ in strength and coarseness. For what is left, up to `starts` of them, the nearest first, are
+    changed by gradient ascent on the expert's margin, for at most `steps` steps. Where that fails, as after a collapse,
+    there is no image for the expert. The model is in eval mode.
+    """
+    noise = images = noise_images(image_shape, NOISE_IMAGES)
+    near = _reach(model, noise)
+    reached = {block: found.chosen.any(0) for block, found in near.items()}
+    for block, layer in moe_layers(model).items():
+        for start in range(starts):
+            missing = (~reached[block]).nonzero()[:, 0]
+            if not len(missing):
+                break
+            places = near[block].margins[:, missing].topk(starts, 0).indices[start]
+            for experts, first in zip(missing.split(BATCH), noise[places].split(BATCH), strict=True):
+                made = _ascend(model, layer, experts, first, steps)
+                if len(made):
+                    images = torch.cat([images, made])
+                    reached = {n: reached[n] | found.chosen.any(0) for n, found in _reach(model, made).items()}
+    return images
 
 
 def noise_images(image_shape: tuple[int, int, int], number: int) -> Tensor:
@@ -43,34 +67,51 @@ def noise_images(image_shape: tuple[int, int, int], number: int) -> Tensor:
     return torch.cat(images)
 
 
-def _unreached(model: nn.Module, images: Tensor) -> dict[int, list[int]]:
-    with torch.no_grad(), record_routing(model) as record:
-        for batch in images.split(16):
-            model(batch)
-    experts = {block: layer.experts.num_experts for block, layer in moe_layers(model).items()}
-    reached = {block: set(ids.unique().tolist()) for block, ids in record.expert_ids.items()}
-    return {block: sorted(set(range(experts[block])) - reached[block]) for block in experts}
+@torch.no_grad()
+def _reach(model: nn.Module, images: Tensor) -> dict[int, Reach]:
+    parts: dict[int, list[Reach]] = {block: [] for block in moe_layers(model)}
+    for batch in images.split(BATCH):
+        model(batch)
+        for block, layer in moe_layers(model).items():
+            parts[block].append(_last_reach(layer, len(batch)))
+    return {block: Reach(*map(torch.cat, zip(*found, strict=True))) for block, found in parts.items()}
 
 
-def _ascend(model: nn.Module, images: Tensor, block: int, expert: int, steps: int) -> Tensor | None:
-    layer = moe_layers(model)[block]
+def _last_reach(layer: MoELayer, images: int) -> Reach:
+    """Of the images of the last forward."""
+    assert layer.last_selection is not None
+    ids, logits = layer.last_selection.expert_ids, layer.last_selection.logits
+    ranked = nn.functional.pad(logits, (0, 1), value=-torch.inf).topk(ids.shape[1] + 1).values  # all may be chosen
+    last_in, first_out = ranked[:, -2:, None].unbind(1)
+    margins = logits - torch.where(logits >= last_in, first_out, last_in)
+    chosen = nn.functional.one_hot(ids, logits.shape[1]).any(1)
+    return Reach(margins.unflatten(0, (images, -1)).amax(1), chosen.unflatten(0, (images, -1)).any(1))
 
-    def margins(images: Tensor) -> Tensor:
-        """By selection, how far the expert's logit is above the best other one."""
-        model(images)
-        assert layer.last_selection is not None
-        logits = layer.last_selection.logits
-        others = torch.cat([logits[:, :expert], logits[:, expert + 1 :]], 1)
-        return logits[:, expert] - others.amax(1) if others.shape[1] else logits[:, expert] * 0 + 1
 
-    with torch.no_grad():
-        nearest = margins(images).unflatten(0, (len(images), -1)).amax(1).argmax()
-    image = images[nearest][None].clone().requires_grad_()
-    optimizer = torch.optim.Adam([image], lr=0.1)
-    for _ in range(steps):
-        margin = margins(image).max()
-        if margin.item() > 0.05:
-            return image.detach()
-        (image.grad,) = torch.autograd.grad(-margin, image)
-        optimizer.step()
-    return None
+def _ascend(model: nn.Module, layer: MoELayer, experts: Tensor, images: Tensor, steps: int) -> Tensor:
+    """Those of M images `[M, C, H, W]` that can be changed so that each reaches its expert, `[M]`.
+
+    An image is done when its expert is as far above the others as it was below them. Steps follow the signs of the
+    gradient, which may be of any scale.
+    """
+    best, highest = images.clone(), torch.full((len(images),), -torch.inf)
+    margins = torch.empty(steps, len(images))
+    going = torch.arange(len(images))
+    for step in range(steps):
+        part = images[going].requires_grad_()
+        model(part)
+        reach = _last_reach(layer, len(part))
+        margin, chosen = (found.gather(1, experts[going, None])[:, 0] for found in reach)
+        (gradient,) = torch.autograd.grad(margin.sum(), part)
+        margins[step, going] = margin = margin.detach()
+        better = chosen & (margin > highest[going])
+        best[going[better]], highest[going[better]] = part.detach()[better], margin[better]
+        stop = highest[going] >= -margins[0, going]
+        if step >= PATIENCE:
+            pace = (margin - margins[step - PATIENCE, going]) / PATIENCE
+            stop |= margin + pace * (steps - step) < 0
+        images[going] = part.detach() + STEP * (1 - step / steps) * gradient.sign()
+        going = going[~stop]
+        if not len(going):
+            break
+    return best[highest > -torch.inf]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from vimoe.errors import UserError, first_line
 from vimoe.export.graph_model import GraphModel
-from vimoe.export.probe_images import probe_images
+from vimoe.export.probe_images import noise_images, probe_images
 from vimoe.export.write_graph import Exported, require_onnx
 from vimoe.vit.blocks import moe_layers
 
@@ -29,7 +29,7 @@ class Verification(NamedTuple):
         tolerance: What is allowed.
         other_choices: Choices of experts that differ, ties left out.
         experts: Experts of all MoE layers together.
-        unreached: By block number, experts that no image could be made to reach.
+        unreached: By block number, experts that the file chose for no image, because none could be made to reach them.
         missing: Names of expert weights that the file does not hold.
     """
 
@@ -56,8 +56,9 @@ def verify(exported: Exported, batch_sizes: tuple[int, ...] = (1, 7)) -> Verific
     """
     model = exported.model
     layers = moe_layers(model)
-    images, unreached = _images(model, exported.image_shape)
+    images = _images(model, exported.image_shape)
     run, any_batch = open_graph(exported.path)
+    idle = {block: set(range(layer.experts.num_experts)) for block, layer in layers.items()}
     difference, others = 0.0, 0
     for size in batch_sizes if any_batch else (1,):
         for batch in images.split(size):
@@ -73,13 +74,15 @@ def verify(exported: Exported, batch_sizes: tuple[int, ...] = (1, 7)) -> Verific
             difference = max(difference, float(np.abs(got[0] - expected).max() / max(np.abs(expected).max(), 1e-6)))
             if layers:
                 others += int((_turned(model, got[1], want[1].numpy())).sum())
+                for i, experts in enumerate(idle.values()):
+                    experts -= set(got[1][:, i].flatten().tolist())
     return Verification(
         images=len(images),
         difference=difference,
         tolerance=TOLERANCE[exported.facts.precision],
         other_choices=others,
         experts=sum(layer.experts.num_experts for layer in layers.values()),
-        unreached=unreached,
+        unreached={block: sorted(experts) for block, experts in idle.items() if experts},
         missing=_missing_weights(model, exported.path),
     )
 
@@ -110,10 +113,8 @@ def open_graph(path: Path, threads: int = 0) -> tuple[Run, bool]:
         raise UserError(f"cannot read {path}: {first_line(error)}") from error
 
 
-def _images(model: GraphModel, image_shape: tuple[int, int, int]) -> tuple[Tensor, dict[int, list[int]]]:
-    if moe_layers(model):
-        return probe_images(model, image_shape)
-    return torch.randn(14, *image_shape, generator=torch.Generator().manual_seed(0)), {}
+def _images(model: GraphModel, image_shape: tuple[int, int, int]) -> Tensor:
+    return probe_images(model, image_shape) if moe_layers(model) else noise_images(image_shape, 14)
 
 
 def _turned(model: GraphModel, got: np.ndarray[Any, Any], want: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
