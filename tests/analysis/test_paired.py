@@ -51,6 +51,17 @@ def test_a_perfect_score_does_not_come_without_doubt() -> None:
     assert mean_score(torch.zeros(50)).low == 0
 
 
+def test_the_interval_of_scores_between_is_as_narrow_as_they_are_alike() -> None:
+    """Sixty masks that are nearly right leave no doubt of ten points."""
+    scores = 0.97 + 0.01 * torch.sin(torch.arange(60.0, dtype=torch.float64))
+    found, mean = mean_score(scores), float(scores.mean())
+    error = float(scores.std()) / math.sqrt(60) * 2.000995  # Student's t at 59 degrees of freedom
+    assert found.low == pytest.approx(100 * (mean - error))
+    assert found.high == pytest.approx(100 * (mean + error))
+    one = mean_score(torch.tensor([0.5]))
+    assert (one.low, one.high) == (0, 100)
+
+
 def test_scores_between_count_as_what_they_are() -> None:
     assert mean_score(torch.tensor([0.25, 0.75, 0.5])).value == pytest.approx(50)
     assert mean_loss(torch.tensor([0.5, 0.5]), torch.tensor([0.25, 0.5])).value == pytest.approx(12.5)

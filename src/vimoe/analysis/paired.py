@@ -21,13 +21,17 @@ class Estimate:
 def mean_score(scores: Tensor) -> Estimate:
     """Mean of `[N]` scores in 0 to 1, one an image, in percent.
 
-    The interval is taken after adding two images of score 1 and two of 0 (Agresti and Coull 1998), so that a
-    perfect score does not come without doubt.
+    For scores of 0 and 1 the interval is taken after adding two images of score 1 and two of 0 (Agresti and Coull
+    1998), so that a perfect score does not come without doubt. For scores between it is Student's.
     """
-    count, total, squares = len(scores), float(scores.double().sum()), float(scores.double().square().sum())
-    centre = (total + 2) / (count + 4)
-    half = Z * math.sqrt(max(0.0, (squares + 2) / (count + 4) - centre**2) / (count + 4))
-    return Estimate(100 * total / max(1, count), 100 * max(0.0, centre - half), 100 * min(1.0, centre + half))
+    count, total = len(scores), float(scores.double().sum())
+    value = total / max(1, count)
+    if _are_right_or_wrong(scores):
+        centre = (total + 2) / (count + 4)
+        half = Z * math.sqrt(centre * (1 - centre) / (count + 4))
+    else:
+        centre, half = value, _student(scores.double())
+    return Estimate(100 * value, 100 * max(0.0, centre - half), 100 * min(1.0, centre + half))
 
 
 def mean_loss(before: Tensor, after: Tensor) -> Estimate:
@@ -39,10 +43,19 @@ def mean_loss(before: Tensor, after: Tensor) -> Estimate:
     lost = (before - after).double()
     count, total, squares = len(lost), float(lost.sum()), float(lost.square().sum())
     value = total / max(1, count)
-    if all(((scores == 0) | (scores == 1)).all() for scores in (before, after)):
+    if _are_right_or_wrong(before) and _are_right_or_wrong(after):
         centre = total / (count + 2)
         half = Z * math.sqrt(((squares + 1) / (count + 2) - centre**2) / (count + 2))
     else:
-        centre = value
-        half = float(stats.t.ppf(0.975, count - 1) * lost.std() / math.sqrt(count)) if count > 1 else 1.0
+        centre, half = value, _student(lost)
     return Estimate(100 * value, 100 * (centre - half), 100 * (centre + half))
+
+
+def _are_right_or_wrong(scores: Tensor) -> bool:
+    return bool(((scores == 0) | (scores == 1)).all())
+
+
+def _student(values: Tensor) -> float:
+    """Half the width of the interval of a mean."""
+    count = len(values)
+    return float(stats.t.ppf(0.975, count - 1) * values.std() / math.sqrt(count)) if count > 1 else 1.0
