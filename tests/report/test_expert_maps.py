@@ -6,7 +6,7 @@ from tests.report.names import NAMES as HOSTILE
 from vimoe.analysis.counts import RoutingCounts
 from vimoe.analysis.patches import ExpertMap
 from vimoe.data.masks import IGNORE
-from vimoe.report.expert_maps import class_panel, expert_maps, expert_panel, served_classes
+from vimoe.report.expert_maps import class_panel, expert_maps, expert_panel, favoured_classes
 from vimoe.report.saving import embed
 from vimoe.tasks.palette import class_colours
 
@@ -83,10 +83,16 @@ def words(figure: Figure) -> list[list[str]]:
     return [[text.get_text() for text in found.get_texts()] for found in figure.legends]
 
 
-def test_the_legend_says_what_the_last_layers_experts_serve_and_which_classes_are_seen() -> None:
+def test_the_legend_says_which_classes_the_last_layers_experts_favour_and_which_are_seen() -> None:
     table = np.array([[80, 0, 0], [15, 50, 0], [5, 50, 0]])
-    assert served_classes(table, NAMES) == ["sky 80%, tree 15%", "tree 50%, road 50%", "no patch"]
-    assert served_classes(np.full((30, 1), 5), tuple(map(str, range(30)))) == ["many classes"]
+    assert favoured_classes(table, NAMES) == ["100% of sky", "91% of road, 77% of tree", "no patch"]
+    assert favoured_classes(np.full((30, 2), 5), tuple(map(str, range(30)))) == ["all alike", "all alike"]
+
+
+def test_a_background_that_fills_every_expert_hides_no_class() -> None:
+    table = np.array([[500, 480, 520], [2, 60, 3], [1, 0, 0]])  # the last is a class of one patch
+    names = ("background", "cat", "speck")
+    assert favoured_classes(table, names) == ["all alike", "92% of cat", "all alike"]
     experts, classes = words(expert_maps([example()], counts()))
     assert [name.split(":")[0] for name in experts] == ["0", "1", "2", "3"]
     assert classes == ["sky", "tree", "unlabelled"]

@@ -24,13 +24,16 @@ STRENGTH, DARKEST = 0.66, 60
 UNLABELLED = (240, 240, 240)
 # More classes than these are not named in the legend, the rarest left out.
 NAMED_CLASSES = 24
+# The legend names a class where an expert gets so many times its share of it, and so many nats by that: about where a G
+# test of one cell says p = 0.05.
+CLEARLY, NATS = 1.2, 3.0
 
 
 def expert_maps(maps: Sequence[ExpertMap], counts: RoutingCounts, columns: int = 8) -> Figure:
     """Each image beside its classes and, for every MoE layer, the experts that its patches chose, the last first.
 
     The same colour in two layers means the same number, not the same expert. The legend says which classes the last
-    layer's experts serve. All maps have the same layers; more than fill a row of panels go on in further ones.
+    layer's experts get most of. All maps have the same layers; more than fill a row of panels go on in further ones.
     """
     num_experts = dict(zip(counts.layers, counts.num_experts, strict=True))
     numbers = sorted(maps[0].experts, reverse=True)
@@ -56,7 +59,7 @@ def expert_maps(maps: Sequence[ExpertMap], counts: RoutingCounts, columns: int =
                 ax.set_title(title, fontsize=9, pad=3)
         for ax, number in zip(mine[2:], numbers, strict=False):
             ax.add_collection(_borders(one, number))
-    served = f"expert, and the classes it serves in block {numbers[0]} (share of its patches)"
+    served = f"expert, and the classes whose patches it gets more of than of others in block {numbers[0]}"
     for key, columns, title, place in zip(keys, per_line, (served, "class"), ("lower", "upper"), strict=True):
         patches = [Patch(color=tuple((colour / 255).tolist())) for colour in key.values()]
         look = {"title": title, "title_fontsize": 8, "alignment": "left", "ncols": columns}
@@ -100,21 +103,29 @@ def _over(grey: NDArray[np.float64], colours: NDArray[np.uint8]) -> NDArray[np.u
     return (STRENGTH * colours + (1 - STRENGTH) * grey).round().astype(np.uint8)
 
 
-def served_classes(table: NDArray[np.int64], class_names: Sequence[str], most: int = 3) -> list[str]:
-    """For each expert of a table `[class, expert]`, the classes of most of its patches, with shares from 10 % on."""
-    shares = table / np.maximum(table.sum(0), 1)
-    best = np.argsort(-shares, axis=0, kind="stable")[:most]
+def favoured_classes(table: NDArray[np.int64], class_names: Sequence[str], most: int = 3) -> list[str]:
+    """For each expert of a table `[class, expert]`, the classes that it gets more of than of others.
+
+    These are named by what they add to the mutual information of class and expert, so that a background that is most of
+    every expert's patches names none, nor does a class of a few patches. The share is of the class's patches.
+    """
+    shares = table / np.maximum(table.sum(1, keepdims=True), 1)
+    expected = table.sum(0) / max(1, table.sum())
+    with np.errstate(divide="ignore", invalid="ignore"):
+        more = shares / expected
+        nats = np.where(more >= CLEARLY, table * np.log(more), 0.0)
+    best = np.argsort(-nats, axis=0, kind="stable")[:most]
     named = [
-        ", ".join(f"{short(class_names[c], 16)} {shares[c, e]:.0%}" for c in best[:, e] if shares[c, e] >= 0.1)
+        ", ".join(f"{shares[c, e]:.0%} of {short(class_names[c], 16)}" for c in best[:, e] if nats[c, e] >= NATS)
         for e in range(table.shape[1])
     ]
-    return [words or ("many classes" if used else "no patch") for words, used in zip(named, table.sum(0), strict=True)]
+    return [words or ("all alike" if used else "no patch") for words, used in zip(named, table.sum(0), strict=True)]
 
 
 def _expert_key(counts: RoutingCounts) -> dict[str, NDArray[Any]]:
-    """By name and what they serve, the experts' colours over a middle grey."""
+    """By name and what they get, the experts' colours over a middle grey."""
     colours = _over(np.array((DARKEST + 255) / 2), expert_colours(max(counts.num_experts)))
-    served = served_classes(counts.layer(max(counts.layers)), counts.class_names)
+    served = favoured_classes(counts.layer(max(counts.layers)), counts.class_names)
     served += [""] * (len(colours) - len(served))
     return {f"{e}: {words}".rstrip(": "): colour for e, (words, colour) in enumerate(zip(served, colours, strict=True))}
 
