@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import vimoe
+from vimoe.cli import main
 from vimoe.errors import UserError
 from vimoe.vit.blocks import find_backbone, moe_layers
 
@@ -109,6 +111,43 @@ def test_a_saved_model_comes_back_to_the_bit(family: str, tmp_path: Path) -> Non
     vimoe.prune(again, {1: [0], 2: []})
     vimoe.save(again, tmp_path)
     assert torch.equal(answer(vimoe.load(tmp_path)), answer(again))
+
+
+@every_family
+def test_what_save_pretrained_writes_comes_back_to_the_bit(family: str, tmp_path: Path) -> None:
+    model = part_ways(vimoe.upcycle(make(family), last=2, num_experts=3))
+    model.save_pretrained(tmp_path)
+    again = vimoe.load(tmp_path)
+    assert type(again) is type(model)
+    assert torch.equal(answer(again), answer(model))
+    vimoe.prune(again, {1: [0], 2: []})
+    again.save_pretrained(tmp_path)
+    assert torch.equal(answer(vimoe.load(tmp_path)), answer(again))
+
+
+def test_transformers_says_that_it_misses_the_ffns_of_moe_layers(tmp_path: Path) -> None:
+    vimoe.upcycle(make("vit"), last=1, num_experts=3).save_pretrained(tmp_path)
+    model, found = transformers.AutoModelForImageClassification.from_pretrained(tmp_path, output_loading_info=True)
+    assert {name.split(".mlp.")[0] for name in found["missing_keys"]} == {"vit.layers.2"}
+    vimoe.save(model, tmp_path)
+    assert torch.equal(answer(vimoe.load(tmp_path)), answer(model))
+
+
+def test_weights_of_save_pretrained_that_do_not_fit_are_one_line(tmp_path: Path) -> None:
+    vimoe.upcycle(make("vit"), last=1, num_experts=3).save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    weights["stray"] = weights.pop("vit.layernorm.bias")
+    save_file(weights, tmp_path / "model.safetensors")
+    with pytest.raises(UserError, match=r"does not fit config\.json"):
+        vimoe.load(tmp_path)
+
+
+def test_a_verb_says_that_it_takes_no_models_of_transformers(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    vimoe.save(vimoe.upcycle(make("vit"), last=1, num_experts=3), tmp_path)
+    assert main(["export", str(tmp_path)]) == 2
+    assert "holds a model of transformers: vimoe.load reads it" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("with_outputs", [False, True])

@@ -31,7 +31,7 @@ from vimoe.vit.lora import has_lora, merge_lora
 from vimoe.vit.meta import height_and_width, input_shape
 from vimoe.vit.model_config import CONFIG, MOE_KEY, a_path, check_config, model_folder, read_config
 from vimoe.vit.prompts import add_prompts
-from vimoe.vit.transformers_folder import describe, is_of_transformers, make, read_entries
+from vimoe.vit.transformers_folder import describe, is_of_transformers, make, read_entries, with_module_names
 from vimoe.vit.upcycle import get_config, install
 from vimoe.vit.widen import widen
 
@@ -163,7 +163,7 @@ def load(
     """Read a model folder, dense or upcycled, pruned or not; in eval mode.
 
     Args:
-        folder: What `save` wrote, or a run folder, which holds it.
+        folder: What `save` or transformers' `save_pretrained` wrote, or a run folder, which holds it.
         device: Where to put the weights.
         img_size: Height and width in pixels; position embeddings are resampled where it is another one.
         num_classes: Classes of the head; where they are others than the folder's, the head is new and untrained.
@@ -184,6 +184,8 @@ def load(
     state = _read_weights(folder / WEIGHTS)
     with _one_line(f"{folder / CONFIG} does not describe a model"):
         skeleton = _make_model(entries, {}, "meta")
+        if _misfits(skeleton, state) and "architecture" not in entries and _size(state) == _size(skeleton.state_dict()):
+            state = with_module_names(entries, state)
     if wrong := _misfits(skeleton, state):  # before memory is asked for
         line = f"{len(wrong)} weights differ, the first is {wrong[0]}"
         raise UserError(f"{folder / WEIGHTS} does not fit {CONFIG}: {line}")
@@ -250,6 +252,10 @@ def _misfits(model: nn.Module, state: Mapping[str, Tensor]) -> list[str]:
     expected = model.state_dict()
     wrong = sorted(set(expected) ^ set(state))
     return wrong + sorted(n for n in set(expected) & set(state) if state[n].shape != expected[n].shape)
+
+
+def _size(state: Mapping[str, Tensor]) -> int:
+    return sum(value.numel() for value in state.values())
 
 
 def _fill(model: nn.Module, state: Mapping[str, Tensor]) -> None:

@@ -48,6 +48,8 @@ def read_config(path: str | Path) -> dict[str, Any]:
         raise UserError(f"{folder} is not a model folder: it holds no {CONFIG}") from error
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"cannot read {folder / CONFIG}: {error}") from error
+    if isinstance(entries, dict) and "architecture" not in entries and "model_type" in entries:
+        raise UserError(f"{folder} holds a model of transformers: vimoe.load reads it; the verbs take timm's alone")
     if not isinstance(entries, dict) or not {"architecture", "pretrained_cfg"} <= set(entries):
         raise UserError(f"{folder / CONFIG} does not describe a timm model: it names no architecture")
     try:

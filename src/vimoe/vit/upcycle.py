@@ -175,6 +175,11 @@ def set_config(model: nn.Module, config: MoEConfig | None) -> None:
         # Stacked biases and norms are 2-D, which optimisers take for matrices to decay.
         # (A bound method would lose its name in a pickle.)
         vit.__dict__["no_weight_decay"] = partial(_no_weight_decay, vit)
+    if theirs := next((module for module in model.modules() if hasattr(module, "save_pretrained")), None):
+        settings: Any = theirs.config  # what transformers' `save_pretrained` writes down
+        settings.__dict__.pop("vimoe", None)
+        if config is not None:
+            settings.vimoe = config.to_dict()
 
 
 def _no_weight_decay(vit: nn.Module) -> set[str]:
