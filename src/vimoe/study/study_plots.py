@@ -14,7 +14,7 @@ from vimoe.study.study_table import StudyRow, StudyTable, by_setting, deepest
 # What is drawn beside the MoE runs, by kind. One label has one colour in all figures.
 _BESIDE = {
     "dense": "dense",
-    "wide": "dense, equal activated parameters",
+    "wide": "dense, wider FFNs",
     "planned": "planned from all layers, recovered",
 }
 _COLOURS = {"shared expert": 0, "no shared expert": 1, _BESIDE["wide"]: 2, _BESIDE["planned"]: 3, "dense": None}
@@ -51,15 +51,18 @@ def study_figures(table: StudyTable) -> dict[str, Figure]:
         "how far the class decides the expert\n(normalised mutual information)",
     )
 
+    most = max(row.recipe["last"] for row in rows)
+    drawn = [row for row in rows if row.kind != "wide" or row.recipe["last"] == most]
+
     def over_time(key: str, y_label: str, x_label: str, end: Callable[[StudyRow], float]) -> Figure:
-        """The paper's Figure 3: a curve for each L, means over seeds."""
+        """The paper's Figure 3: a curve for each L, means over seeds; of wide models the one with most wide FFNs."""
 
         def points(row: StudyRow) -> list[tuple[float, float]]:
             epochs = table.curves.get(row.run, ())
             return [(epoch["epoch"] / row.recipe["epochs"] * end(row), epoch[key]) for epoch in epochs]
 
-        how: dict[str, Any] = {"column": _both(_experts, _shared), "curve": _layers, "beside": ("dense",)}
-        return _draw(rows, points, f"{x_label} of the fine-tuning", y_label, shaded=True, dots=False, **how)
+        how: dict[str, Any] = {"column": _both(_experts, _shared), "curve": _layers, "beside": ("dense", "wide")}
+        return _draw(drawn, points, f"{x_label} of the fine-tuning", y_label, shaded=True, dots=False, **how)
 
     def macs(row: StudyRow) -> float:
         return FORWARDS_A_STEP * row.values["shown_images"] * row.values["macs"] / 1e12
