@@ -65,7 +65,7 @@ def test_a_run_is_pruned_recovers_and_is_not_touched_itself(trained: Path, tmp_p
     assert (config.layers, config.num_experts) == ((2,), (2,))
     assert evidence.states[2].cost.stored_params < evidence.states[0].cost.stored_params
     recovery = load_recipe(tmp_path / "pruned" / "recipe.yaml")
-    assert (recovery.epochs, recovery.last, recovery.lr) == (2, 0, 1e-3)
+    assert (recovery.epochs, recovery.last, recovery.lr) == (2, 0, pytest.approx(3.5e-4))
     names = json.loads((tmp_path / "pruned" / "start" / "config.json").read_text())["label_names"]
     assert names == list(digits().class_names)
     numbers = json.loads((tmp_path / "pruned" / "pruning.json").read_text())
@@ -81,6 +81,16 @@ def test_without_recovery_the_surgery_is_all_and_lies_beside_the_run(trained: Pa
     assert accuracy(evidence.output / "model") == pytest.approx(evidence.states[1].score.value)
     again = evaluate(evidence.output, workers=0)  # its images are the run's
     assert (again.data, again.score.value) == ("test of the run's own data", evidence.states[1].score.value)
+
+
+def test_by_default_only_what_lost_something_is_trained_again(trained: Path, tmp_path: Path) -> None:
+    Plan((LayerPlan(1, (0, 1, 2)), LayerPlan(2, (2, 0, 1)))).save(tmp_path / "all.json")
+    kept = prune_run(trained, tmp_path / "all.json", output=tmp_path / "kept")
+    assert [state.name for state in kept.states] == ["before", "right after"]
+    assert kept.states[0].score == kept.states[1].score
+    Plan((LayerPlan(2, (0, 2)),)).save(tmp_path / "fewer.json")
+    fewer = prune_run(trained, tmp_path / "fewer.json", output=tmp_path / "fewer")
+    assert (fewer.states[-1].name, fewer.epochs) == ("recovered", 1)
 
 
 def test_the_loss_right_after_is_the_one_that_the_analysis_foretold(trained: Path, tmp_path: Path) -> None:

@@ -14,10 +14,10 @@ def test_a_share_of_the_epochs_is_rounded_up_and_a_number_is_itself(recover: flo
     assert recovery_epochs(RUN, recover) == epochs
 
 
-def test_recovery_is_the_runs_own_recipe_from_the_pruned_model_at_a_fifth_of_the_rate() -> None:
+def test_recovery_is_the_runs_own_recipe_from_the_pruned_model_at_a_fourteenth_of_the_rate() -> None:
     after = asdict(recovery(RUN, Path("start"), 4, Path("pruned"), "cpu"))
     changed = {key: value for key, value in after.items() if value != asdict(RUN)[key]}
     assert changed == {
-        **{"initial_checkpoint": "start", "pretrained": False, "last": 0, "epochs": 4, "lr": 0.1},
+        **{"initial_checkpoint": "start", "pretrained": False, "last": 0, "epochs": 4, "lr": pytest.approx(0.035)},
         **{"warmup_epochs": 1.0, "device": "cpu", "output": "pruned"},
     }

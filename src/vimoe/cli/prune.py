@@ -16,8 +16,8 @@ def run(arguments: Sequence[str]) -> None:
     parser.flag("--plan", "the plan (default: RUN/plan.json)", type=Path)
     parser.flag(
         "--recover-epochs",
-        "epochs of recovery training; below 1 a share of the run's own epochs, 0 for none",
-        0.25,
+        "epochs of recovery training; below 1 a share of the run's own epochs, 0 for none (default: 0.25, and 0 where "
+        "the plan keeps everything)",
         type=_epochs,
     )
     parser.flag("--output", "the new folder (default: RUN-pruned)", type=Path)

@@ -14,6 +14,7 @@ from vimoe.study.effort import effort_table, efforts, expected_seconds, seeds_li
 from vimoe.study.grid import StudyRun, list_runs
 from vimoe.study.processes import FAILED_FILE, run_all
 from vimoe.study.prune_run import prune_run
+from vimoe.study.recovery import RECOVERY
 from vimoe.study.run_result import Result, keep_result, measure, read_result
 from vimoe.study.study_file import Study
 from vimoe.study.study_table import gather, read_table
@@ -137,7 +138,7 @@ def do_run(run: StudyRun) -> None:
     begun = time.perf_counter()
     analyze_run(origin, workers=run.recipe.workers, device=device)
     analysis = time.perf_counter() - begun
-    prune_run(origin, output=folder.path, device=device)
+    prune_run(origin, recover=RECOVERY, output=folder.path, device=device)
     result = measure(folder, load_recipe(folder.path / "recipe.yaml"))
     keep_result(folder, result | {"seconds": result["seconds"] + analysis, "analysis_seconds": analysis})
 

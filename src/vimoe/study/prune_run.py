@@ -25,12 +25,13 @@ from vimoe.training.run_folder import RunFolder
 from vimoe.vit.cost import cost
 from vimoe.vit.plan import Plan, blocks
 from vimoe.vit.pruning import prune
+from vimoe.vit.upcycle import get_config
 
 
 def prune_run(
     path: Path,
     plan_path: Path | None = None,
-    recover: float = RECOVERY,
+    recover: float | None = None,
     output: Path | None = None,
     data_dir: str | None = None,
     device: str = "auto",
@@ -48,7 +49,7 @@ def prune_run(
     Args:
         plan_path: The plan; by default the run's own `plan.json`.
         recover: Epochs of recovery training with the run's own recipe; below 1 a share of the run's epochs, 0 for
-            none.
+            none. By default a quarter of them, and none where the plan keeps everything.
         output: The new folder; by default beside the run, its name with `-pruned`.
         data_dir: Where the images lie now, if they were moved.
 
@@ -60,18 +61,22 @@ def prune_run(
     new = RunFolder(output or path.resolve().with_name(f"{path.resolve().name}-pruned"))
     if new.path.resolve() == path.resolve():
         raise UserError(f"{new.path} is the run itself: choose another --output")
-    device, epochs = pick_device(device), recovery_epochs(recipe, recover)
-    inputs = _inputs(run, plan, epochs)
-    new.check_inputs(inputs)
+    device = pick_device(device)
     before = load_model(run.model, device)
     after = prune(load_model(run.model, device), plan)
+    if recover is None:
+        config = get_config(before)
+        recover = RECOVERY if config and plan.changes(config) else 0
+    epochs = recovery_epochs(recipe, recover)
+    inputs = _inputs(run, plan, epochs)
+    new.check_inputs(inputs)
     recipe = replace(recipe, data_dir=data_dir or recipe.data_dir)
     splits = run_images(run, recipe)
     start = new.path / "start" if epochs else new.model
     with new.locked():
         new.check_inputs(inputs)  # another process may have been faster
         new.write_inputs(inputs)
-        say(_what(plan))
+        say(_what(plan) + ("" if epochs else "; no recovery"))
         if not (start / "config.json").exists():  # else a run that was stopped goes on from its own start
             recipe_task(recipe, splits).save(after, start, splits)
         plan.save(new.path / "plan.json")

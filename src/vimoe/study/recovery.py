@@ -8,7 +8,7 @@ from vimoe.training.recipe import Recipe
 
 # Of the epochs that the run itself had, and of its learning rate (`benchmarks/recovery_rates.py`).
 RECOVERY = 0.25
-RECOVERY_LR = 0.2
+RECOVERY_LR = 0.07
 
 
 def recovery_epochs(recipe: Recipe, recover: float = RECOVERY) -> int:
@@ -17,7 +17,7 @@ def recovery_epochs(recipe: Recipe, recover: float = RECOVERY) -> int:
 
 
 def recovery(recipe: Recipe, start: Path, epochs: int, output: Path, device: str) -> Recipe:
-    """The run's own recipe for a few epochs, from the pruned model, at a fifth of its learning rate.
+    """The run's own recipe for a few epochs, from the pruned model, at a fourteenth of its learning rate.
 
     The model comes from the end of a schedule and has little to learn anew; the full rate would first undo some of
     what it knows.

@@ -74,6 +74,11 @@ class Plan:
         if not isinstance(self.layers, tuple) or not all(isinstance(part, LayerPlan) for part in self.layers):
             raise UserError(f"the layers of a plan are a tuple of LayerPlans, got {self.layers!r}")
 
+    def changes(self, config: MoEConfig) -> bool:
+        """Whether a model of this configuration loses an expert or a layer by it."""
+        sizes = dict(zip(config.layers, config.num_experts, strict=True))
+        return any(len(part.experts) < sizes[part.layer] for part in self.layers)
+
     def check(self, config: MoEConfig) -> None:
         """Raise a `UserError` where the plan does not fit a model of this configuration."""
         sizes = dict(zip(config.layers, config.num_experts, strict=True))
