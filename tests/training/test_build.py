@@ -16,9 +16,11 @@ from tests.vit.families import make
 from tests.vit.test_weights_file import augreg
 from vimoe.data.digits import digits
 from vimoe.data.splits import Splits
+from vimoe.data.transforms import ImageForm
 from vimoe.errors import UserError
-from vimoe.training.build import build_model
+from vimoe.training.build import build_model, model_width
 from vimoe.training.fit import train
+from vimoe.training.recipe import Recipe
 from vimoe.training.source import open_recipe_data
 from vimoe.vit.blocks import moe_layers
 from vimoe.vit.checkpoint import load, save
@@ -128,3 +130,25 @@ def test_a_classifiers_images_are_whole_patches(tmp_path: Path) -> None:
     wanted = recipe(tmp_path / "run", **settings)
     with pytest.raises(UserError, match=r"images of 18 pixels are no whole patches of 4: take img_size 16 or 20"):
         build_model(wanted, open_recipe_data(wanted))
+
+
+@pytest.mark.parametrize(
+    ("name", "width"),
+    [
+        ("vit_tiny_patch16_224", 192),
+        ("eva02_tiny_patch14_224", 192),
+        ("hiera_tiny_224", 768),
+        ("xcit_nano_12_p8_224", 128),
+    ],
+)
+def test_the_width_that_the_rate_follows_is_the_models(name: str, width: int) -> None:
+    nothing: Any = []
+    splits = Splits(nothing, nothing, nothing, ("a", "b"), ImageForm((3, 224, 224), (0.5,) * 3, (0.5,) * 3))
+    assert model_width(Recipe(model=name, pretrained=True, last=2), splits) == width
+
+
+def test_the_width_of_a_start_is_read_from_it(tmp_path: Path) -> None:
+    save(timm.create_model("vit_tiny_patch16_224", img_size=32, embed_dim=48, depth=2, num_classes=2), tmp_path)
+    nothing: Any = []
+    splits = Splits(nothing, nothing, nothing, ("a", "b"), ImageForm((3, 32, 32), (0.5,) * 3, (0.5,) * 3))
+    assert model_width(Recipe(initial_checkpoint=str(tmp_path)), splits) == 48

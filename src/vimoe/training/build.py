@@ -63,18 +63,20 @@ def build_model(recipe: Recipe, splits: Splits) -> nn.Module:
 
 
 def model_width(recipe: Recipe, splits: Splits) -> int:
-    """Channels of a token in the recipe's model; fetches no weights."""
+    """Channels of a token in the last blocks of the recipe's model; fetches no weights."""
     with torch.device("meta" if recipe.start is None else "cpu"):
         model = build_model(replace(recipe, pretrained=False, baseline="", last=0), splits)
-    width: int = find_backbone(model).vit.embed_dim  # type: ignore[assignment]
+    vit: Any = find_backbone(model).vit
+    width: int = getattr(vit, "embed_dim", None) or vit.num_features  # Hiera's widths grow from block to block
     return width
 
 
 def _check_patches(model: Any, recipe: Recipe, size: tuple[int, ...]) -> None:
     """A classifier's images are whole patches: timm would cut off the rest without a word."""
-    if (patch := getattr(model, "patch_embed", None)) is None:
+    sides = getattr(getattr(model, "patch_embed", None), "patch_size", None)
+    if sides is None:  # Hiera's overlap
         return
-    for side, pixels in zip(size, patch.patch_size, strict=True):
+    for side, pixels in zip(size, (sides, sides) if isinstance(sides, int) else sides, strict=True):
         if side < pixels:
             raise UserError(f"images of {side} pixels are smaller than a patch of this model, {pixels} pixels")
         if side % pixels and recipe.task != "segmentation":
