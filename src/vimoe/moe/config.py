@@ -165,6 +165,11 @@ class MoEConfig:
             )
 
     @property
+    def sizes(self) -> dict[int, int]:
+        """`num_experts` by block."""
+        return dict(zip(self.layers, self.num_experts, strict=True))
+
+    @property
     def expert_of(self) -> dict[int, tuple[int, ...]]:
         """`router_rows` by block."""
         return dict(zip(self.layers, self.router_rows, strict=False))

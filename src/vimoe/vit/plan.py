@@ -76,12 +76,11 @@ class Plan:
 
     def changes(self, config: MoEConfig) -> bool:
         """Whether a model of this configuration loses an expert or a layer by it."""
-        sizes = dict(zip(config.layers, config.num_experts, strict=True))
-        return any(len(part.experts) < sizes[part.layer] for part in self.layers)
+        return any(len(part.experts) < config.sizes[part.layer] for part in self.layers)
 
     def check(self, config: MoEConfig) -> None:
         """Raise a `UserError` where the plan does not fit a model of this configuration."""
-        sizes = dict(zip(config.layers, config.num_experts, strict=True))
+        sizes = config.sizes
         for i, part in enumerate(self.layers):
             where = f"plan for block {part.layer}"
             if part.layer not in sizes:

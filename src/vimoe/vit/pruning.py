@@ -121,7 +121,7 @@ def prune(model: Model, plan: Plan | Mapping[int, Sequence[int]]) -> Model:
         raise UserError(f"a plan is a vimoe.Plan or a dictionary of blocks and the experts to keep, got {plan!r}")
     plan.check(config)
     blocks, layers = find_backbone(model).blocks, moe_layers(model)
-    sizes, expert_of = dict(zip(config.layers, config.num_experts, strict=True)), config.expert_of
+    sizes, expert_of = config.sizes, config.expert_of
     for part in plan.layers:
         if part.pruned:
             layers[part.layer].experts.check_whole()

@@ -160,7 +160,7 @@ def get_config(model: nn.Module) -> MoEConfig | None:
     layers = moe_layers(model)
     for module in model.modules():
         if isinstance(config := module.__dict__.get("moe_config"), MoEConfig):
-            left = {block: n for block, n in zip(config.layers, config.num_experts, strict=True) if block in layers}
+            left = {block: n for block, n in config.sizes.items() if block in layers}
             return config if len(left) == len(config.layers) else config.with_layers(left, config.expert_of)
     return None
 
