@@ -54,9 +54,11 @@ def test_a_dumped_recipe_reads_back_the_same(tmp_path: Path) -> None:
     ],
 )
 def test_a_wrong_file_gets_one_line(tmp_path: Path, text: str, message: str) -> None:
+    path = write(tmp_path, text)
     with pytest.raises(UserError) as caught:
-        load_recipe(write(tmp_path, text))
-    assert str(caught.value).startswith(message.replace("RECIPE", str(tmp_path / "recipe.yaml")))
+        load_recipe(path)
+    message = message.replace("RECIPE", str(path)) if "RECIPE" in message else f"{path}: {message}"
+    assert str(caught.value).startswith(message)
     assert "\n" not in str(caught.value)
 
 

@@ -347,7 +347,11 @@ def _checked(key: str, value: Any, hint: Any) -> Any:
 
 def load_recipe(path: str | Path) -> Recipe:
     """Read a recipe file. Raises UserError if the file cannot be read, is no YAML, or holds a wrong key or value."""
-    return make_recipe(read_yaml(Path(path)))
+    values = read_yaml(Path(path))
+    try:
+        return make_recipe(values)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
 
 
 def dump_recipe(recipe: Recipe) -> str:
