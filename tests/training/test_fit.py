@@ -160,6 +160,14 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
+def test_a_loss_of_the_routing_that_is_not_finite_stops_the_run_too(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vimoe.training.trainer.routing_loss", lambda *_, **__: torch.tensor(float("inf")))
+    with pytest.raises(UserError, match=r"the loss is inf at step 0 \(epoch 1\)"):
+        train(recipe(tmp_path / "run", last=2, num_experts=3))
+
+
 def test_the_dense_control_is_the_same_run_without_experts(tmp_path: Path) -> None:
     control = train(recipe(tmp_path / "control", last=2, num_experts=3, baseline="dense", epochs=1))
     dense = train(recipe(tmp_path / "dense", epochs=1))

@@ -312,13 +312,16 @@ def test_mixup_with_an_odd_batch_is_refused_before_anything_is_written(tmp_path:
     assert not (tmp_path / "run").exists()
 
 
-def test_the_losses_of_the_routers_count_with_their_weights(tmp_path: Path) -> None:
-    losses, expected = [], Tensor()
+def test_the_losses_of_the_routers_are_learned_by_their_weights_and_shown_apart_from_the_tasks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shown, learned, expected = list[Tensor](), list[Tensor](), Tensor()
     for balance, importance, z in ((0.0, 0.0, 0.0), (0.5, 0.25, 0.125)):
         settings = {"balance_weight": balance, "importance_weight": importance, "z_weight": z}
         trainer = begun(tmp_path, last=2, num_experts=3, augment=False, **settings)
         images = next(training_batches(trainer.splits.train, 128, 0, 0))
-        losses.append(trainer.train_batch(*images))
+        monkeypatch.setattr(trainer.scaler, "scale", lambda loss: learned.append(loss) or loss)
+        shown.append(trainer.train_batch(*images))
         selections = [layer.last_selection for layer in moe_layers(trainer.model).values()]
         expected = sum(
             balance * load_balance_loss(one.probs, one.expert_ids)
@@ -327,5 +330,6 @@ def test_the_losses_of_the_routers_count_with_their_weights(tmp_path: Path) -> N
             for one in selections
             if one is not None
         )
-    assert (losses[1] - losses[0]).item() == pytest.approx(expected.item(), rel=1e-4)
+    assert shown[0] == shown[1] == learned[0]
+    assert (learned[1] - learned[0]).item() == pytest.approx(expected.item(), rel=1e-4)
     assert expected.item() > 1

@@ -273,7 +273,8 @@ class Trainer:
     def train_batch(self, images: Tensor, labels: Tensor) -> Tensor:
         """Forward and backward of one batch, and the optimiser's step where it completes one.
 
-        Gives the mean loss of this process's images, on the device: nothing is waited for.
+        Gives the task's mean loss of this process's images, on the device: nothing is waited for. It is not finite where
+        a loss of the routing is not.
         """
         recipe, batch = self.recipe, self.position.epoch * self.batches + self.position.batch
         completes = (self.position.batch + 1) % recipe.accumulate == 0
@@ -289,15 +290,15 @@ class Trainer:
             images, targets = self.mixup(images, targets)
         with no_sync(self.ddp_model, not completes):
             with torch.autocast(self.device.split(":")[0], getattr(torch, recipe.amp_dtype), enabled=recipe.amp):
-                loss = self.task.loss(self.ddp_model(images), targets)
+                loss = total = self.task.loss(self.ddp_model(images), targets)
                 if self.routing_weights:
                     guided = None if self.expert_of is None else (targets, self.expert_of)
-                    loss = loss + routing_loss(self.model, **self.routing_weights, guided=guided)
-            self.scaler.scale(loss / recipe.accumulate).backward()
+                    total = loss + routing_loss(self.model, **self.routing_weights, guided=guided)
+            self.scaler.scale(total / recipe.accumulate).backward()
         self.health.add()
         if completes:
             self._step(self.position.epoch * self.steps + self.position.batch // recipe.accumulate)
-        return loss.detach()
+        return torch.where(total.isfinite(), loss, total).detach()
 
     def _step(self, step: int) -> None:
         self.schedule.step_update(step)
