@@ -273,8 +273,8 @@ class Trainer:
     def train_batch(self, images: Tensor, labels: Tensor) -> Tensor:
         """Forward and backward of one batch, and the optimiser's step where it completes one.
 
-        Gives the task's mean loss of this process's images, on the device: nothing is waited for. It is not finite where
-        a loss of the routing is not.
+        Gives the task's mean loss of this process's images, on the device: nothing is waited for. Where a loss of the
+        routing is not finite, neither is it.
         """
         recipe, batch = self.recipe, self.position.epoch * self.batches + self.position.batch
         completes = (self.position.batch + 1) % recipe.accumulate == 0
