@@ -179,6 +179,16 @@ variants:
     assert names(tmp_path, variants) == found
 
 
+def test_baselines_that_freeze_by_themselves_stand_beside_runs_with_a_frozen_trunk(tmp_path: Path) -> None:
+    variants = """base: {freeze: trunk, cache_features: memory, feature_views: 2, dataset: digits}
+variants:
+  - {name: dense, last: 1, baseline: dense}
+  - {name: head, baseline: linear, freeze: ""}
+  - {name: lora, last: 1, baseline: lora, freeze: "", cache_features: "", feature_views: 1}
+"""
+    assert names(tmp_path, variants) == ["seed0/dense-L1", "seed0/linear", "seed0/lora-L1-feature_views=1"]
+
+
 def test_where_the_study_lies_and_what_it_runs_on_changes_no_name(tmp_path: Path) -> None:
     (tmp_path / "tiny.yaml").write_text(TINY)
     here = list_runs(read_study(tmp_path / "tiny.yaml", tmp_path / "here"))

@@ -185,7 +185,7 @@ def test_the_members_of_an_ensemble_are_dense_runs_and_their_probabilities_are_a
 @pytest.mark.parametrize(
     ("settings", "line"),
     [
-        ({"baseline": "lora", "freeze": "experts"}, "baseline lora says itself what learns: leave freeze out"),
+        ({"baseline": "lora", "freeze": "experts"}, "baseline lora says itself what learns: leave freeze empty"),
         ({"baseline": "ensemble", "task": "segmentation"}, "baseline ensemble averages the probabilities"),
         ({"baseline": "vpt", "cache_features": "memory"}, "cache_features is for classification with a frozen trunk"),
     ],

@@ -12,7 +12,7 @@ from vimoe.errors import UserError, suggest
 from vimoe.study.recovery import recovery_epochs
 from vimoe.study.study_file import RESERVED, Settings, Study
 from vimoe.training.data_keys import check_data_keys
-from vimoe.training.recipe import MOE_KEYS, Recipe, make_recipe
+from vimoe.training.recipe import FREEZING, MOE_KEYS, Recipe, make_recipe
 
 START, PLANNED = "start", "planned"
 _DEFAULTS: dict[str, Any] = {field.name: field.default for field in fields(Recipe)}
@@ -109,7 +109,8 @@ def name_setting(recipe: Recipe, base: Recipe) -> tuple[str, str]:
         words = [f"N{recipe.num_experts}", f"L{recipe.last}", *(["shared"] if recipe.shared_expert else [])]
         qualifier = [f"k{recipe.top_k}"] if recipe.top_k > 1 else []
         qualifier += [value for value in (recipe.routing, recipe.preset) if value not in ("image", "preserve")]
-    like = _canonical(replace(base, last=recipe.last, baseline=recipe.baseline))
+    same = ("last", "baseline", *(("freeze", "cache_features") if recipe.baseline in FREEZING else ()))
+    like = _canonical(make_recipe({**asdict(base), **{key: getattr(recipe, key) for key in same}}))
     qualifier += _differences(recipe, like, named)
     return "-".join([*words, *qualifier]), "-".join(qualifier)
 

@@ -16,7 +16,7 @@ from vimoe.yaml_files import read_yaml
 MOST_PIXELS = 16384  # of an image's side
 MOST_WORKERS = 1024
 # Baselines of which only a part learns.
-_FREEZE = ("linear", "lora", "vpt")
+FREEZING = ("linear", "lora", "vpt")
 
 
 def _key(default: Any, about: str, least: float | None = None, most: float | None = None) -> Any:
@@ -251,8 +251,8 @@ class Recipe:
         for name in ("img_size", "short_side"):
             if (pixels := getattr(self, name)) is not None and not 1 <= pixels <= MOST_PIXELS:
                 raise UserError(f"{name} must be between 1 and {MOST_PIXELS} pixels, got {pixels}")
-        if self.baseline in _FREEZE and self.freeze:
-            raise UserError(f"baseline {self.baseline} says itself what learns: leave freeze out")
+        if self.baseline in FREEZING and self.freeze:
+            raise UserError(f"baseline {self.baseline} says itself what learns: leave freeze empty")
         if self.baseline == "ensemble" and self.task != "classification":
             raise UserError(
                 "baseline ensemble averages the probabilities of classifiers: take another for segmentation"
