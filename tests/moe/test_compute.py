@@ -66,6 +66,37 @@ def test_the_loop_is_the_same_however_experts_are_grouped(monkeypatch, cached_ro
 
 
 @pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("multiple", [2, 3, 16])
+def test_the_loop_is_the_same_however_experts_are_filled_up(monkeypatch, multiple, case):
+    experts = make_experts("mlp", backend="reference", norm=True).double()
+    exact = inputs(case, torch.float64)
+    wanted = results(experts, *exact)
+    experts.backend = "loop"
+    monkeypatch.setattr("vimoe.moe.compute._fill_to", lambda *_: multiple)
+    assert_same(results(experts, *exact), wanted, tolerance=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "rows_each", "selections", "multiple"),
+    [
+        *((torch.bfloat16, 1, 4096, 64), (torch.float16, 1, 1000, 16), (torch.bfloat16, 1, 30, 16)),
+        *((torch.bfloat16, 50, 60, 50), (torch.bfloat16, 50, 512, 400), (torch.float32, 1, 4096, 1)),
+    ],
+)
+def test_products_in_half_precision_on_a_cpu_have_few_numbers_of_rows(
+    monkeypatch, dtype, rows_each, selections, multiple
+):
+    experts = make_experts(backend="loop").to(dtype)
+    counts = []
+    feed_forward = experts.feed_forward
+    monkeypatch.setattr(experts, "feed_forward", lambda x, of: counts.extend(of.counts) or feed_forward(x, of))
+    ids = torch.randint(4, (selections, 1), generator=torch.Generator().manual_seed(0))
+    experts(torch.zeros(selections, rows_each, D, dtype=dtype), ids, torch.ones(selections, 1))
+    smallest = [rows_each * count for count in ids.flatten().bincount(minlength=4).tolist()]
+    assert counts == [-(-count // multiple) * multiple for count in smallest]
+
+
+@pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_plain_sum_whose_gradient_has_stride_0_goes_backward_everywhere(kind, case):
     experts = make_experts(kind, backend="reference")

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vimoe.moe.dispatch import combine, dispatch, sort_by_expert
+from vimoe.moe.dispatch import combine, dispatch, fill_up, sort_by_expert
 
 from .support import property_test
 
@@ -106,3 +106,37 @@ def test_only_the_gradients_that_are_asked_for_are_made():
     assert gates.grad is None
     combine(y.detach(), order, gates.requires_grad_()).sum().backward()
     assert gates.grad is not None
+
+
+@property_test
+@given(case=choices(), multiple=st.integers(1, 9))
+def test_filled_up_experts_have_multiples_and_everything_comes_back(case, multiple):
+    ids, num_experts = case
+    plain = sort_by_expert(ids, num_experts)
+    order = fill_up(plain, ids, multiple)
+    assert order.counts.tolist() == [-(-count // multiple) * multiple for count in plain.counts.tolist()]
+    x = torch.randn(ids.shape[0], 3, 4, dtype=torch.float64)
+    sent = dispatch(x, order, ids.shape[1])
+    assert sent.shape[0] == order.counts.sum()
+    for kept, full in zip(
+        dispatch(x, plain, ids.shape[1]).split(plain.counts.tolist()), sent.split(order.counts.tolist()), strict=True
+    ):
+        assert torch.equal(full[: len(kept)], kept)
+    gates = torch.rand(ids.shape, dtype=torch.float64).softmax(1)
+    torch.testing.assert_close(combine(sent, order, gates), x, rtol=1e-14, atol=1e-14)
+
+
+@pytest.mark.parametrize("k", [1, 2])
+def test_what_fills_up_has_no_gradient_and_the_others_have_those_of_finite_differences(k):
+    torch.manual_seed(0)
+    ids = random_ids(5, 4, k, seed=0)
+    order = fill_up(sort_by_expert(ids, 4), ids, 3)
+    x = torch.randn(5, 2, 2, dtype=torch.float64, requires_grad=True)
+    y = torch.randn(len(order.forward), 2, 2, dtype=torch.float64, requires_grad=True)
+    gates = torch.randn(5, k, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda y, gates: combine(y, order, gates), (y, gates))
+    assert torch.autograd.gradcheck(lambda x, gates: combine(dispatch(x, order, k) ** 2, order, gates), (x, gates))
+    combine(y, order, gates).sum().backward()
+    filling = torch.ones(len(y), dtype=torch.bool).index_fill_(0, order.inverse, False)
+    assert filling.sum() == len(y) - 5 * k > 0
+    assert not y.grad[filling].any()

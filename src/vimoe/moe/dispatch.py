@@ -13,9 +13,10 @@ class Order(NamedTuple):
     """The S·k assignments sorted by expert.
 
     Attributes:
-        forward: `[R]` int64, which assignment stands at each sorted place; R is S·k less what no expert serves.
+        forward: `[R]` int64, which assignment stands at each sorted place; R is S·k less what no expert serves, or
+            more where places are filled up.
         inverse: `[S·k]` int64, at which sorted place each assignment stands.
-        counts: `[E]` int64, assignments of each expert.
+        counts: `[E]` int64, places of each expert.
     """
 
     forward: Tensor
@@ -37,6 +38,20 @@ def sort_by_expert(expert_ids: Tensor, num_experts: int, dropless: bool = True) 
     return Order(forward if dropless else forward[: int(ends[-1])], inverse, counts)
 
 
+def fill_up(order: Order, expert_ids: Tensor, multiple: int) -> Order:
+    """The same order, of assignments that are all served, with each expert's places filled up to a multiple.
+
+    What fills them up is a copy of the first assignment: nobody reads its output, and its gradient is 0. The host waits
+    to learn how much it is.
+    """
+    filled = -(-order.counts // multiple) * multiple
+    before = (filled - order.counts).cumsum(0) - (filled - order.counts)
+    inverse = order.inverse + before[expert_ids.flatten()]
+    forward = inverse.new_zeros(int(filled.sum()))
+    forward[inverse] = torch.arange(len(inverse), device=inverse.device)
+    return Order(forward, inverse, filled)
+
+
 def dispatch(x: Tensor, order: Order, top_k: int) -> Tensor:
     """Copy every input to its k experts: `[S, n, D]` to `[R, n, D]`, sorted by expert."""
     return _Dispatch.apply(x, order.forward, order.inverse, top_k)
@@ -49,7 +64,7 @@ def combine(y: Tensor, order: Order, gates: Tensor) -> Tensor:
 
 def _unsort(rows: Tensor, forward: Tensor, inverse: Tensor) -> Tensor:
     """Rows in the order of the assignments; 0 for one that no expert serves."""
-    if len(forward) == len(inverse):
+    if len(forward) >= len(inverse):
         return rows.index_select(0, inverse)
     return rows.new_zeros(len(inverse), *rows.shape[1:]).index_copy_(0, forward, rows)
 
@@ -92,4 +107,7 @@ class _Combine(torch.autograd.Function):
         if ctx.needs_input_grad[3]:
             dots = torch.linalg.vecdot(y.flatten(1), grad_y.flatten(1))
             grad_gates = _unsort(dots, forward, inverse).view_as(gates)
-        return grad_y.mul_(gates.flatten().index_select(0, forward).view(-1, 1, 1)), None, None, grad_gates
+        weights = gates.flatten().index_select(0, forward)
+        if len(forward) > len(inverse):  # what fills up has no gradient
+            weights = torch.zeros_like(weights).index_copy_(0, inverse, gates.flatten())
+        return grad_y.mul_(weights.view(-1, 1, 1)), None, None, grad_gates

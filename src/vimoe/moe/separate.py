@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 
 from vimoe.errors import UserError
-from vimoe.moe.dispatch import combine, dispatch, sort_by_expert
+from vimoe.moe.compute import rows_by_expert
+from vimoe.moe.dispatch import combine
 from vimoe.moe.experts import Experts, Stacked
 from vimoe.moe.layer import moe_modules
 
@@ -23,10 +24,9 @@ class SeparateExperts(nn.ModuleList):
 
     def forward(self, x: Tensor, expert_ids: Tensor, gates: Tensor, dropless: bool = True) -> Tensor:
         """What `Experts` compute: `[S, n, D]` for S selections of n rows; ids (int64) and gates are `[S, k]`."""
-        order = sort_by_expert(expert_ids, len(self), dropless)
-        rows = dispatch(x, order, expert_ids.shape[1]).flatten(0, 1)
-        parts = rows.split([count * x.shape[1] for count in order.counts.tolist()])
-        y = torch.cat([ffn(part) for ffn, part in zip(self, parts, strict=True) if len(part)] or [rows])
+        rows, counts, order = rows_by_expert(x, expert_ids, len(self), dropless)
+        parts = zip(self, rows.split(counts), strict=True)
+        y = torch.cat([ffn(part) for ffn, part in parts if len(part)] or [rows])
         return combine(y.view(-1, x.shape[1], y.shape[-1]), order, gates)
 
 
