@@ -1,7 +1,8 @@
 """What an MoE layer costs against a dense FFN with the same activated multiply-adds.
 
-Every round runs each contender once, in turn, so that a machine whose speed drifts slows all of them alike;
-the table gives the median over rounds of contender / dense *of the same round*.
+Every round draws new tokens, as every training step does, and runs each contender once, in turn, so that a machine
+whose speed drifts slows all of them alike; the table gives the median over rounds of contender / dense *of the same
+round*.
 
     python benchmarks/moe_layer.py                       # the table of docs/performance.md
     python benchmarks/moe_layer.py --experts-scaling --tokens 32896   # N = 64 against N = 2
@@ -29,6 +30,7 @@ from vimoe.moe.config import MoEConfig
 from vimoe.moe.layer import MoELayer
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+WARM_UP = 10  # rounds, until a CPU's library knows the numbers of rows that experts get
 TOKENS_AN_IMAGE = 257  # ViT-S/14 at 224 px: 256 patches and the class token
 
 
@@ -142,7 +144,7 @@ def one_pass(model: nn.Module, x: Tensor, grad: Tensor | None, clock: Callable[[
 
 
 def measure(models: dict[str, nn.Module], x: Tensor, backward: bool, rounds: int) -> dict[str, list[float]]:
-    """Seconds of every contender in every round, the first two rounds (warm-up) left out."""
+    """Seconds of every contender in every round on tokens like `x`, the first rounds (warm-up) left out."""
 
     def clock() -> float:
         if x.is_cuda:
@@ -151,10 +153,11 @@ def measure(models: dict[str, nn.Module], x: Tensor, backward: bool, rounds: int
 
     grad = torch.randn_like(x) if backward else None
     seconds: dict[str, list[float]] = {name: [] for name in models}
-    for _ in range(rounds + 2):
+    for _ in range(rounds + WARM_UP):
+        x = torch.randn_like(x)
         for name, model in models.items():
             seconds[name].append(one_pass(model, x, grad, clock))
-    return {name: values[2:] for name, values in seconds.items()}
+    return {name: values[WARM_UP:] for name, values in seconds.items()}
 
 
 def peak_memory(model: nn.Module, x: Tensor) -> float:
