@@ -1,3 +1,4 @@
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -57,6 +58,7 @@ def test_accuracy_by_depth_has_a_panel_for_each_n_and_variant(figures: dict[str,
     assert without == [(1, 82.25), (2, 83.25)]  # means over the two seeds
     assert shared == [(1, 84.25), (2, 85.25)]
     assert wide == [(2, 81.25)]
+    assert panels["N = 2"].patches
     dense = panels["N = 2"].lines[0].get_ydata()
     assert list(dense) == [80.25, 80.25]
     seeds = panels["N = 2"].collections
@@ -76,6 +78,23 @@ def test_a_control_that_was_trained_otherwise_stays_out() -> None:
     rows = [row("dense", 0, 80.0, opt="a"), row("dense-opt=b", 0, 10.0, opt="b"), row("N8-L2", 0, 81.0, opt="a")]
     panels = drawn(figures_of(rows)["accuracy_by_depth"])
     assert list(panels["N = 8"].lines[0].get_ydata()) == [80.0, 80.0]
+
+
+def test_with_a_frozen_trunk_dense_is_a_curve_over_the_blocks_that_learn() -> None:
+    settings = {"dense-L1": 70.0, "dense-L2": 75.0, "N8-L1": 71.0, "N8-L2": 77.0}
+    figures = figures_of([row(setting, 0, test, freeze="trunk") for setting, test in settings.items()])
+    panel = drawn(figures["accuracy_by_depth"])["N = 8"]
+    assert means(panel) == [[(1, 71.0), (2, 77.0)], [(1, 70.0), (2, 75.0)]]
+    assert not panel.patches  # no level with its band
+    gained, level = means(drawn(figures["difference_by_depth"])["N = 8"])
+    assert (gained, level) == ([(1, 1.0), (2, 2.0)], [(1, 0.0), (2, 0.0)])
+    assert not drawn(figures["accuracy_by_routing_degree"])["no shared expert"].patches
+
+
+def test_panels_say_which_routing_they_show_where_there_are_both() -> None:
+    rows = [row("N8-L2", 0, 81.0), row("N8-L2-token", 0, 82.0, routing="token")]
+    rows[1] = replace(rows[1], qualifier="token")
+    assert list(drawn(figures_of(rows)["accuracy_by_depth"])) == ["image, N = 8", "token, N = 8"]
 
 
 def test_specialisation_is_that_of_the_runs_with_the_most_moe_layers(figures: dict[str, Figure]) -> None:

@@ -2,6 +2,7 @@
 
 import itertools
 import math
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +12,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from scipy import stats
 
-from vimoe.report.plots import COLOURS, clean, legend, short
+from vimoe.report.plots import COLOURS, clean, legend
 
 GREY = "#555555"
 # Panels in a line, where rows of them say nothing.
@@ -113,7 +114,8 @@ def _draw(
 ) -> dict[str, Any]:
     """A panel's curves, so far beside each other on the x axis; by label, what a legend shows."""
     handles: dict[str, Any] = {}
-    ax.set_title(short(panel.title, 48), fontsize=9, parse_math=False)
+    title = textwrap.wrap(panel.title, 36, max_lines=2, placeholder="…")
+    ax.set_title("\n".join(title), fontsize=9, parse_math=False)
     if panel.level is not None:
         name, values = panel.level
         mean, std = bar(values)

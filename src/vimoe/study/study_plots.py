@@ -93,7 +93,7 @@ def _over_all_axes(
     giga = max(row.values["macs"] for row in rows) >= 1e8
     figures = {
         # The paper's Figure 2, and below its Figure 1.
-        "depth": over(_last, "MoE layers L (the last of the model)", beside=("wide", "planned"), level=True),
+        "depth": over(_last, "MoE layers L (the last of the model)", beside=("dense", "wide", "planned"), level=True),
         "activated_params": over_cost("activated_params", "activated parameters, millions"),
         "stored_params": over_cost("stored_params", "stored parameters, millions"),
         "macs": over_cost(
@@ -148,13 +148,14 @@ def _draw(
         column: One column of panels for each group, by default for each N.
         curve: One curve for each group, by default with and without a shared expert.
         beside: The kinds of other runs that have a curve of their own.
-        level: Whether the dense runs are a level instead.
+        level: Whether dense runs are a level instead, where no L says which of their blocks learn.
         shaded: Whether the curves are in order, from dark to light.
         how: Of `panels_over_seeds`.
     """
     column, curve = column or _experts, curve or _shared
     moe = [row for row in rows if row.kind == "moe"]
     columns, curves = (sorted({group(row) for row in moe}) for group in (column, curve))
+    unnamed = "" if len({row.recipe["routing"] for row in moe}) == 1 else "image"
     grid: list[list[Panel]] = []
     for name in dict.fromkeys(map(line, moe)):
         grid.append([])
@@ -167,12 +168,14 @@ def _draw(
                 series += [Series(label, merged, colour=_COLOURS.get(label, i), shade=shade)] if merged else []
             for kind in beside:
                 label, own_place = _BESIDE[kind], kind == "planned"
-                merged = _merged(_trained_alike(rows, here, kind), points)
+                others = _trained_alike(rows, here, kind)
+                merged = _merged([row for row in others if not (level and _any_depth(row))], points)
                 look: dict[str, Any] = {"dashed": not own_place, "line": not own_place, "colour": _COLOURS[label]}
                 series += [Series(label, merged, **look)] if merged else []
-            dense = [y for row in _trained_alike(rows, here, "dense") for _, y in points(row)] if level else []
+            equal = [row for row in _trained_alike(rows, here, "dense") if level and _any_depth(row)]
+            dense = [y for row in equal for _, y in points(row)]
             if here:
-                title = ", ".join(filter(None, (name, place[1])))
+                title = ", ".join(filter(None, (name or unnamed, place[1])))
                 grid[-1].append(Panel(title, series, (_BESIDE["dense"], dense) if dense else None))
     return panels_over_seeds(grid, x_label, y_label, **how)
 
@@ -199,6 +202,11 @@ def _trained_alike(rows: Rows, here: Rows, kind: str) -> list[StudyRow]:
 def _last(row: StudyRow) -> int:
     """L, and of a planned run the MoE layers that are left."""
     return len(row.by_block("information")) if row.kind == "planned" else row.recipe["last"]
+
+
+def _any_depth(row: StudyRow) -> bool:
+    """Whether a run is the dense control of every L; behind a frozen trunk each L has its own."""
+    return row.kind == "dense" and not row.recipe["last"]
 
 
 def _layers(row: StudyRow) -> tuple[int, str]:
