@@ -114,8 +114,9 @@ def _draw(
 ) -> dict[str, Any]:
     """A panel's curves, so far beside each other on the x axis; by label, what a legend shows."""
     handles: dict[str, Any] = {}
-    title = textwrap.wrap(panel.title, 36, max_lines=2, placeholder="…")
-    ax.set_title("\n".join(title), fontsize=9, parse_math=False)
+    # Hard spaces keep "N = 8" on one line.
+    title = textwrap.wrap(panel.title.replace(" = ", "\xa0=\xa0"), 36, max_lines=2, placeholder="…")
+    ax.set_title("\n".join(title).replace("\xa0", " "), fontsize=9, parse_math=False)
     if panel.level is not None:
         name, values = panel.level
         mean, std = bar(values)
