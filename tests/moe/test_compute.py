@@ -55,24 +55,19 @@ def test_all_backends_agree_in_output_and_in_every_gradient(kind, bias, norm, ca
 
 
 @pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("cached_rows", [1, 3, 5])
-def test_the_loop_is_the_same_however_experts_are_grouped(monkeypatch, cached_rows, case):
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *[pytest.param("rows.CACHED", rows * D * 8, id=f"{rows} rows a group") for rows in (1, 3, 5)],
+        *[pytest.param("compute._fill_to", lambda *_, n=n: n, id=f"filled up to {n}") for n in (2, 3, 16)],
+    ],
+)
+def test_the_loop_is_the_same_however_experts_are_grouped_and_filled_up(monkeypatch, name, value, case):
     experts = make_experts("mlp", backend="reference", norm=True).double()
     exact = inputs(case, torch.float64)
     wanted = results(experts, *exact)
     experts.backend = "loop"
-    monkeypatch.setattr("vimoe.moe.rows.CACHED", cached_rows * D * 8)
-    assert_same(results(experts, *exact), wanted, tolerance=1e-12)
-
-
-@pytest.mark.parametrize("case", CASES)
-@pytest.mark.parametrize("multiple", [2, 3, 16])
-def test_the_loop_is_the_same_however_experts_are_filled_up(monkeypatch, multiple, case):
-    experts = make_experts("mlp", backend="reference", norm=True).double()
-    exact = inputs(case, torch.float64)
-    wanted = results(experts, *exact)
-    experts.backend = "loop"
-    monkeypatch.setattr("vimoe.moe.compute._fill_to", lambda *_: multiple)
+    monkeypatch.setattr(f"vimoe.moe.{name}", value)
     assert_same(results(experts, *exact), wanted, tolerance=1e-12)
 
 

@@ -72,8 +72,7 @@ def _pick_backend(backend: Backend, x: Tensor) -> Backend:
         return "dense"
     if is_exporting() and backend not in ("dense", "gathered"):
         return "gathered" if x.shape[1] > 1 else "dense"
-    dtype = autocast_dtype(x) or x.dtype
-    half = dtype in (torch.bfloat16, torch.float16)
+    half = _in_half_precision(x)
     if backend == "auto":
         few = x.shape[0] <= FEW and x.shape[1] > 1 and not torch.is_grad_enabled()
         if few and (x.is_cuda or torch.compiler.is_compiling()):
@@ -82,6 +81,11 @@ def _pick_backend(backend: Backend, x: Tensor) -> Backend:
     if backend == "grouped" and not half and torch.compiler.is_compiling() and not _grouped_mm_traces_fp32():
         return "loop"
     return backend
+
+
+def _in_half_precision(x: Tensor) -> bool:
+    """Whether `x` is multiplied in bf16 or fp16, its own dtype or autocast's."""
+    return (autocast_dtype(x) or x.dtype) in (torch.bfloat16, torch.float16)
 
 
 def is_exporting() -> bool:
@@ -151,8 +155,7 @@ def _fill_to(x: Tensor, mean: int) -> int:
     In half precision on a CPU, oneDNN compiles a product for each number of rows that it does not know, which takes ten
     times as long as the product, and it knows the last 1,024. By multiples of a sixteenth of the mean there are few.
     """
-    half = (autocast_dtype(x) or x.dtype) in (torch.bfloat16, torch.float16)
-    if x.device.type != "cpu" or not half:
+    if x.device.type != "cpu" or not _in_half_precision(x):
         return 1
     sixteenth = max(mean, SHORT // x.shape[1]) // 16
     return 1 << max(sixteenth.bit_length() - 1, 0)

@@ -31,8 +31,7 @@ def sort_by_expert(expert_ids: Tensor, num_experts: int, dropless: bool = True) 
     """
     flat = expert_ids.flatten()
     sorted_ids, forward = flat.sort(stable=True)
-    places = torch.arange(flat.numel(), device=flat.device)
-    inverse = torch.empty_like(forward).scatter_(0, forward, places)
+    inverse = _inverse(forward, len(forward))
     ends = torch.searchsorted(sorted_ids, torch.arange(num_experts, device=flat.device), right=True)
     counts = ends.diff(prepend=ends.new_zeros(1))
     return Order(forward if dropless else forward[: int(ends[-1])], inverse, counts)
@@ -44,12 +43,15 @@ def fill_up(order: Order, expert_ids: Tensor, multiple: int) -> Order:
     What fills them up is a copy of the first assignment: nobody reads its output, and its gradient is 0. The host waits
     to learn how much it is.
     """
-    filled = -(-order.counts // multiple) * multiple
-    before = (filled - order.counts).cumsum(0) - (filled - order.counts)
-    inverse = order.inverse + before[expert_ids.flatten()]
-    forward = inverse.new_zeros(int(filled.sum()))
-    forward[inverse] = torch.arange(len(inverse), device=inverse.device)
-    return Order(forward, inverse, filled)
+    counts = -(-order.counts // multiple) * multiple
+    filling = counts - order.counts
+    inverse = order.inverse + (filling.cumsum(0) - filling)[expert_ids.flatten()]
+    return Order(_inverse(inverse, int(counts.sum())), inverse, counts)
+
+
+def _inverse(places: Tensor, size: int) -> Tensor:
+    """Who stands at each of so many places, from the place of each; the first one where nobody does."""
+    return places.new_zeros(size).scatter_(0, places, torch.arange(len(places), device=places.device))
 
 
 def dispatch(x: Tensor, order: Order, top_k: int) -> Tensor:
@@ -107,7 +109,6 @@ class _Combine(torch.autograd.Function):
         if ctx.needs_input_grad[3]:
             dots = torch.linalg.vecdot(y.flatten(1), grad_y.flatten(1))
             grad_gates = _unsort(dots, forward, inverse).view_as(gates)
-        weights = gates.flatten().index_select(0, forward)
-        if len(forward) > len(inverse):  # what fills up has no gradient
-            weights = torch.zeros_like(weights).index_copy_(0, inverse, gates.flatten())
-        return grad_y.mul_(weights.view(-1, 1, 1)), None, None, grad_gates
+        # By place, which need not be an assignment's: what fills up has no gradient.
+        weights = gates.new_zeros(max(len(forward), len(inverse))).index_copy_(0, inverse, gates.flatten())
+        return grad_y.mul_(weights[: len(forward)].view(-1, 1, 1)), None, None, grad_gates

@@ -110,7 +110,7 @@ def name_setting(recipe: Recipe, base: Recipe) -> tuple[str, str]:
         qualifier = [f"k{recipe.top_k}"] if recipe.top_k > 1 else []
         qualifier += [value for value in (recipe.routing, recipe.preset) if value not in ("image", "preserve")]
     same = ("last", "baseline", *(("freeze", "cache_features") if recipe.baseline in FREEZING else ()))
-    like = _canonical(make_recipe({**asdict(base), **{key: getattr(recipe, key) for key in same}}))
+    like = _canonical(replace(base, **{key: getattr(recipe, key) for key in same}))
     qualifier += _differences(recipe, like, named)
     return "-".join([*words, *qualifier]), "-".join(qualifier)
 

@@ -155,6 +155,8 @@ def _draw(
     column, curve = column or _experts, curve or _shared
     moe = [row for row in rows if row.kind == "moe"]
     columns, curves = (sorted({group(row) for row in moe}) for group in (column, curve))
+    levels = [row for row in rows if level and _any_depth(row)]
+    others = [row for row in rows if not (level and _any_depth(row))]
     unnamed = "" if len({row.recipe["routing"] for row in moe}) == 1 else "image"
     grid: list[list[Panel]] = []
     for name in dict.fromkeys(map(line, moe)):
@@ -168,12 +170,10 @@ def _draw(
                 series += [Series(label, merged, colour=_COLOURS.get(label, i), shade=shade)] if merged else []
             for kind in beside:
                 label, own_place = _BESIDE[kind], kind == "planned"
-                others = _trained_alike(rows, here, kind)
-                merged = _merged([row for row in others if not (level and _any_depth(row))], points)
+                merged = _merged(_trained_alike(others, here, kind), points)
                 look: dict[str, Any] = {"dashed": not own_place, "line": not own_place, "colour": _COLOURS[label]}
                 series += [Series(label, merged, **look)] if merged else []
-            equal = [row for row in _trained_alike(rows, here, "dense") if level and _any_depth(row)]
-            dense = [y for row in equal for _, y in points(row)]
+            dense = [y for row in _trained_alike(levels, here, "dense") for _, y in points(row)]
             if here:
                 title = ", ".join(filter(None, (name or unnamed, place[1])))
                 grid[-1].append(Panel(title, series, (_BESIDE["dense"], dense) if dense else None))
