@@ -163,7 +163,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_before_it_is_saved(
 def test_a_loss_of_the_routing_that_is_not_finite_stops_the_run_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("vimoe.training.trainer.routing_loss", lambda *_, **__: torch.tensor(float("inf")))
+    monkeypatch.setattr("vimoe.training.step.routing_loss", lambda *_, **__: torch.tensor(float("inf")))
     with pytest.raises(UserError, match=r"the loss is inf at step 0 \(epoch 1\)"):
         train(recipe(tmp_path / "run", last=2, num_experts=3))
 

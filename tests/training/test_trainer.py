@@ -148,14 +148,14 @@ def test_training_evaluates_on_the_validation_split_alone(tmp_path: Path) -> Non
 def noted(trainer: Trainer, monkeypatch: pytest.MonkeyPatch) -> list[tuple[float, float]]:
     """Rate and norm of the gradient of every optimiser step that is to come."""
     steps = list[tuple[float, float]]()
-    step = trainer.optimizer.step
+    step = trainer.step.optimizer.step
 
     def note(*args: Any) -> Any:
         gradients = [p.grad for p in trainer.model.parameters() if p.grad is not None]
-        steps.append((trainer.optimizer.param_groups[0]["lr"], torch.nn.utils.get_total_norm(gradients).item()))
+        steps.append((trainer.step.optimizer.param_groups[0]["lr"], torch.nn.utils.get_total_norm(gradients).item()))
         return step(*args)
 
-    monkeypatch.setattr(trainer.optimizer, "step", note)
+    monkeypatch.setattr(trainer.step.optimizer, "step", note)
     return steps
 
 
@@ -198,16 +198,17 @@ def test_augmentation_is_drawn_anew_in_every_batch_of_every_epoch(tmp_path: Path
 def test_what_is_no_weight_is_resumed_too(tmp_path: Path) -> None:
     settings: dict[str, Any] = {"amp": True, "amp_dtype": "float16", "last": 1, "num_experts": 3}
     trainer = begun(tmp_path, **settings)
-    trainer.scaler.load_state_dict({**trainer.scaler.state_dict(), "scale": 4.0, "_growth_tracker": 7})
-    trainer.broken = {"train": {"a.jpg is no image", "b.jpg cannot be read"}, "val": {"c.jpg is no image"}}
+    trainer.step.scaler.load_state_dict({**trainer.step.scaler.state_dict(), "scale": 4.0, "_growth_tracker": 7})
+    trainer.broken.restore({"train": ["a.jpg is no image", "b.jpg cannot be read"], "val": ["c.jpg is no image"]})
     trainer.rows = [{"epoch": 1, "loss": 0.5}]
     trainer.position = Position(epoch=1, batch=3, loss=2.5, seconds=9.0)
     trainer.write_state()
     resumed = begun(tmp_path, **settings)
     resumed.resume()
-    assert resumed.scaler.state_dict()["scale"] == 4.0
-    assert resumed.scaler.state_dict()["_growth_tracker"] == 7
-    assert resumed.broken == trainer.broken
+    assert resumed.step.scaler.state_dict()["scale"] == 4.0
+    assert resumed.step.scaler.state_dict()["_growth_tracker"] == 7
+    assert resumed.broken.gathered() == trainer.broken.gathered()
+    assert resumed.broken.gathered()["val"] == ["c.jpg is no image"]
     assert resumed.rows == trainer.rows
     assert resumed.position == trainer.position
 
@@ -320,7 +321,7 @@ def test_the_losses_of_the_routers_are_learned_by_their_weights_and_shown_apart_
         settings = {"balance_weight": balance, "importance_weight": importance, "z_weight": z}
         trainer = begun(tmp_path, last=2, num_experts=3, augment=False, **settings)
         images = next(training_batches(trainer.splits.train, 128, 0, 0))
-        monkeypatch.setattr(trainer.scaler, "scale", lambda loss: learned.append(loss) or loss)
+        monkeypatch.setattr(trainer.step.scaler, "scale", lambda loss: learned.append(loss) or loss)
         shown.append(trainer.train_batch(*images))
         selections = [layer.last_selection for layer in moe_layers(trainer.model).values()]
         expected = sum(

@@ -1,19 +1,16 @@
-"""One run's training: its weights, optimiser and position, what a step does, and how all of it is resumed.
+"""One run's training: its weights and position, what an epoch does, and how all of it is resumed.
 
-What a step draws at random (order, augmentation, mixing, dropout, router noise) depends on the seed and the step's
-number alone, so that a run that was interrupted goes on as if it had not been.
+The order of the images depends on the seed and the epoch's number alone, and what a step draws on the step's
+(`vimoe.training.step`), so that a run that was interrupted goes on as if it had not been.
 """
 
 import math
-import random
 import time
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
-from timm.data import Mixup
 from timm.utils import ModelEmaV3
 from torch import Tensor, nn
 
@@ -21,19 +18,17 @@ from vimoe.data.epoch_order import generator
 from vimoe.data.images import class_counts, class_weights, image_labels
 from vimoe.data.loaders import training_batches
 from vimoe.data.splits import Splits
-from vimoe.distributed import all_gather, all_reduce_numbers, is_distributed, rank, world_size
+from vimoe.distributed import all_reduce_numbers, is_distributed, rank, world_size
 from vimoe.errors import UserError
-from vimoe.moe.balance import update_balance
-from vimoe.moe.losses import routing_loss
 from vimoe.tasks.task import Task
+from vimoe.training.broken_images import BrokenImages
 from vimoe.training.feature_cache import cached_features
 from vimoe.training.health import RoutingHealth
 from vimoe.training.interrupt import InterruptedRun, StopRequest
-from vimoe.training.optimizer import base_rate, build_optimisation, first_trained_block, freeze
+from vimoe.training.optimizer import base_rate, first_trained_block, freeze
 from vimoe.training.parallel import (
     gather_model,
     load_tensors,
-    no_sync,
     pick_device,
     shard_fsdp,
     state_tensors,
@@ -44,11 +39,11 @@ from vimoe.training.progress import Progress
 from vimoe.training.recipe import Recipe
 from vimoe.training.resume_state import ResumeStates, State
 from vimoe.training.run_folder import Row, RunFolder
+from vimoe.training.step import TrainingStep
 from vimoe.vit.blocks import moe_layers
 from vimoe.vit.meta import meta_clone
 from vimoe.vit.router_start import start_routers_at_centroids
 from vimoe.vit.trunk import tail
-from vimoe.vit.upcycle import get_config
 
 # How often losses are looked at, and processes agree on stopping and on writing a state: a GPU is waited for then.
 SYNC_SECONDS = 1.0
@@ -69,25 +64,22 @@ class Position:
 class Trainer:
     """All that changes while a run goes on: weights (of `model`, in place), optimiser, position, rows, broken images.
 
+    What a batch does is `step`'s.
+
     Raises UserError if the data is smaller than a step, or the recipe asks for what cannot be done.
     """
 
     def __init__(self, model: nn.Module, splits: Splits, task: Task, recipe: Recipe, run: RunFolder) -> None:
         self.model, self.splits, self.task, self.recipe, self.run = model, splits, task, recipe, run
         self.device = pick_device(recipe.device)
-        self.image_weights: Tensor | None = None
-        if recipe.balance_classes == "sampler":
-            labels, counts = image_labels(splits.train), class_counts(splits.train, len(splits.class_names))
-            assert labels is not None  # images with masks were refused
-            assert counts is not None
-            self.image_weights = class_weights(counts)[labels]
+        self.image_weights = _image_weights(splits) if recipe.balance_classes == "sampler" else None
         self.batches = len(splits.train) // recipe.batch_size
         self.steps = self.batches // recipe.accumulate
         if not self.steps:
             raise UserError(
                 f"batch_size {recipe.batch_size} (accumulate {recipe.accumulate}) is larger than the training data"
             )
-        self.broken: dict[str, set[str]] = {"train": set(), "val": set()}  # a line for each image
+        self.broken = BrokenImages(run, len(splits.train), recipe.max_broken)
         self.cut = first_trained_block(model, recipe)
         freeze(model, "trunk" if recipe.freezes_trunk else recipe.freeze, self.cut)
         model.to(self.device)
@@ -95,7 +87,7 @@ class Trainer:
         if recipe.grad_checkpointing:
             model.set_grad_checkpointing()  # type: ignore[operator]
         if recipe.cache_features:
-            skip = partial(self._skip, "train")
+            skip = partial(self.broken.add, "train")
             self.splits = cached_features(splits, model, self.cut, recipe, self.device, skip)
         running = self._running(model)
         if recipe.router_start == "centroids" and recipe.upcycles and not self.states.found():
@@ -112,27 +104,8 @@ class Trainer:
                 shard_fsdp(self.average)
         if recipe.compile:
             running.compile()
-        self.ddp_model = wrap_ddp(running, recipe.batch_size)
-        self.optimizer, self.schedule = build_optimisation(model, recipe, self.steps)
-        scaled = recipe.amp and recipe.amp_dtype == "float16"
-        self.scaler = torch.amp.GradScaler(self.device.split(":")[0], enabled=scaled)
-        self.mixup = None
-        if recipe.mixup or recipe.cutmix:
-            if (share := recipe.batch_size // world_size()) % 2:
-                raise UserError(f"mixup and cutmix mix pairs of images: {share} in a batch of each process is odd")
-            classes = len(splits.class_names)
-            self.mixup = Mixup(recipe.mixup, recipe.cutmix, label_smoothing=recipe.smoothing, num_classes=classes)
-        routers = [layer.router for layer in moe_layers(model).values() if layer.router.top_k]
-        self.biased = any(router.bias is not None for router in routers)
-        balance = 0.0 if self.biased else recipe.balance_weight
-        weights = {"balance": balance} | {
-            name: getattr(recipe, f"{name}_weight") for name in ("importance", "load", "z")
-        }
-        config, self.expert_of = get_config(model), None
-        if config is not None and recipe.guides:
-            self.expert_of = torch.tensor(config.guide, device=self.device)
-            weights["guide"] = recipe.guide_weight
-        self.routing_weights = weights if any(weights.values()) and routers else {}
+        called = wrap_ddp(running, recipe.batch_size)
+        self.step = TrainingStep(model, called, self.ema, self.splits, task, recipe, self.device, self.batches)
         self.position, self.rows, self.health = Position(), list[Row](), RoutingHealth(model)
         self.saved: Position | None = None
         self._losses: list[Tensor] = []  # of the batches since the last look at them
@@ -179,17 +152,16 @@ class Trainer:
         Raises UserError if the weights are no longer finite, or a file cannot be written.
         """
         self._check_finite("norm of the weights", total_norm(self.model), self.position.batch - 1)
-        found = all_gather(self.broken)
         state = {
-            "scaler": self.scaler.state_dict(),
+            "scaler": self.step.scaler.state_dict(),
             "position": asdict(self.position),
             "rows": self.rows,
             "health": self.health.totals(),
-            "broken": {split: sorted(set().union(*(each[split] for each in found))) for split in self.broken},
+            "broken": self.broken.gathered(),
             "images": len(self.splits.train),
             "classes": list(self.splits.class_names),
         }
-        tensors = state_tensors(self.model, self.optimizer, self.average, self.recipe.fsdp)
+        tensors = state_tensors(self.model, self.step.optimizer, self.average, self.recipe.fsdp)
         self.states.write(state | tensors, self.position.epoch, self.position.batch)
         self.saved = replace(self.position)
 
@@ -203,10 +175,10 @@ class Trainer:
         in_range = 0 <= position.batch <= self.batches and len(rows) == position.epoch <= self.recipe.epochs
         if not in_range or not math.isfinite(position.loss + position.seconds):
             raise ValueError("the position is not one of this run")
-        load_tensors(self.model, self.optimizer, self.average, self.recipe.fsdp, state)
-        self.scaler.load_state_dict(state["scaler"])
+        load_tensors(self.model, self.step.optimizer, self.average, self.recipe.fsdp, state)
+        self.step.scaler.load_state_dict(state["scaler"])
         self.health.restore(state["health"], rank() == 0)
-        self.broken = {split: set(state["broken"][split]) for split in self.broken}
+        self.broken.restore(state["broken"])
         self.position, self.rows, self.saved = position, rows, replace(position)
 
     def finish_epoch(self, stop: StopRequest) -> Row:
@@ -222,12 +194,12 @@ class Trainer:
             epoch,
             position.batch,
             recipe.workers,
-            partial(self._skip, "train"),
+            partial(self.broken.add, "train"),
             recipe.aug_repeats,
             (rank(), world_size()),
             self.image_weights,
         )
-        self.ddp_model.train()
+        self.step.ddp_model.train()
         first, pace, steps, looked = rank() == 0, 1.0, 0, started  # the first process's clock counts
         for images, labels in progress.waiting(loader):
             if position.batch >= used:
@@ -245,7 +217,7 @@ class Trainer:
             pace = _pace(steps, now - looked, min(SYNC_SECONDS, 60 * recipe.checkpoint_minutes))
             asked, save, pace = self._sync(stop.asked, first and due, first * pace)
             steps, looked = 0, now
-            progress.show(position.loss / position.batch, base_rate(self.optimizer))
+            progress.show(position.loss / position.batch, base_rate(self.step.optimizer))
             if asked or save:
                 position.seconds = before + now - started
                 self.write_state()
@@ -256,10 +228,10 @@ class Trainer:
         self._sync()
         self._check_finite("norm of the weights", total_norm(self.model), position.batch - 1)
         progress.close()
-        row: Row = {"epoch": epoch + 1, "loss": position.loss / max(1, position.batch), "lr": base_rate(self.optimizer)}
-        row |= progress.metrics()
+        row: Row = {"epoch": epoch + 1, "loss": position.loss / max(1, position.batch)}
+        row |= {"lr": base_rate(self.step.optimizer), **progress.metrics()}
         row["trained_params"] = sum(p.numel() for p in self.model.parameters() if p.requires_grad)
-        skip = partial(self._skip, "val")
+        skip = partial(self.broken.add, "val")
         val = self.task.evaluate(
             self._running(self.eval_model), self.splits.val, self.device, recipe.workers, skip, recipe.max_broken
         )
@@ -271,47 +243,10 @@ class Trainer:
         return row
 
     def train_batch(self, images: Tensor, labels: Tensor) -> Tensor:
-        """Forward and backward of one batch, and the optimiser's step where it completes one.
-
-        Gives the task's mean loss of this process's images, on the device: nothing is waited for. Where a loss of the
-        routing is not finite, neither is it.
-        """
-        recipe, batch = self.recipe, self.position.epoch * self.batches + self.position.batch
-        completes = (self.position.batch + 1) % recipe.accumulate == 0
-        key = ("step", recipe.seed, batch) if rank() == 0 else ("step", recipe.seed, batch, rank())
-        drawn = generator(*key).initial_seed()
-        torch.manual_seed(drawn)
-        np.random.seed(drawn)
-        random.seed(drawn)
-        images, targets = images.to(self.device, non_blocking=True), labels.to(self.device, non_blocking=True)
-        if self.splits.augment and recipe.augment:
-            images = self.splits.augment(images, generator("augment", *key[1:]))
-        if self.mixup is not None:
-            images, targets = self.mixup(images, targets)
-        with no_sync(self.ddp_model, not completes):
-            with torch.autocast(self.device.split(":")[0], getattr(torch, recipe.amp_dtype), enabled=recipe.amp):
-                loss = total = self.task.loss(self.ddp_model(images), targets)
-                if self.routing_weights:
-                    guided = None if self.expert_of is None else (targets, self.expert_of)
-                    total = loss + routing_loss(self.model, **self.routing_weights, guided=guided)
-            self.scaler.scale(total / recipe.accumulate).backward()
+        """Train on the batch at the present position; gives its mean loss, see `TrainingStep.batch`."""
+        loss = self.step.batch(images, labels, self.position.epoch, self.position.batch)
         self.health.add()
-        if completes:
-            self._step(self.position.epoch * self.steps + self.position.batch // recipe.accumulate)
-        return torch.where(total.isfinite(), loss, total).detach()
-
-    def _step(self, step: int) -> None:
-        self.schedule.step_update(step)
-        if self.recipe.clip_grad:
-            self.scaler.unscale_(self.optimizer)
-            nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip_grad)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        self.optimizer.zero_grad()
-        if self.biased:
-            update_balance(self.model, self.recipe.balance_rate)
-        if self.ema is not None:
-            self.ema.update(self.model)
+        return loss
 
     def _sync(self, *numbers: float) -> list[float]:
         """Look at the losses since the last time; gives the sum of each number over all processes.
@@ -334,18 +269,13 @@ class Trainer:
                 f"{self.recipe.lr}, or a longer warm-up"
             )
 
-    def _skip(self, split: str, line: str) -> None:
-        """List a broken image. Raises UserError if too many training images are broken."""
-        found = self.broken[split]
-        if line in found:
-            return
-        found.add(line)
-        self.run.write_skipped(set().union(*self.broken.values()), rank())
-        if split == "train" and len(found) > self.recipe.max_broken * len(self.splits.train):
-            raise UserError(
-                f"{len(found)} of {len(self.splits.train)} training images are broken, more than max_broken "
-                f"{self.recipe.max_broken:g} allows: {line}"
-            )
+
+def _image_weights(splits: Splits) -> Tensor:
+    """`[N]` how often the sampler shows each training image, so that classes are shown alike."""
+    labels, counts = image_labels(splits.train), class_counts(splits.train, len(splits.class_names))
+    assert labels is not None  # images with masks were refused
+    assert counts is not None
+    return class_weights(counts)[labels]
 
 
 def _pace(steps: int, seconds: float, wanted: float) -> int:
