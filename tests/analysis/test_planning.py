@@ -231,6 +231,8 @@ def test_the_plan_says_what_its_images_could_show() -> None:
     thirty = tuple(map(str, range(30)))
     words = power(dataclasses.replace(found, steps=steps, images=400, class_names=thirty), plan)
     assert words.endswith("With 13 images a class the specialisation reads up to 6 percentage points high.")
+    words = power(dataclasses.replace(found, steps=steps, images=400, class_names=tuple(map(str, range(300)))), plan)
+    assert words.endswith("With fewer than two images a class specialisation cannot be told.")
 
 
 # Losses in points, of twelve layers: six useless, three that matter a little, three that matter.

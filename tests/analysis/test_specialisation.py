@@ -89,6 +89,13 @@ def test_a_few_strays_do_not_make_a_collapsed_layer_specialised() -> None:
     assert np.mean(scores) < 0.1
 
 
+def test_one_image_a_class_tells_nothing_and_its_interval_says_so() -> None:
+    counts = np.eye(8, dtype=np.int64)[np.arange(60) % 8]
+    measure = specialisation(counts, shuffles=99)
+    assert (measure.normalised, measure.p_value) == (0.0, 1.0)
+    assert (measure.low, measure.high) == (0.0, 1.0)
+
+
 def test_random_routing_is_not_beyond_chance() -> None:
     rng = np.random.default_rng(0)
     measures = [specialisation(rng.multinomial(20, np.full(8, 1 / 8), size=10), 99) for _ in range(40)]

@@ -39,6 +39,7 @@ from torch import Tensor
 
 from vimoe.analysis.analysis_result import Analysis, LayerAnalysis, Step
 from vimoe.analysis.paired import mean_loss
+from vimoe.analysis.specialisation import COLLAPSED
 from vimoe.vit.plan import LayerPlan, Plan, blocks
 
 # Points that the plan may lose.
@@ -157,7 +158,9 @@ def power(analysis: Analysis, plan: Plan) -> str:
             "by --split or a larger --val-share in training, or allow a larger --max-drop."
         )
     each = analysis.images / len(analysis.class_names)
-    if analysis.metric == "top1" and each < FEW:
+    if analysis.metric == "top1" and each < 2:
+        words += " With fewer than two images a class specialisation cannot be told."
+    elif analysis.metric == "top1" and each < FEW:
         words += f" With {each:.0f} images a class the specialisation reads up to 6 percentage points high."
     return words
 
@@ -204,7 +207,7 @@ def _rounded(number: float) -> float:
 
 def _routing(layer: LayerAnalysis) -> str:
     measure = layer.specialisation
-    if measure.effective_experts < 1.05:
+    if measure.effective_experts < COLLAPSED:
         return "its routing has collapsed to one expert"
     if not measure.follows_class:
         return f"no sign that its routing follows the class (p = {measure.p_value:.2g})"

@@ -12,6 +12,8 @@ from vimoe.analysis.observations import Counts, ImageObservations, Observations
 GROUPS = 20
 # A p-value below this says that the routing follows the class; everything that says so in words asks `follows_class`.
 SIGNIFICANCE = 0.05
+# Experts in use, effectively, below which it is one and strays.
+COLLAPSED = 1.05
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,8 @@ def specialisation(seen: Observations | Counts, shuffles: int = 999, guided: boo
     shuffled; this is taken off above and below: (I - I₀) / (min(H(class), H(expert)) - I₀), the adjusted mutual
     information (Vinh, Epps and Bailey 2010, with the smaller entropy). A collapsed layer scores 0: with one expert
     both parts of the fraction are 0, which counts as 0; and with a few strays what little the choice could tell is
-    told by shuffled images as well, so that nothing is left above.
+    told by shuffled images as well, so that nothing is left above. Where that is so of a layer that uses its experts,
+    as with one image a class, nothing can be told: 0, and the interval is 0 to 1.
 
     I, I₀ and both entropies are each freed of the bias of a finite sample by a jackknife over 20 groups of images
     (Quenouille 1956; Zahl 1977 for entropies), so that the value hardly depends on the number of images. What is left
@@ -101,7 +104,7 @@ def specialisation(seen: Observations | Counts, shuffles: int = 999, guided: boo
     chance, plug_in, tops = np.array(by_chance).T
     information, room = _corrected(parts) - chance.mean()
     value = information / room if room > _NOTHING else 0.0
-    error = _error(parts, chance.mean()) if room > _NOTHING else 0.0
+    error = _error(parts, chance.mean()) if room > _NOTHING else float(_measures(counts)[1] > np.log2(COLLAPSED))
     hits = int((plug_in >= mutual_information(counts) - _NOTHING).sum())
     normalised = float(np.clip(value, 0, 1))
     return Specialisation(
