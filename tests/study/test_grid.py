@@ -233,8 +233,7 @@ def test_a_study_file_is_valid_and_starts_with_its_command_cost_and_expected_res
     runs = list_runs(read_study(path, Path("runs")))
     assert len({run.name for run in runs}) == len(runs)
     head = [line for line in path.read_text().splitlines() if line.startswith("#")]
-    few = {1: "one seed", 2: "two seeds"}.get(len({run.recipe.seed for run in runs}), "")
-    assert few in " ".join(head)
+    assert len({run.recipe.seed for run in runs}) >= 3 or "one seed" in " ".join(head)
     assert head[0].startswith(f"# vimoe study -c configs/studies/{path.name}")
     assert any("Cost:" in line for line in head)
     assert any("Expected:" in line for line in head)
