@@ -158,10 +158,12 @@ def power(analysis: Analysis, plan: Plan) -> str:
             "by --split or a larger --val-share in training, or allow a larger --max-drop."
         )
     each = analysis.images / len(analysis.class_names)
-    if analysis.metric == "top1" and each < 2:
-        words += " With fewer than two images a class specialisation cannot be told."
-    elif analysis.metric == "top1" and each < FEW:
-        words += f" With {each:.0f} images a class the specialisation reads up to 6 percentage points high."
+    if analysis.metric == "top1" and each < FEW:
+        words += (
+            " With fewer than two images a class specialisation cannot be told."
+            if each < 2
+            else f" With {each:.0f} images a class the specialisation reads up to 6 percentage points high."
+        )
     return words
 
 

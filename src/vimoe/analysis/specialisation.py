@@ -103,9 +103,12 @@ def specialisation(seen: Observations | Counts, shuffles: int = 999, guided: boo
     by_chance = [(_corrected(one)[0], mutual_information(one.sum(0)), top_share(one.sum(0))) for one in shuffled]
     chance, plug_in, tops = np.array(by_chance).T
     information, room = _corrected(parts) - chance.mean()
-    value = information / room if room > _NOTHING else 0.0
-    error = _error(parts, chance.mean()) if room > _NOTHING else float(_measures(counts)[1] > np.log2(COLLAPSED))
-    hits = int((plug_in >= mutual_information(counts) - _NOTHING).sum())
+    found, most = _measures(counts)
+    if room > _NOTHING:
+        value, error = information / room, _error(parts, chance.mean())
+    else:
+        value, error = 0.0, float(most > np.log2(COLLAPSED))
+    hits = int((plug_in >= found - _NOTHING).sum())
     normalised = float(np.clip(value, 0, 1))
     return Specialisation(
         information=max(0.0, float(information)),

@@ -54,9 +54,10 @@ class TrainingStep:
         batches: int,
     ) -> None:
         self.model, self.ddp_model, self.ema = model, ddp_model, ema
-        self.task, self.recipe, self.device, self.batches = task, recipe, device, batches
+        self.task, self.recipe, self.device = task, recipe, device
+        self.batches, self.steps = batches, batches // recipe.accumulate  # of an epoch
         self.augment = splits.augment if recipe.augment else None
-        self.optimizer, self.schedule = build_optimisation(model, recipe, batches // recipe.accumulate)
+        self.optimizer, self.schedule = build_optimisation(model, recipe, self.steps)
         scaled = recipe.amp and recipe.amp_dtype == "float16"
         self.scaler = torch.amp.GradScaler(device.split(":")[0], enabled=scaled)
         self.mixup = _mixup(recipe, len(splits.class_names))
@@ -93,7 +94,7 @@ class TrainingStep:
                     total = loss + routing_loss(self.model, **self.routing_weights, guided=guided)
             self.scaler.scale(total / recipe.accumulate).backward()
         if completes:
-            self._update(epoch * (self.batches // recipe.accumulate) + batch // recipe.accumulate)
+            self._update(epoch * self.steps + batch // recipe.accumulate)
         return torch.where(total.isfinite(), loss, total).detach()
 
     def _update(self, step: int) -> None:
