@@ -54,6 +54,7 @@ def test_the_experts_in_use_stand_beside_the_curves_of_a_run_that_has_them() -> 
     figure = training_curves({"moe": rows()}, rows())
     assert figure.axes[2].get_ylabel() == "experts in use (effective number)"
     assert [list(line.get_ydata()) for line in figure.axes[2].lines] == [[1.75] * 3] * 2
+    assert figure.axes[2].get_ylim() == (0, 1.03 * 2), "as high as there are experts: collapse cannot look like use"
 
 
 def test_loads_are_stacked_to_the_whole_also_after_one_epoch() -> None:

@@ -188,6 +188,7 @@ def training_curves(
             used = [row["routing"][number]["effective_experts"] for row in routed]
             label = f"block {number}" if number in (numbers[0], numbers[-1]) else "_"
             axes[-1].plot([row["epoch"] for row in routed], used, color=shade, marker=".", label=label)
+        axes[-1].set_ylim(0, 1.03 * max(len(layer["load"]) for layer in routed[0]["routing"].values()))
         axes[-1].set_ylabel("experts in use (effective number)", fontsize=9)
         axes[-1].legend(frameon=False, fontsize=8)
     for ax in axes:
