@@ -93,6 +93,20 @@ def test_a_tree_of_tars_means_what_a_tree_of_folders_means(tmp_path: Path, tars:
         assert [label for _, label in samples] == [0] * 4 + [1] * 4
 
 
+@pytest.mark.parametrize(("larger", "names"), [(True, ("pets/cat", "pets/dog", "wild/elk")), (False, ("pets", "wild"))])
+def test_folders_in_class_folders_are_what_the_user_says(larger: bool, names: tuple[str, ...], tmp_path: Path) -> None:
+    places = ("pets/cat", "pets/dog", "wild/elk")
+    files = {f"{split}/{place}/0.png": b"" for split in ("train", "val") for place in places}
+    path = write_tar(tmp_path / "a.tar", files)
+    found = find_tar(path, super_classes=larger)
+    assert found.class_names == names
+    assert found.super_classes == (("pets", "pets", "wild") if larger else ())
+    with pytest.raises(UserError, match=r"'pets' holds the folders cat, dog: are these the classes \(--super"):
+        find_tar(path)
+    with pytest.raises(UserError, match="is in no class folder SUPER/CLASS"):
+        find_tar(write_tar(tmp_path / "b.tar", files | {"train/pets/1.png": b""}), super_classes=True)
+
+
 def test_a_tar_that_is_not_split_has_some_set_aside_and_other_files_are_passed_over(tmp_path: Path) -> None:
     more = {"LICENSE": b"free", "cat/._0.png": b"?", "cat/notes.txt": b"!"}
     path = write_tar(tmp_path / "pets.tar", placed("pets/", FILES) | placed("pets/", more))

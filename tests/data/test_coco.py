@@ -16,7 +16,7 @@ from vimoe.cli import main
 from vimoe.data.coco import Shapes, decoded_runs, drawn, find_coco, inside, uncompressed
 from vimoe.data.decode import BrokenImageError
 from vimoe.data.masks import IGNORE
-from vimoe.data.registry import open_masks
+from vimoe.data.registry import open_masks, open_one_split
 from vimoe.errors import UserError
 from vimoe.training.recipe import load_recipe
 
@@ -118,6 +118,18 @@ def test_a_folder_of_cocos_is_read_with_background_first_and_categories_by_their
     assert (mask == 2).sum() == 48
     assert (mask == 0).sum() == 16 * 20 - 48
     assert splits.notes == (f"{tmp_path}/annotations/image_info_test2017.json holds no annotations and is not used",)
+
+
+def test_a_test_split_without_annotations_is_passed_over_unless_it_is_named(tmp_path: Path) -> None:
+    write(tmp_path, content(SQUARE))
+    write(tmp_path, content(SQUARE), "val2017")
+    (tmp_path / "annotations" / "image_info_test2017.json").write_text(json.dumps({**content(), "annotations": []}))
+    assert open_one_split("coco", str(tmp_path), FORM)[2] == "val"
+    assert open_one_split("coco", str(tmp_path), FORM, "train")[2] == "train"
+    with pytest.raises(UserError, match=r"image_info_test2017.json holds no annotations: name another split"):
+        open_one_split("coco", str(tmp_path), FORM, "test")
+    with pytest.raises(UserError, match=r"image_info_test2017.json holds no annotations: name another split"):
+        open_masks("coco", str(tmp_path), FORM, splits=("", "", "test"))
 
 
 WRONG: dict[str, tuple[Any, str]] = {

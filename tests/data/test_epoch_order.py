@@ -43,3 +43,13 @@ def test_processes_share_out_the_batches_of_one(size: int, share: int, world: in
 
 def test_generators_of_different_keys_draw_different_numbers() -> None:
     assert torch.randn(1, generator=generator("a", 1)) != torch.randn(1, generator=generator("a", 2))
+
+
+@given(st.integers(1, 60), st.integers(1, 3), st.integers(0, 5))
+@settings(deadline=None, max_examples=40)
+def test_an_image_that_is_drawn_again_comes_in_other_views(size: int, repeats: int, seed: int) -> None:
+    weights = torch.arange(1.0, size + 1) ** 2
+    (numbers,) = epoch_order(size, size, seed, 0, repeats, weights=weights)
+    assert len(set(numbers)) == size
+    drawn = [number % size for number in numbers[::repeats]]
+    assert numbers[::repeats] == [i + size * repeats * drawn[:at].count(i) for at, i in enumerate(drawn)]

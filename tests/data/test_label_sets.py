@@ -127,3 +127,12 @@ def test_what_is_set_aside_has_the_same_share_of_rare_labels_and_takes_no_label_
     assert rare == {"train": 8, "val": 2}
     assert (100, (3,)) in parts["train"]
     assert set_aside(samples, 0.2, seed=0) == parts != set_aside(samples, 0.2, seed=1)
+
+
+def test_no_label_is_lost_to_training_where_it_goes_with_rarer_ones() -> None:
+    samples = [(0, (0, 2)), (1, (1, 2)), (2, (0,)), (3, (1,)), *((i, ()) for i in range(4, 14))]
+    for seed in range(40):
+        parts = set_aside(samples, 0.1, seed)
+        assert sorted(parts["train"] + parts["val"]) == samples
+        assert {label for _, labels in parts["train"] for label in labels} == {0, 1, 2}
+        assert parts["val"]

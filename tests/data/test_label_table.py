@@ -38,6 +38,15 @@ def test_a_table_for_each_split_with_the_images_in_a_folder_beside_it(tmp_path: 
     assert len(splits.train) == 2
 
 
+def test_a_split_may_be_named_for_two_roles(tmp_path: Path) -> None:
+    rows = "".join(f"{i}.jpg,{'ab'[i % 2]},{'train' if i < 4 else 'dev'}\n" for i in range(6))
+    root = table(images(tmp_path, ".", count=6), "path,label,split\n" + rows)
+    splits = open_(root, splits=("train", "dev", "dev"))
+    assert len(splits.train) == 4
+    assert samples(splits.val) == samples(splits.test) == [("4.jpg", 0), ("5.jpg", 1)]
+    assert len(open_(root, splits=("train", "train", "dev")).train) == 4
+
+
 def test_parquet_is_read_where_pyarrow_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     columns = {"path": [f"{i}.jpg" for i in range(4)], "label": [1, 0, 1, 0]}
     reader = ModuleType("pyarrow.parquet")

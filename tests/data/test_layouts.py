@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from vimoe.data.registry import open_dataset, open_masks
+from vimoe.data.registry import open_dataset, open_masks, open_one_split
 from vimoe.data.splits import Splits
 from vimoe.data.transforms import ImageForm
 from vimoe.errors import UserError
@@ -112,6 +112,7 @@ def test_folders_in_class_folders_are_what_the_user_says(larger: bool, names: tu
     splits = open_(images(tmp_path, "pets/cat", "pets/dog", "wild/elk"), super_classes=larger)
     assert splits.class_names == names
     assert splits.super_classes == (("pets", "pets", "wild") if larger else ())
+    assert open_one_split("folder", str(tmp_path), FORM, class_names=names)[1] == names
 
 
 def test_tiny_imagenets_tree_is_read(tmp_path: Path) -> None:

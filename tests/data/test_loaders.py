@@ -121,6 +121,23 @@ def test_processes_evaluate_every_image_once_in_as_many_batches_each(
     assert len(seen) == 3 * -(-size // 3)
 
 
+@pytest.mark.parametrize("broken", [(1,), (1, 2), (3,), (0, 1, 2)])
+def test_processes_take_as_many_batches_each_where_one_can_read_nothing(
+    broken: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loaders, "world_size", lambda: 2)
+    seen, counts = list[int](), list[int]()
+    for rank in range(2):
+        monkeypatch.setattr(loaders, "rank", lambda rank=rank: rank)
+        parts = [labels.tolist() for _, labels in batches(Drawn(4, broken), 1)]
+        counts.append(len(parts))
+        seen += [label for part in parts for label in part if label != NOBODY]
+    assert counts == [2, 2]
+    assert sorted(seen) == [i for i in range(4) if i not in broken]
+    with pytest.raises(UserError, match="4 images in a row cannot be read: are they there"):
+        list(batches(Drawn(4, (0, 1, 2, 3)), 1))
+
+
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_broken_image_is_replaced_by_the_next_one_in_training_and_left_out_of_evaluation(workers: int) -> None:
     images, lines = Drawn(6, broken=(2, 3)), list[str]()

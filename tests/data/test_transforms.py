@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from timm.data import create_transform, resolve_data_config
 
 from tests.data.image_files import write_folder
 from vimoe.data.decode import BrokenImageError
@@ -69,7 +70,15 @@ def test_an_image_is_resized_cropped_and_normalised_for_evaluation_and_bytes_are
 
 def test_a_form_is_read_from_a_models_settings_and_its_names_are_timms() -> None:
     settings = {"input_size": (3, 32, 48), "mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6)}
-    settings |= {"interpolation": "bilinear", "crop_pct": 0.8}
+    settings |= {"interpolation": "bilinear", "crop_pct": 0.8, "crop_mode": "squash"}
     form = image_form(settings)
     assert form._asdict() == settings
     assert image_form(settings, 24) == form._replace(input_size=(3, 24, 24))
+
+
+@pytest.mark.parametrize("mode", ["center", "squash", "border"])
+def test_evaluation_makes_an_images_shape_the_models_as_timm_does(mode: str) -> None:
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 255, (40, 90, 3), dtype=np.uint8))
+    cfg = {"input_size": (3, 32, 32), "mean": (0.5,) * 3, "std": (0.5,) * 3, "crop_pct": 0.9, "crop_mode": mode}
+    timms = create_transform(**resolve_data_config(pretrained_cfg=cfg))(image)
+    assert evaluation_transform(image_form(cfg))(image, 0)[0].equal(timms)

@@ -24,7 +24,7 @@ from PIL import Image
 from vimoe.data.decode import SUFFIXES, BrokenImageError, read_image
 from vimoe.data.images import labelled
 from vimoe.data.label_table import label_by_class
-from vimoe.data.listing import files_below
+from vimoe.data.listing import files_below, listed
 from vimoe.data.splits import AS_USUAL, UNSPLIT, Found, Wanted, is_split
 from vimoe.errors import UserError
 
@@ -168,11 +168,11 @@ def find_archives(root: Path) -> dict[tuple[str, ...], Path]:
     return found
 
 
-def find_tar(root: Path, wanted: Wanted = AS_USUAL) -> Found:
-    """The splits and classes of images in a tar, or in a folder of tars.
+def find_tar(root: Path, wanted: Wanted = AS_USUAL, super_classes: bool | None = None) -> Found:
+    """The splits and classes of images in a tar, or in a folder of tars; `super_classes` as of `find_folder`.
 
-    Raises UserError if an archive cannot be used, an image is in no class, a split is missing, or the splits have
-    different classes.
+    Raises UserError if an archive cannot be used, an image is in no class, a split is missing, the splits have
+    different classes, or folders could be classes or parts of one.
     """
     placed = [pair for path, archive in find_archives(root).items() for pair in _places(path, archive)]
     if not placed:
@@ -183,14 +183,24 @@ def find_tar(root: Path, wanted: Wanted = AS_USUAL) -> Found:
         placed = [(place[1:], member) for place, member in placed]  # a folder around everything
     split = is_split({place[0] for place, _ in placed if place}, wanted)
     tree: dict[str, dict[str, list[Member]]] = {}
+    inside: dict[tuple[str, ...], set[str]] = {}
     for place, member in placed:
         place = place if split else (UNSPLIT, *place)
-        if len(place) < 2:
-            raise UserError(f"{member} is in no class folder")
-        tree.setdefault(place[0], {}).setdefault(place[1], []).append(member)
+        if len(place) < (3 if super_classes else 2):
+            raise UserError(f"{member} is in no class folder{' SUPER/CLASS' if super_classes else ''}")
+        name = "/".join(place[1:3]) if super_classes else place[1]
+        tree.setdefault(place[0], {}).setdefault(name, []).append(member)
+        inside.setdefault(place[:2], set()).add(place[2] if len(place) > 2 else "")
+    for (_, name), found in inside.items():
+        if super_classes is None and len(found) > 1 and "" not in found:
+            raise UserError(
+                f"in {root} {name!r} holds the folders {listed(sorted(found))}: are these the classes "
+                f"(--super-classes), or is all in them of the class {name!r} (--no-super-classes)?"
+            )
     chosen = wanted.choose(sorted(tree), str(root))
     parts, class_names = label_by_class({role: tree[name] for role, name in chosen.items()}, root)
-    return Found(parts, class_names, partial(labelled, read_member))
+    larger = tuple(name.split("/")[0] for name in class_names) if super_classes else ()
+    return Found(parts, class_names, partial(labelled, read_member), larger)
 
 
 def _places(path: tuple[str, ...], archive: Path) -> Iterator[tuple[tuple[str, ...], Member]]:

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from vimoe.data.decode import BrokenImageError, read_image
 from vimoe.data.masks import IGNORE
-from vimoe.data.splits import AS_USUAL, USUAL_NAMES, Found, Wanted
+from vimoe.data.splits import AS_USUAL, USUAL, USUAL_NAMES, Found, Wanted
 from vimoe.errors import UserError, first_line
 
 BACKGROUND = "background"
@@ -40,20 +40,27 @@ class Shapes:
 
 
 def find_coco(root: Path, wanted: Wanted = AS_USUAL) -> Found:
-    """The splits and classes of a folder with COCO's annotations; a test split without annotations is no split.
+    """The splits and classes of a folder with COCO's annotations.
 
-    Raises UserError if a file is no such JSON, splits have other categories, a split or all of its images are missing.
+    A test split without annotations is no split, unless it is wanted by its name.
+
+    Raises UserError if a file is no such JSON, splits have other categories, a split, its annotations or all of its
+    images are missing.
     """
     files = _files(root)
     notes, parts = list[str](), dict[str, list[tuple[Path, Shapes]]]()
+    for split in set(USUAL["test"]).intersection(files).difference(wanted):
+        if not _read(files[split]).get("annotations"):
+            notes.append(f"{files.pop(split)} holds no annotations and is not used")
     class_names: tuple[str, ...] = ()
     for role, split in wanted.choose(sorted(files), str(root)).items():
         content = _read(files[split])
-        if role == "test" and not content.get("annotations"):
-            notes.append(f"{files[split]} holds no annotations and is not used")
-            continue
+        if split in USUAL["test"] and not content.get("annotations"):
+            raise UserError(f"{files[split]} holds no annotations: name another split")
         try:
             names, samples = _samples(content, _images(root, files[split], split, content))
+        except UserError:
+            raise
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             what = f"{type(error).__name__}: {first_line(error)}"
             raise UserError(f"{files[split]} is not in COCO's form: {what}") from error

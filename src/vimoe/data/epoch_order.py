@@ -25,14 +25,22 @@ def epoch_order(
     With repeats (repeated augmentation, Berman et al. 2019, MultiGrain) an epoch has the same number of batches of
     fewer images, the views of an image side by side. Number `i + size * r` stands for view r of image i. Of every
     batch a process gets its `part`, by rank and world size. With `weights` `[size]`, images are drawn as often as these
-    say, and may come twice.
+    say: one that comes again comes in its next views.
     """
     drawn = generator("order", seed, epoch)
     if weights is None:
         order = torch.randperm(size, generator=drawn)
     else:
         order = torch.multinomial(weights, size, replacement=True, generator=drawn)
+        order += size * repeats * _times_before(order)
     place = torch.arange(size - size % batch_size)
     numbers = order[place // repeats] + size * (place % repeats)
     rank, world = part
     return numbers.view(size // batch_size, batch_size)[:, rank::world].tolist()
+
+
+def _times_before(values: torch.Tensor) -> torch.Tensor:
+    """For each of `[N]` values, how often it has come before."""
+    ordered, places = values.sort(stable=True)
+    times = torch.arange(len(values)) - torch.searchsorted(ordered, ordered)
+    return torch.empty_like(times).scatter_(0, places, times)

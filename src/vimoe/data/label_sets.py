@@ -57,12 +57,12 @@ def find_label_sets(root: Path, wanted: Wanted = AS_USUAL) -> Found:
 def set_aside(samples: Samples, share: float, seed: int) -> dict[str, Samples]:
     """`train` without the share that becomes `val`, each in the samples' own order.
 
-    Images are drawn by the rarest of their labels, the same share of each, so that a rare label is in both parts where
-    two images or more have it.
+    Images are drawn by the rarest of their labels, the same share of each, so that a rare label is in both parts as far
+    as that can be; none is lost to training.
 
     Raises UserError if there are too few images.
     """
-    counts = torch.bincount(torch.tensor([label for _, labels in samples for label in labels]))
+    counts = _counted(samples)
     rarest: dict[int, list[int]] = {}
     for place, (_, labels) in enumerate(samples):
         rarest.setdefault(min(labels, key=lambda label: int(counts[label]), default=-1), []).append(place)
@@ -70,9 +70,21 @@ def set_aside(samples: Samples, share: float, seed: int) -> dict[str, Samples]:
     for label, places in sorted(rarest.items()):
         order = torch.randperm(len(places), generator=generator("set aside", seed, label)).tolist()
         aside |= {places[i] for i in order[: min(len(places) - 1, max(1, round(share * len(places))))]}
+    left = counts - _counted([samples[place] for place in aside], len(counts))
+    for place in sorted(aside):
+        labels = list(samples[place][1])
+        if (left[labels] == 0).any():
+            aside.remove(place)
+            left[labels] += 1
     if not aside:
         raise UserError(f"{len(samples)} images are too few to set some aside: give a val split")
     return {
         "train": [sample for place, sample in enumerate(samples) if place not in aside],
         "val": [sample for place, sample in enumerate(samples) if place in aside],
     }
+
+
+def _counted(samples: Samples, least: int = 0) -> Tensor:
+    """How many samples have each label."""
+    labels = [label for _, labels in samples for label in labels]
+    return torch.tensor(labels, dtype=torch.int64).bincount(minlength=least)

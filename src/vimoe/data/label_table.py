@@ -80,19 +80,19 @@ def read_label_table(root: Path, wanted: Wanted = AS_USUAL) -> LabelTable:
     rows = [row for found, _, _ in read for row in found]
     splits = {split for split, _, _ in rows}
     chosen = wanted.choose(sorted(splits), str(root))
-    roles = {name: role for role, name in chosen.items()}
-    labels: dict[str, dict[Path, Labels]] = {role: {} for role in chosen}
+    labels: dict[str, dict[Path, Labels]] = {name: {} for name in chosen.values()}
     for split, path, found in rows:
-        if split in roles and set(labels[roles[split]].setdefault(path, found)) != set(found):
-            one, other = (repr(SEPARATOR.join(those)) for those in (labels[roles[split]][path], found))
+        if split in labels and set(first := labels[split].setdefault(path, found)) != set(found):
+            one, other = (repr(SEPARATOR.join(those)) for those in (first, found))
             raise UserError(
                 f"{root} gives {path} two labels, {one} and {other}: several stand in one cell, 'a{SEPARATOR}b'"
             )
     notes = [f"labels are those of {', '.join(map(str, tables.values()))}"]
     notes += [f"columns that are not used: {listed(left)}" for _, _, left in read if left]
-    if rest := sorted(splits - set(chosen.values())):
+    if rest := sorted(splits - labels.keys()):
         notes.append(f"the split {rest[0]!r} is not used")
-    return LabelTable(labels, any(several for _, several, _ in read), tuple(notes))
+    by_role = {role: labels[name] for role, name in chosen.items()}
+    return LabelTable(by_role, any(several for _, several, _ in read), tuple(notes))
 
 
 def _read(table: Path, split: str) -> tuple[list[tuple[str, Path, Labels]], bool, list[str]]:

@@ -81,11 +81,29 @@ def batches(
     """All images once, in their own order, for evaluation; broken ones are left out.
 
     With several processes each gets its share, so that together they see each image once. Where the images do not
-    divide evenly, some processes get one more that is labelled `NOBODY`, so that all take as many steps.
+    divide evenly, some processes get one more that is labelled `NOBODY`, so that all take as many steps; so does one
+    that can read no image of a batch.
+
+    Raises UserError if there are several processes and dozens of images in a row cannot be read.
     """
     mine = range(rank(), math.ceil(len(images) / world_size()) * world_size(), world_size())
     order = [list(mine[start : start + batch_size]) for start in range(0, len(mine), batch_size)]
-    return (batch for batch in _load(images, order, workers, on_broken) if batch is not None)
+    for numbers, batch in zip(order, _load(images, order, workers, on_broken), strict=True):
+        if batch is None and world_size() > 1:
+            batch = _nobody(images, numbers[-1])
+        if batch is not None:
+            yield batch
+
+
+def _nobody(images: Images, number: int) -> Batch:
+    """A batch of the next image that can be read, labelled `NOBODY`."""
+    size = len(images)
+    for following in range(number, number + min(size, _PATIENCE)):
+        item, _ = _Items(images)[size + following % size]
+        if item is not None:
+            image, label = stack([item])
+            return image, label
+    raise UserError(f"{min(size, _PATIENCE)} images in a row cannot be read: are they there?")
 
 
 def every_image(

@@ -65,7 +65,7 @@ def open_dataset(
             (webdataset), `hfds/NAME` and `hfids/NAME` (Hugging Face).
         data_dir: The folder or archive; for `hfds/NAME` where downloads are kept, the library's own place if None.
         augmentation: How training images are augmented; None shows them as evaluation does.
-        val_share: Share of each class to set aside where there is no `val` and no `test`.
+        val_share: Share of each class to set aside where there is no `val`.
         splits: Names of the splits for `train`, `val` and `test`; empty ones are found by the usual names.
         per_class: So many training images of each class, drawn with `seed`; all of them if None.
         dataset_args: Arguments of `vimoe.data.glyphs.glyphs`; other data sets take none.
@@ -177,7 +177,7 @@ def open_one_split(
         whole = _embedded(name, dataset_args, data_dir=data_dir)
         (role,) = OneSplit(split).choose(("train", "val", "test"), f"dataset {name!r}")
         return getattr(whole, role), whole.class_names, role
-    larger = True if class_names and all("/" in name for name in class_names) else None
+    larger = all("/" in name for name in class_names) if class_names else None
     found = _find(name, data_dir, OneSplit(split), reduce_zero_label, larger)
     ((part, samples),) = found.parts.items()
     if found.class_names and class_names and set(found.class_names) < set(class_names) and name not in WITH_MASKS:
@@ -225,9 +225,9 @@ def _find(
         return find_torchvision(rest, root, wanted)
     if kind == "ade20k":
         return find_ade20k(root, wanted, reduce_zero_label)
-    if kind == "folder":
-        return find_folder(root, wanted, super_classes)
-    return {"csv": find_label_table, "coco": find_coco, "tar": find_tar, "wds": find_webdataset}[kind](root, wanted)
+    if kind in ("folder", "tar"):
+        return (find_folder if kind == "folder" else find_tar)(root, wanted, super_classes)
+    return {"csv": find_label_table, "coco": find_coco, "wds": find_webdataset}[kind](root, wanted)
 
 
 def _embedded(name: str, arguments: Mapping[str, Any] | None, **given: object) -> Splits:

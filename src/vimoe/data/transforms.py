@@ -26,6 +26,7 @@ class ImageForm(NamedTuple):
     std: tuple[float, ...]  # by channel, what they are then divided by
     interpolation: str = "bicubic"  # timm's name of the resampling filter
     crop_pct: float = 1.0  # share of the image's shorter side that evaluation looks at
+    crop_mode: str = "center"  # timm's name of how evaluation makes an image's shape the model's
 
 
 def image_form(pretrained_cfg: dict[str, Any], img_size: int | None = None) -> ImageForm:
@@ -33,7 +34,8 @@ def image_form(pretrained_cfg: dict[str, Any], img_size: int | None = None) -> I
     wanted = resolve_data_config(pretrained_cfg=pretrained_cfg)
     channels, height, width = wanted["input_size"]
     size = (channels, img_size or height, img_size or width)
-    return ImageForm(size, tuple(wanted["mean"]), tuple(wanted["std"]), wanted["interpolation"], wanted["crop_pct"])
+    view = (wanted[key] for key in ("interpolation", "crop_pct", "crop_mode"))
+    return ImageForm(size, tuple(wanted["mean"]), tuple(wanted["std"]), *view)
 
 
 class Augmentation(NamedTuple):
@@ -47,7 +49,7 @@ class Augmentation(NamedTuple):
 
 
 def evaluation_transform(form: ImageForm, as_bytes: bool = False) -> Transform:
-    """Resize, centre crop, normalise: `[C, H, W]` fp32, or uint8 before it is normalised.
+    """Resize, crop as `crop_mode` says, normalise: `[C, H, W]` fp32, or uint8 before it is normalised.
 
     The transform raises a `BrokenImageError` for an image so thin that its longer side would have no end.
     """

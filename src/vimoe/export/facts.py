@@ -16,7 +16,8 @@ class Facts(NamedTuple):
     Attributes:
         task: `classification`, `multilabel` (outputs are logits of each label by itself) or `segmentation`.
         architecture: timm's name of the ViT.
-        image: `size` (height, width), `channels`, `mean`, `std` (of values 0 to 1), `interpolation`, `crop_pct`.
+        image: `size` (height, width), `channels`, `mean`, `std` (of values 0 to 1), `interpolation`, `crop_pct`,
+            `crop_mode`.
         class_names: By class; empty where the model does not know them.
         moe: The `MoEConfig`, None for a dense model.
         moe_blocks: Block numbers of the MoE layers, in the order of the output `expert_ids`.
@@ -50,6 +51,7 @@ def read_facts(folder: Path, moe_blocks: tuple[int, ...], precision: Precision) 
             "std": list(form.std),
             "interpolation": form.interpolation,
             "crop_pct": form.crop_pct,
+            "crop_mode": form.crop_mode,
         },
         class_names=[str(name) for name in names],
         moe=config.get(MOE_KEY),

@@ -8,14 +8,14 @@ from vimoe.training.recipe import Recipe
 _SPLITS = ("train_split", "val_split", "test_split")
 _IMAGES = ("data_dir", *_SPLITS, "img_size", "hflip", "color_jitter")
 _FILES = (*_IMAGES, "in_memory", "val_share", "per_class", "scale", "aa", "reprob")
-# Data sets that are not listed read what `folder` reads.
+# Data sets that are not listed read `_FILES`.
 _READ = {
     "digits": (),
     "glyphs": ("dataset_args",),
     "digit_scenes": ("short_side",),
     "ade20k": (*_IMAGES, "reduce_zero_label", "short_side"),
     "coco": (*_IMAGES, "short_side"),
-    "folder": (*_FILES, "super_classes"),
+    **dict.fromkeys(("folder", "tar"), (*_FILES, "super_classes")),
 }
 # Images with several labels are listed in a table and drawn as a whole.
 _READ_SETS = tuple(key for key in _FILES if key not in ("in_memory", "per_class"))
