@@ -134,7 +134,7 @@ def test_a_class_with_no_image_is_told(trained: Path, tmp_path: Path, monkeypatc
     save(load(trained / "model"), copy.model)
     notes: list[str] = []
     analyze_run(copy.path, shuffles=99, note=notes.append)
-    assert notes == ["class '7' has no image in val: nothing is said about it"]
+    assert notes == ["no image looked at in val is of class '7': nothing is said about it"]
 
 
 def test_a_plan_reads_back_and_what_is_no_plan_gets_one_line(tmp_path: Path) -> None:

@@ -108,3 +108,12 @@ def test_the_interval_holds_its_promise_on_samples_of_experts() -> None:
             assert found is not None
             held += found.low <= truth <= found.high
         assert 0.9 < held / 400 <= 0.99, (r, layers)
+
+
+def test_a_perfect_order_of_several_layers_is_as_doubtful_as_one_with_two_neighbours_swapped() -> None:
+    layers = [list(range(8)) for _ in range(4)]
+    swapped = [[1, 0, *range(2, 8)], *layers[1:]]
+    perfect, nearly = rank_agreement(layers, layers), rank_agreement(layers, swapped)
+    assert perfect is not None
+    assert nearly is not None
+    assert perfect.low == pytest.approx(nearly.low, abs=1e-4)

@@ -62,3 +62,8 @@ def test_images_with_masks_are_sampled_at_random() -> None:
     drawn = draw(digit_scenes().val, 10)
     assert len(set(drawn.places)) == len(drawn) == 10
     assert drawn[3][1].shape == (32, 32)
+
+
+def test_all_images_are_drawn_where_all_are_wanted_however_many() -> None:
+    files = ImageFiles([(f"{i}.png", 0) for i in range(50_286)], read=None, transform=None)  # type: ignore[arg-type]
+    assert draw(files, 50_286).places == list(range(50_286))

@@ -111,3 +111,12 @@ def test_label_sets_of_one_label_are_labels() -> None:
     labels, used = rng.integers(0, 3, 50), rng.integers(0, 2, (50, 4))
     one, sets = ImageObservations(labels, [used], 3), LabelSetObservations(np.eye(3)[labels] > 0, [used], 3)
     assert specialisation(one, 19) == specialisation(sets, 19)
+
+
+def test_the_load_counts_each_choice_once_whatever_its_labels() -> None:
+    labels = np.array([[True, True, True]] * 20 + [[False] * 3] * 80)
+    used = np.repeat(np.eye(2, dtype=np.uint8), [20, 80], axis=0)
+    assert LabelSetObservations(labels, [used], 3).load().tolist() == [20, 80]
+    assert specialisation(LabelSetObservations(labels, [used], 3), shuffles=9).load == (0.2, 0.8)
+    classes, experts = [np.array([[0, -1], [1, 1]])], [np.array([[[0, 1], [1, 2]], [[0, 2], [1, 0]]])]
+    assert PatchObservations(classes, experts, 2, 2).load().tolist() == [3, 3], "2 stands for none"

@@ -65,3 +65,10 @@ def test_the_interval_of_scores_between_is_as_narrow_as_they_are_alike() -> None
 def test_scores_between_count_as_what_they_are() -> None:
     assert mean_score(torch.tensor([0.25, 0.75, 0.5])).value == pytest.approx(50)
     assert mean_loss(torch.tensor([0.5, 0.5]), torch.tensor([0.25, 0.5])).value == pytest.approx(12.5)
+
+
+@pytest.mark.parametrize("score", [0.5, 1.0])
+def test_scores_between_0_and_1_that_do_not_move_leave_the_same_doubt(score: float) -> None:
+    scores = torch.tensor([1.0, 1, score, 1, 1])
+    found = mean_loss(scores, scores)
+    assert (found.value, found.low, found.high) == (0, pytest.approx(-28, abs=0.01), pytest.approx(28, abs=0.01))

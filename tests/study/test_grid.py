@@ -202,6 +202,13 @@ def test_differing_fields_are_those_of_the_fine_tunings(tmp_path: Path) -> None:
     assert differing_fields([replace(run, setting="start") for run in runs[:1]]) == ()
 
 
+def test_models_to_start_from_are_told_apart_and_those_of_the_study_are_not(tmp_path: Path) -> None:
+    variants = "variants: [{name: a, last: 1, initial_checkpoint: [some/where, else/where]}]"
+    assert differing_fields(list_runs(study(tmp_path, variants))) == ("initial_checkpoint",)
+    variants = "start: {epochs: 1}\nseeds: [0, 1]\nvariants: [{name: a, last: [0, 1]}]"
+    assert differing_fields(list_runs(study(tmp_path, variants))) == ("last",)
+
+
 @pytest.mark.parametrize(
     ("variants", "line"),
     [

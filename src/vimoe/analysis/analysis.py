@@ -142,8 +142,8 @@ def _ablations(
     """Every ablation of every layer, by block and name."""
     found = {}
     for number, layer in moe_layers(model).items():
-        table = counts.layer(number)
-        load = torch.tensor(table.sum(0) / table.sum(), dtype=torch.float32)
+        chosen = behaviour.observations(number, len(counts.class_names)).load()
+        load = torch.tensor(chosen / chosen.sum(), dtype=torch.float32)
         found[number] = layer_ablations(number, layer, config, load, behaviour.layers[number].mass)
     return found
 
@@ -159,20 +159,20 @@ def _measured(
     guided: bool,
 ) -> LayerAnalysis:
     kept, table = behaviour.layers[number], counts.layer(number)
-    load = table.sum(0) / table.sum()
+    measure = specialisation(behaviour.observations(number, len(counts.class_names)), shuffles, guided)
 
     def named(images: Sequence[int]) -> tuple[int, ...]:
         return tuple(places[image] for image in images)
 
     return LayerAnalysis(
         layer=number,
-        specialisation=specialisation(behaviour.observations(number, len(counts.class_names)), shuffles, guided),
+        specialisation=measure,
         confidence=kept.confidence / kept.choices,
         margin=kept.margin / kept.choices,
         stability=kept.stayed / kept.choices,
         ablations=tuple(AblationResult(name, mean_loss(before, scores)) for name, scores in after.items()),
         experts=tuple(
-            ExpertAnalysis(e, float(load[e]), classes_of_expert(table, e), named(best), named(worst))
+            ExpertAnalysis(e, measure.load[e], classes_of_expert(table, e), named(best), named(worst))
             for e, (best, worst) in ((e, kept.examples(e)) for e in range(kept.num_experts))
         ),
         output_similarity=tuple(tuple(row) for row in output_similarity(kept.gram).tolist()),

@@ -86,7 +86,7 @@ def analyze_run(
             note(line)
         for name, count in zip(counts.class_names, counts.counts[0].sum(1), strict=True):
             if not count:
-                note(f"class {name!r} has no image in {split}: nothing is said about it")
+                note(f"no {analysis.unit} looked at in {split} is of class {name!r}: nothing is said about it")
         if isinstance(whole, ImageFiles) and not broken:  # else an image's place is not its place in the list of files
             named = {place for layer in analysis.layers for e in layer.experts for place in (*e.confident, *e.unsure)}
             files = {place: whole.samples[place][0] for place in sorted(named)}

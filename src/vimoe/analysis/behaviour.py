@@ -90,7 +90,8 @@ class Behaviour:
     def watch(self, images: Tensor, labels: Tensor) -> Tensor:
         """Run a batch `[B, C, H, W]` as it is and once more a little varied, and note what routers and experts do.
 
-        The experts' answers are compared on `TOKENS` tokens of every image, drawn at random with a fixed seed.
+        The experts' answers are compared on `TOKENS` tokens of every image, drawn at random with a fixed seed for each
+        batch: batches of another size draw others.
         `labels` are those of `note`. Returns what the model answers to the batch as it is.
         """
         inputs: dict[int, Tensor] = {}

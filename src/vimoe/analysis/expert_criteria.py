@@ -75,8 +75,8 @@ def rank_agreement(scores: Sequence[Sequence[float]], others: Sequence[Sequence[
     Several layers are taken together by the ranks within each, so that the worth of whole layers plays no part. The
     95 % interval is Fisher's with the variance of Bonett and Wright (2000), with a degree of freedom less for each
     further layer: it is about more experts like these. A perfect order counts there as one in which two neighbours
-    changed places, so that it does not come without doubt. None where one of the two makes no difference between the
-    experts of any layer.
+    of a layer changed places, so that it does not come without doubt. None where one of the two makes no difference
+    between the experts of any layer.
     """
     one, other = (np.concatenate([_ranks(layer) for layer in each]) for each in (scores, others))
     if not (size := math.sqrt(float(one @ one) * float(other @ other))):
@@ -84,7 +84,7 @@ def rank_agreement(scores: Sequence[Sequence[float]], others: Sequence[Sequence[
     value, n = float(one @ other) / size, len(one)
     if (free := n - len(scores) - 2) < 1:
         return Estimate(value, -1.0, 1.0)
-    z = math.atanh(math.copysign(min(abs(value), 1 - 12 / (n * (n**2 - 1))), value))
+    z = math.atanh(math.copysign(min(abs(value), max(0.0, 1 - 1 / size)), value))
     half = Z * math.sqrt((1 + value**2 / 2) / free)
     return Estimate(value, min(math.tanh(z - half), value), max(math.tanh(z + half), value))
 

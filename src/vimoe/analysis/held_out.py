@@ -84,5 +84,6 @@ def draw(images: Images, number: int, seed: int = 0) -> Sample:
     if (labels := image_labels(images)) is not None:
         order = order[labels[order].argsort(stable=True)]
     number = min(number, size)
-    places = ((torch.arange(number) + torch.rand(1, generator=drawn)) * size / max(1, number)).long()
+    start = torch.rand(1, generator=drawn)
+    places = ((torch.arange(number, dtype=torch.float64) + start) * size / max(1, number)).long()
     return Sample(images, order[places].sort().values.tolist())

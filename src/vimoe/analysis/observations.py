@@ -33,6 +33,10 @@ class Observations(ABC):
     @abstractmethod
     def _placed(self, order: Order | None) -> _Placed: ...
 
+    @abstractmethod
+    def load(self) -> Counts:
+        """`[experts]` counts of all choices, each once, whatever the classes."""
+
     def parts(self, groups: Order, order: Order | None = None) -> Counts:
         """`[groups, classes, experts]` counts of each group of images, after an exchange of choices if there is one.
 
@@ -73,6 +77,9 @@ class ImageObservations(Observations):
     def shuffle(self, rng: np.random.Generator) -> Order:
         """Any image may exchange with any other."""
         return rng.permutation(self.images)
+
+    def load(self) -> Counts:
+        return np.bincount(self.experts, self.times, minlength=self.shape[1]).astype(np.int64)
 
     def _placed(self, order: Order | None) -> _Placed:
         labels = self.labels if order is None else self.labels[order]
@@ -119,6 +126,10 @@ class PatchObservations(Observations):
         """Images of the same number of patches exchange their expert maps."""
         starts = np.cumsum([0, *(len(c) for c, _ in self.blocks)])
         return np.concatenate([start + rng.permutation(len(c)) for (c, _), start in zip(self.blocks, starts)])
+
+    def load(self) -> Counts:
+        chosen = np.concatenate([experts.ravel() for _, experts in self.blocks])
+        return np.bincount(chosen, minlength=self.shape[1])[: self.shape[1]]
 
     def _placed(self, order: Order | None) -> _Placed:
         start = 0

@@ -38,12 +38,13 @@ def mean_loss(before: Tensor, after: Tensor) -> Estimate:
     """Percentage points lost from `before` to `after`, `[N]` scores in 0 to 1 paired by image; negative for a gain.
 
     For scores of 0 and 1 the interval is that of Agresti and Min (2005): Wald's after adding half an image to each
-    of the four outcomes, which keeps its promise where few images change sides. For scores between it is Student's.
+    of the four outcomes, which keeps its promise where few images change sides. For scores between it is Student's,
+    unless all lose the same, which says nothing of others.
     """
     lost = (before - after).double()
     count, total, squares = len(lost), float(lost.sum()), float(lost.square().sum())
     value = total / max(1, count)
-    if _are_right_or_wrong(before) and _are_right_or_wrong(after):
+    if (_are_right_or_wrong(before) and _are_right_or_wrong(after)) or bool((lost == lost[:1]).all()):
         centre = total / (count + 2)
         half = Z * math.sqrt(((squares + 1) / (count + 2) - centre**2) / (count + 2))
     else:

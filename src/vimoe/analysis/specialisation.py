@@ -25,7 +25,7 @@ class Specialisation:
     top_share: float  # share of a class's choices that fall on its top expert, mean over classes (the paper's darkness)
     p_value: float  # how often shuffled images give at least this much information
     effective_experts: float  # 2^H(load): how many experts are really used, 1 to E
-    load: tuple[float, ...]  # share of the assignments of each expert
+    load: tuple[float, ...]  # share of the assignments of each expert, those without a class too
     low: float  # lower end of the 95 % interval of `normalised`
     high: float  # upper end
     chance_top_share: float  # what `top_share` is when images are shuffled
@@ -98,7 +98,7 @@ def specialisation(seen: Observations | Counts, shuffles: int = 999, guided: boo
     number = GROUPS if seen.images >= 2 * GROUPS else max(1, seen.images)
     groups = rng.permutation(seen.images) % number
     parts = seen.parts(groups)
-    counts = parts.sum(0)
+    counts, load = parts.sum(0), seen.load()
     shuffled = (seen.parts(groups, seen.shuffle(rng)) for _ in range(shuffles))
     by_chance = [(_corrected(one)[0], mutual_information(one.sum(0)), top_share(one.sum(0))) for one in shuffled]
     chance, plug_in, tops = np.array(by_chance).T
@@ -115,8 +115,8 @@ def specialisation(seen: Observations | Counts, shuffles: int = 999, guided: boo
         normalised=normalised,
         top_share=top_share(counts),
         p_value=(1 + hits) / (1 + shuffles),
-        effective_experts=float(2 ** entropy_bits(counts.sum(0))),
-        load=tuple(float(share) for share in counts.sum(0) / max(1, counts.sum())),
+        effective_experts=float(2 ** entropy_bits(load)),
+        load=tuple(float(share) for share in load / max(1, load.sum())),
         low=float(np.clip(value - error, 0, normalised)),
         high=float(np.clip(value + error, normalised, 1)),
         chance_top_share=float(tops.mean()),

@@ -25,7 +25,7 @@ class AnalyzedRun:
     def plot_heatmaps(self) -> Figure:
         """How each class's choices spread over the experts, a panel a layer; `figure.savefig(path)` writes it."""
         measures = {layer.layer: layer.specialisation for layer in self.analysis.layers}
-        return routing_heatmaps(self.counts, measures, self.plan)
+        return routing_heatmaps(self.counts, measures, self.plan, unit=self.analysis.unit)
 
 
 def analyze(

@@ -116,10 +116,14 @@ def name_setting(recipe: Recipe, base: Recipe) -> tuple[str, str]:
 
 
 def differing_fields(runs: list[StudyRun]) -> tuple[str, ...]:
-    """The recipe keys that not all fine-tunings share, in the recipe's order."""
-    recipes = [asdict(run.recipe) for run in runs if run.kind != START]
+    """The recipe keys that not all fine-tunings share."""
+    tuned = [run for run in runs if run.kind != START]
+    recipes = [asdict(run.recipe) for run in tuned]
     kept = [key for key in _KEYS if key not in (*RESERVED, "initial_checkpoint")]
-    return tuple(key for key in kept if any(recipe[key] != recipes[0][key] for recipe in recipes))
+    differing = [key for key in kept if any(recipe[key] != recipes[0][key] for recipe in recipes)]
+    # What a run of the study made is another model for each seed, and the same for all that start from it.
+    starts = {None if run.needs else run.recipe.initial_checkpoint for run in tuned if run.kind != PLANNED}
+    return ("initial_checkpoint", *differing) if len(starts) > 1 else tuple(differing)
 
 
 def _add(run: StudyRun, study: Study, runs: dict[str, StudyRun]) -> StudyRun:

@@ -38,8 +38,10 @@ def publish(folder: Path) -> str:
     for name, figure in study_figures(table).items():
         save_figure(figure, folder / "figures" / name)
     guided = {row.setting for row in rows if row.recipe.get("guide_classes")}
+    by_patch = {row.setting for row in rows if row.recipe["routing"] == "token"}
     for path in sorted((folder / "routing").glob("*.npz")):
         counts = RoutingCounts.load(path)
         measures = {n: specialisation(counts.layer(n), 99, path.stem in guided) for n in counts.layers}
-        save_figure(routing_heatmaps(counts, measures), folder / "figures" / f"heatmaps-{path.stem}")
+        figure = routing_heatmaps(counts, measures, unit="patch" if path.stem in by_patch else "image")
+        save_figure(figure, folder / "figures" / f"heatmaps-{path.stem}")
     return power_line(spread(found))

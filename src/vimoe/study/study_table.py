@@ -30,7 +30,10 @@ Curves = Mapping[str, Sequence[Mapping[str, float]]]
 Right = Mapping[str, NDArray[np.bool_]]
 
 # Recipe keys that are kept whether they vary or not.
-_ALWAYS = ("last", "num_experts", "top_k", "shared_expert", "routing", "preset", "baseline", "freeze", "epochs")
+_ALWAYS = (
+    *("last", "num_experts", "top_k", "shared_expert", "routing", "preset", "baseline", "freeze", "epochs"),
+    "guide_classes",
+)
 _TEXT = ("run", "setting", "qualifier", "variants", "kind", "metric")
 # What is kept of each MoE layer: normalised mutual information of class and expert, the largest share of the
 # assignments that went to one expert, and how many experts an image's tokens are sent to.
