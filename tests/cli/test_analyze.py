@@ -44,6 +44,7 @@ def test_a_run_is_analyzed_and_pruned_in_words(tmp_path: Path, capsys: pytest.Ca
     [
         (analyze, ["--max-drop", "-1"], "must be a number of points, 0 or more, got -1"),
         (analyze, ["--max-drop", "nan"], "must be a number of points, 0 or more, got nan"),
+        (analyze, ["--max-drop", "abc"], "must be a number of points, 0 or more, got abc"),
         (analyze, ["--shuffles", "5"], "must be at least 99, got 5"),
         (analyze, ["--experts", "ablation,reep"], "unknown criterion 'reep', did you mean 'reap'"),
         (analyze, ["--experts", ""], "unknown criterion ''; there is ablation, load, router-change, reap, activation"),

@@ -49,6 +49,8 @@ def test_a_study_with_a_failed_run_ends_with_code_1_and_its_tables(
     [
         ([], "give either the study file with -c, or --figures-only (see vimoe study --help)"),
         (["-c", "a.yaml", "--figures-only", "runs"], "give either the study file with -c, or --figures-only"),
+        (["-c", "a.yaml", "--dry-run", "--detect", "nan"], "--detect: must be a number of points above 0, got nan"),
+        (["-c", "a.yaml", "--pilot", "runs"], "--pilot tells --dry-run how much seeds differ: give both"),
         (["-c", "missing.yaml"], "cannot read missing.yaml: No such file or directory"),
         (["--figures-only", "missing"], "cannot read missing/study.csv: No such file or directory"),
         (["-c", "missing.yaml", "--jobs", "0"], "--jobs: must be at least 1, got 0"),

@@ -181,10 +181,26 @@ def test_a_run_on_an_unsplit_folder_is_evaluated_on_what_it_set_aside_and_other_
     assert (own["images"], own["data"]) == (6, "val (there is no test) of the run's own data")
     assert own["nll"] == pytest.approx(row["val_nll"], rel=1e-5)  # of these very images
     assert evaluated(tmp_path, run, "--data-dir", f"{root}/") == own
+    moved = shutil.copytree(root, tmp_path / "moved")
+    assert evaluated(tmp_path, run, "--data-dir", str(moved)) == own, "the run's own images at another place"
     assert evaluated(tmp_path, run, "--split", "train")["images"] == 24
     for model in (run, f"{run}/model"):
         other = evaluated(tmp_path, model, "--data-dir", str(write_folder(tmp_path / model[-5:], {"": 7})))
         assert (other["images"], other["data"]) == (21, f"{tmp_path / model[-5:]}, all of it")
+
+
+def test_a_model_without_names_is_measured_on_as_many_classes_alone(
+    trained: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = shutil.copytree(trained / "run" / "model", tmp_path / "model")
+    config = json.loads((folder / "config.json").read_text())
+    del config["label_names"]
+    (folder / "config.json").write_text(json.dumps(config))
+    data = write_folder(tmp_path / "data", {"": 2})
+    assert evaluated(tmp_path, str(folder), "--data-dir", str(data))["images"] == 6
+    shutil.copytree(next(path for path in data.iterdir()), data / "zebra")
+    assert main(["evaluate", str(folder), "--data-dir", str(data)]) == 2
+    assert "the images are of 4 classes, and the model tells 3 apart" in capsys.readouterr().err
 
 
 def test_other_data_may_hold_one_split_alone_and_several_are_chosen_from(

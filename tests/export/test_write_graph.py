@@ -212,3 +212,14 @@ def test_a_tampered_file_is_found_out(tmp_path: Path, routed_by_image: Exported)
     assert not found.agrees
     assert found.missing == ["blocks.2 fc2.weight[1]"]
     assert found.difference > found.tolerance
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf])
+def test_answers_that_are_no_numbers_do_not_agree(
+    number: float, routed_by_image: Exported, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run, _ = open_graph(routed_by_image.path)
+    broken = lambda images: [np.full_like(run(images)[0], number), *run(images)[1:]]  # noqa: E731
+    monkeypatch.setattr("vimoe.export.verify.open_graph", lambda _: (broken, True))
+    found = verify(routed_by_image)
+    assert (found.difference, found.agrees) == (np.inf, False)

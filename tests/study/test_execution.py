@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+from matplotlib.figure import Figure
 
 from tests.study.support import TINY, study
 from tests.training.tiny import recipe
@@ -112,6 +113,18 @@ def test_a_study_is_run_once_and_ends_in_tables_and_figures(
         write_bytes(elsewhere / path.relative_to(tiny.output), path.read_bytes())
     publish(elsewhere)
     assert {path.name: path.read_bytes() for path in (elsewhere / "figures").iterdir()} == figures
+
+    units = list[str]()
+
+    def drawn(*_: object, unit: str) -> Figure:
+        units.append(unit)
+        return Figure()
+
+    monkeypatch.setattr("vimoe.study.publish.routing_heatmaps", drawn)
+    table = elsewhere / "study.csv"
+    table.write_text(table.read_text().replace('"""image"""', '"""token"""', 3))
+    publish(elsewhere)
+    assert sorted(units) == ["image", "patch"]
 
 
 def test_a_run_that_was_cleared_but_has_no_result_yet_gets_the_same(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from vimoe.data.epoch_order import epoch_order
 from vimoe.data.images import class_weights
 from vimoe.data.splits import Splits
 from vimoe.errors import UserError
+from vimoe.report.model_card import make_card
 from vimoe.tasks.classification import Classification
 from vimoe.tasks.segmentation import Segmentation
 from vimoe.training.fit import best_key, recipe_task, train
@@ -78,6 +79,8 @@ def test_the_best_epoch_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert all(torch.equal(kept[name], models[1][name]) for name in kept)
     assert not torch.equal(kept["head.weight"], models[2]["head.weight"])
     assert not run.checkpoints.exists()
+    assert run.kept_row()["epoch"] == 2
+    assert "## Metrics of epoch 2" in make_card(run.path)[0]
 
 
 def test_uneven_classes_are_judged_by_their_mean(tmp_path: Path) -> None:

@@ -1,6 +1,5 @@
 """A finished model on labelled images: its metrics with their interval, what it confuses, and its worst mistakes."""
 
-import hashlib
 import heapq
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -16,7 +15,7 @@ from vimoe.analysis.ablation_scores import share_of_right_answers, share_of_righ
 from vimoe.analysis.analyze_run import finished_run, run_images
 from vimoe.analysis.paired import Estimate, mean_score
 from vimoe.data.contact_sheet import to_pixels
-from vimoe.data.images import ImageFiles, Images
+from vimoe.data.images import ImageFiles, Images, fingerprint
 from vimoe.data.label_table import SEPARATOR
 from vimoe.data.listing import mask_layout
 from vimoe.data.loaders import Batch, batches
@@ -36,7 +35,7 @@ from vimoe.tasks.task import Task
 from vimoe.tasks.windows import View
 from vimoe.training.parallel import pick_device
 from vimoe.training.recipe import load_recipe
-from vimoe.vit.model_config import model_folder
+from vimoe.vit.model_config import model_folder, read_config
 
 # How many of the worst mistakes are kept: of labels, and of masks.
 WORST, WORST_MASKS = 32, 12
@@ -102,7 +101,7 @@ def evaluate(
 
     Args:
         dataset: The kind of other data; by default the run's, else `folder` or `ade20k`.
-        data_dir: Other data, or where the run's own lies now.
+        data_dir: Other data, or where the run's own files lie now: they are known by their names and labels.
         split: By default `test`, or what there is.
         look: How a segmentation model looks at images, from how it was trained.
 
@@ -148,24 +147,8 @@ def evaluate(
         mistakes=mistakes,
         scores=scores,
         broken=broken,
-        images=_fingerprint(images, seen.places),
+        images=fingerprint(images, seen.places),
     )
-
-
-def _fingerprint(images: Images, places: Sequence[int]) -> str:
-    """Of file names and labels, or of the number and the labels of images without files."""
-    if isinstance(images, ImageFiles):
-        found = [images.samples[place] for place in places]
-        told: Any = [
-            ("/".join(Path(str(where)).parts[-2:]), target)
-            for where, target in found
-            if isinstance(target, int | tuple)
-        ]
-        told = told or [Path(str(where)).name for where, _ in found]
-    else:
-        told = [images[place][1] for place in places]
-        told = [target if isinstance(target, int) else int(target.sum()) for target in told]
-    return hashlib.sha256(repr(told).encode(errors="backslashreplace")).hexdigest()
 
 
 class _Numbered(Images):
@@ -261,6 +244,17 @@ class _Masks(_Labels):
         return np.concatenate([image, *covered], axis=1), f"{answer[1]:.0%} of the pixels right: image, labels, answer"
 
 
+def _as_many(names: tuple[str, ...], answers: int) -> tuple[str, ...]:
+    """Names for all that a model without names tells apart; labels that are numbers need not all be there.
+
+    Raises UserError if the images have other classes.
+    """
+    numbers = tuple(map(str, range(answers)))
+    if len(names) != answers and names != numbers[: len(names)]:
+        raise UserError(f"the images are of {len(names)} classes, and the model tells {answers} apart")
+    return names if len(names) == answers else numbers
+
+
 Choice = tuple[Images, tuple[str, ...], str]
 
 
@@ -272,10 +266,17 @@ def _own_images(
         return None
     run, recipe = finished_run(path)
     split = split or "test"
-    moved = data_dir and (not recipe.data_dir or Path(data_dir).resolve() != Path(recipe.data_dir).resolve())
-    if moved or split not in ("train", "val", "test"):
+    other = data_dir and (not recipe.data_dir or Path(data_dir).resolve() != Path(recipe.data_dir).resolve())
+    if split not in ("train", "val", "test"):
         return None
-    splits = run_images(run, recipe)
+    try:
+        splits = run_images(run, recipe, data_dir=data_dir)
+    except UserError:
+        if not other:
+            raise
+        return None
+    if other and fingerprint(splits.train) != run.read_train_images():
+        return None
     if split == "test" and splits.test is splits.val:
         split = "val (there is no test)"
     return getattr(splits, split.split()[0]), splits.class_names, f"{split} of the run's own data"
@@ -303,5 +304,7 @@ def _other_images(
         chosen, data_dir, model_form(folder), split, known, reduce, dataset_args, is_multilabel(folder)
     )
     check_classes(names, known or names, "the images have other classes than the model")
+    if known is None and not of_pixels:
+        names = _as_many(names, read_config(folder)["num_classes"])
     where = data_dir or chosen
     return images, names, f"{part} of {where}" if part else f"{where}, all of it"

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
-import math
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from vimoe.cli.arguments import Parser, at_least
+from vimoe.cli.arguments import Parser, at_least, number
 
 if TYPE_CHECKING:
     from vimoe.analysis.analysis_result import Analysis
@@ -30,7 +28,10 @@ def run(arguments: Sequence[str]) -> None:
     parser.group("analysis")
     parser.flag("--shuffles", "permutations behind p-values and chance levels", 199, type=at_least(99))
     parser.flag(
-        "--max-drop", "prune a layer once the images show that it costs at most so many points", 1.0, type=_points
+        "--max-drop",
+        "prune a layer once the images show that it costs at most so many points",
+        1.0,
+        type=number(lambda points: points >= 0, "a number of points, 0 or more"),
     )
     parser.flag(
         "--experts",
@@ -90,10 +91,3 @@ def analysis_table(analysis: Analysis, plan: Plan) -> str:
         decision_table(analysis, plan),
     )
     return "\n\n".join(table.text() for table in tables if table)
-
-
-def _points(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value) or value < 0:
-        raise argparse.ArgumentTypeError(f"must be a number of points, 0 or more, got {text}")
-    return value

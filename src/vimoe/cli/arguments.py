@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import math
 import reprlib
 import sys
 from collections.abc import Callable, Sequence
@@ -108,6 +109,21 @@ def at_least(lowest: int) -> Callable[[str], int]:
         return value
 
     return whole_number
+
+
+def number(holds: Callable[[float], bool], wanted: str) -> Callable[[str], float]:
+    """A type for finite numbers of which something `holds`; `wanted` says so in words."""
+
+    def finite(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = math.nan
+        if not math.isfinite(value) or not holds(value):
+            raise argparse.ArgumentTypeError(f"must be {wanted}, got {text}")
+        return value
+
+    return finite
 
 
 SHARED: dict[str, dict[str, Any]] = {

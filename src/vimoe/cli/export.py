@@ -20,7 +20,7 @@ def run(arguments: Sequence[str]) -> None:
     parser.value("model", "a run folder or a model folder", type=Path)
     parser.group("file")
     parser.flag("--format", "onnx, or torch for a .pt2 file", "onnx", choices=("onnx", "torch"))
-    parser.flag("--output", "the file (default: model.onnx or model.pt2 in the folder)", type=Path)
+    parser.flag("--output", "the file (default: model.onnx or model.pt2, in the model if it is a folder)", type=Path)
     parser.flag("--precision", "of weights and arithmetic", "fp32", choices=("fp32", "fp16"))
     parser.flag("--dynamic-batch", "take any number of images at once", True)
     parser.flag("--verify", "compare the file with the model, through every expert", False)
@@ -29,10 +29,11 @@ def run(arguments: Sequence[str]) -> None:
     from vimoe.export.write_graph import FORMATS, export_model
     from vimoe.vit.model_config import model_folder
 
-    path = args.output or args.model / f"model{FORMATS[args.format]}"
+    folder = model_folder(args.model)
+    path = args.output or (args.model if args.model.is_dir() else Path()) / f"model{FORMATS[args.format]}"
     if path.suffix != FORMATS[args.format]:
         raise UserError(f"--output of format {args.format} must end in {FORMATS[args.format]}, got {path.name}")
-    exported = export_model(model_folder(args.model), path, args.format, args.precision, args.dynamic_batch)
+    exported = export_model(folder, path, args.format, args.precision, args.dynamic_batch)
     print(describe(exported))
     if args.verify:
         found = verify(exported)

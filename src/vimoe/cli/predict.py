@@ -31,6 +31,7 @@ def run(arguments: Sequence[str]) -> None:
     args = parser.parse(arguments)
     from tqdm import tqdm
 
+    from vimoe.report.tables import no_formula
     from vimoe.tasks.label_inference import find_images
     from vimoe.tasks.segmenter_folder import holds_segmenter
     from vimoe.vit.model_config import model_folder
@@ -52,7 +53,7 @@ def run(arguments: Sequence[str]) -> None:
                 writer = csv.DictWriter(sys.stdout, list(rows[0]), lineterminator="\n")
                 if not answered:
                     writer.writeheader()
-                writer.writerows(rows)
+                writer.writerows({key: no_formula(str(value)) for key, value in row.items()} for row in rows)
             answered += 1
             bar.update()
     if not answered:

@@ -1,12 +1,10 @@
 """`vimoe prune`: carry out a plan on a finished run, recover, and show what it did."""
 
-import argparse
-import math
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
 
-from vimoe.cli.arguments import Parser
+from vimoe.cli.arguments import Parser, number
 
 
 def run(arguments: Sequence[str]) -> None:
@@ -18,7 +16,10 @@ def run(arguments: Sequence[str]) -> None:
         "--recover-epochs",
         "epochs of recovery training; below 1 a share of the run's own epochs, 0 for none (default: 0.25, and 0 where "
         "the plan keeps everything)",
-        type=_epochs,
+        type=number(
+            lambda epochs: 0 <= epochs <= 1 or (epochs > 1 and epochs == int(epochs)),
+            "a share below 1 or a whole number of epochs",
+        ),
     )
     parser.flag("--output", "the new folder (default: RUN-pruned)", type=Path)
     parser.shared("--data-dir", "--device")
@@ -36,10 +37,3 @@ def run(arguments: Sequence[str]) -> None:
         command = shlex.join(["vimoe", "prune", *arguments])
         report = pruning_report(args.run, evidence, command, args.data_dir)
         print(f"The report lies in {write_page(report, evidence.output / 'report.html')}.")
-
-
-def _epochs(text: str) -> float:
-    value = float(text)
-    if not math.isfinite(value) or value < 0 or (value > 1 and value != int(value)):
-        raise argparse.ArgumentTypeError(f"must be a share below 1 or a whole number of epochs, got {text}")
-    return value

@@ -4,7 +4,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from vimoe.cli.arguments import Parser, at_least
+from vimoe.cli.arguments import Parser, at_least, number
 from vimoe.errors import UserError
 
 
@@ -17,7 +17,8 @@ def run(arguments: Sequence[str]) -> None:
     parser.flag("--device", "auto, or a torch device, instead of the study file's")
     parser.flag("--data-dir", "the folder of images, instead of the study file's")
     parser.flag("--dry-run", "list the runs, what they cost and can show, and run nothing", False, action="store_true")
-    parser.flag("--detect", "with --dry-run: the difference in points that the seeds should show", 0.5, type=float)
+    above_0 = number(lambda points: points > 0, "a number of points above 0")
+    parser.flag("--detect", "with --dry-run: the difference in points that the seeds should show", 0.5, type=above_0)
     parser.flag(
         "--pilot", "with --dry-run: a study whose seeds tell the spread (default: this one)", type=Path, metavar="DIR"
     )
@@ -35,6 +36,8 @@ def run(arguments: Sequence[str]) -> None:
             raise UserError("--measure runs models: give the study file with -c")
         print(publish(args.figures_only))
         return
+    if args.pilot is not None and not args.dry_run:
+        raise UserError("--pilot tells --dry-run how much seeds differ: give both")
     from vimoe.study.grid import list_runs
     from vimoe.study.study_file import read_study
 

@@ -1,6 +1,8 @@
 """Labelled images that can be counted: read from files when they are asked for, or held in memory."""
 
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -118,3 +120,23 @@ def image_labels(images: Images) -> Tensor | None:
         return torch.tensor([label for _, label in images.samples])
     labels = images.targets if isinstance(images, InMemory) else None
     return labels if labels is not None and labels.shape == (len(images),) else None
+
+
+def fingerprint(images: Images, places: Sequence[int] | None = None) -> str:
+    """What tells which images these are, all or those at some places, wherever they lie and in whatever form.
+
+    It is of the names of files and their folders, and of the labels; without files of the number and the labels.
+    """
+    places = range(len(images)) if places is None else places
+    if isinstance(images, ImageFiles):
+        found = [images.samples[place] for place in places]
+        told: Any = [
+            ("/".join(Path(str(where)).parts[-2:]), target)
+            for where, target in found
+            if isinstance(target, int | tuple)
+        ]
+        told = told or [Path(str(where)).name for where, _ in found]
+    else:
+        told = [images[place][1] for place in places]
+        told = [target if isinstance(target, int) else int(target.sum()) for target in told]
+    return hashlib.sha256(repr(told).encode(errors="backslashreplace")).hexdigest()

@@ -1,5 +1,6 @@
 """Does an exported file answer as the model that it was made from, with every expert?"""
 
+import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,7 +26,8 @@ class Verification(NamedTuple):
     """What a comparison with the eager model found.
 
     Attributes:
-        difference: Largest difference of a logit over the largest logit of the eager model.
+        difference: Largest difference of a logit over the largest logit of the eager model in the same precision;
+            infinite where one is no finite number.
         tolerance: What is allowed.
         other_choices: Choices of experts that differ, ties left out.
         experts: Experts of all MoE layers together.
@@ -70,8 +72,7 @@ def verify(exported: Exported, batch_sizes: tuple[int, ...] = (1, 7)) -> Verific
                 got = run(batch)
             except Exception as error:  # onnxruntime raises its own
                 raise UserError(f"{exported.path} does not run: {first_line(error)}") from error
-            expected = want[0].numpy()
-            difference = max(difference, float(np.abs(got[0] - expected).max() / max(np.abs(expected).max(), 1e-6)))
+            difference = max(difference, _difference(got[0], want[0].numpy()))
             if layers:
                 others += int((_turned(model, got[1], want[1].numpy())).sum())
                 for i, experts in enumerate(idle.values()):
@@ -85,6 +86,13 @@ def verify(exported: Exported, batch_sizes: tuple[int, ...] = (1, 7)) -> Verific
         unreached={block: sorted(experts) for block, experts in idle.items() if experts},
         missing=_missing_weights(model, exported.path),
     )
+
+
+def _difference(got: np.ndarray[Any, Any], want: np.ndarray[Any, Any]) -> float:
+    """Largest difference over the largest of the wanted numbers; infinite where one is none, on either side."""
+    if not (np.isfinite(got).all() and np.isfinite(want).all()):
+        return math.inf
+    return float(np.abs(got - want).max() / max(np.abs(want).max(), 1e-6))
 
 
 def open_graph(path: Path, threads: int = 0) -> tuple[Run, bool]:

@@ -57,13 +57,13 @@ def make_card(path: Path, license_name: str | None = None) -> tuple[str, bytes |
     run, folder = RunFolder(path), model_folder(path)
     facts, model = read_facts(folder, (), "fp32"), load_model(folder)
     recipe = load_recipe(path / "recipe.yaml") if (path / "recipe.yaml").exists() else None
-    rows = run.read_rows() if recipe else []
+    row = run.kept_row() if recipe and run.read_rows() else {}
     name = path.resolve().name if path.resolve() != folder.resolve() or path.name != "model" else facts.architecture
     lines = [f"# {_plain(name)}", _summary(facts, recipe), "## Load", _loading(facts)]
     if pruned := Evidence.load(path / "pruning.json") if (path / "pruning.json").exists() else None:
         lines += ["## What pruning did", pruning_table(pruned).markdown()]
-    if rows:
-        lines += ["## Metrics of the last epoch", _metrics(rows[-1])]
+    if row:
+        lines += [f"## Metrics of epoch {row['epoch']}", _metrics(row)]
     heatmaps = None
     if (path / "analysis.json").exists():
         analysis, plan = Analysis.load(path / "analysis.json"), Plan.load(path / "plan.json")
@@ -80,7 +80,7 @@ def make_card(path: Path, license_name: str | None = None) -> tuple[str, bytes |
     lines += ["## Images and classes", _images(facts)]
     if recipe:
         lines += ["## Recipe", "What differs from the defaults.", f"```yaml\n{_recipe(recipe)}```"]
-    metadata = _metadata(name, facts, recipe, rows, pruned, license_name)
+    metadata = _metadata(name, facts, recipe, row, pruned, license_name)
     return f"---\n{metadata}\n---\n\n" + "\n\n".join(line.strip() for line in lines) + "\n", heatmaps
 
 
@@ -100,14 +100,14 @@ def check_card(path: Path) -> str:
 
 
 def _metadata(
-    name: str, facts: Facts, recipe: Recipe | None, rows: list[Row], pruned: Evidence | None, license_name: str | None
+    name: str, facts: Facts, recipe: Recipe | None, row: Row, pruned: Evidence | None, license_name: str | None
 ) -> str:
     from huggingface_hub import EvalResult, ModelCardData
 
     task = "image-segmentation" if facts.task == "segmentation" else "image-classification"
     hub_dataset = recipe.dataset.partition("/")[2] if recipe and recipe.dataset.startswith("hf") else None
     results = []
-    if recipe and (found := _score(rows, pruned)):
+    if recipe and (found := _score(row, pruned)):
         metric, split, value = found
         results = [
             EvalResult(
@@ -133,10 +133,9 @@ def _metadata(
     return data.to_yaml()
 
 
-def _score(rows: list[Row], pruned: Evidence | None) -> tuple[str, str, float] | None:
+def _score(row: Row, pruned: Evidence | None) -> tuple[str, str, float] | None:
     if pruned:
         return pruned.metric, pruned.split, pruned.states[-1].score.value
-    row = rows[-1] if rows else {}
     return next(((m, "val", float(row[f"val_{m}"])) for m in METRICS if f"val_{m}" in row), None)
 
 

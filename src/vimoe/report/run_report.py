@@ -12,6 +12,7 @@ from vimoe.analysis.analyze_run import run_images
 from vimoe.analysis.counts import RoutingCounts
 from vimoe.analysis.held_out import held_out
 from vimoe.analysis.patches import ExpertMap, expert_map
+from vimoe.data.images import ImageFiles, Images
 from vimoe.data.splits import Splits
 from vimoe.report.comparison import Evidence, comparison_sentence, pruning_table
 from vimoe.report.gallery import gallery_places, thumbnails
@@ -44,6 +45,7 @@ def analysis_report(path: Path, command: str, dataset: str | None = None, data_d
     splits = run_images(run, recipe, dataset, data_dir)
     images = getattr(splits, analysis.split)
     seen = held_out(model, images, len(splits.class_names), recipe.workers, recipe.short_side)
+    batches = seen.batches if _are_analyzed(images, analysis) else lambda: iter(())
     return Report(
         title=f"Which MoE layers of “{path.resolve().name}” earn their keep",
         conclusion=plan_sentence(analysis, plan, before, after),
@@ -54,8 +56,8 @@ def analysis_report(path: Path, command: str, dataset: str | None = None, data_d
         recipes={"training": (path / "recipe.yaml").read_text(encoding="utf-8")},
         command=command,
         tables=[plan_table(analysis, plan, before, after), *kept_latencies(path)],
-        images=thumbnails(seen.batches(), gallery_places(analysis), splits.form),
-        maps=_maps(model, seen.batches(), analysis.split_images, splits) if isinstance(model, Segmenter) else (),
+        images=thumbnails(batches(), gallery_places(analysis), splits.form),
+        maps=_maps(model, batches(), analysis.split_images, splits) if isinstance(model, Segmenter) else (),
     )
 
 
@@ -80,6 +82,14 @@ def pruning_report(path: Path, found: Evidence, command: str, data_dir: str | No
         rows={**report.rows, "recovery": RunFolder(output).read_rows()},
         recipes={**report.recipes, "recovery": (output / "recipe.yaml").read_text(encoding="utf-8")},
     )
+
+
+def _are_analyzed(images: Images, analysis: Analysis) -> bool:
+    """Whether these are the images that were analyzed, as far as files tell: other data may have been named then."""
+    files = images.samples if isinstance(images, ImageFiles) else None
+    if files is None or len(files) != analysis.split_images:
+        return files is None
+    return all(str(files[place][0]) == path for place, path in analysis.paths.items())
 
 
 def _maps(model: Segmenter, batches: Iterable[tuple[Tensor, Tensor]], images: int, splits: Splits) -> list[ExpertMap]:

@@ -56,7 +56,7 @@ class Table(NamedTuple):
     def csv(self) -> str:
         """Header and rows, without the notes; a cell that a spreadsheet would run as a formula is quoted with `'`."""
         text = io.StringIO()
-        lines = [[f"'{cell}" if _FORMULA.match(cell) else cell for cell in row] for row in (self.header, *self.rows)]
+        lines = [list(map(no_formula, row)) for row in (self.header, *self.rows)]
         csv.writer(text, lineterminator="\n").writerows(lines)
         return text.getvalue()
 
@@ -66,6 +66,11 @@ class Table(NamedTuple):
         columns = "l" + "r" * (len(self.header) - 1)
         body = [f"\\begin{{tabular}}{{{columns}}}", r"\hline", head, r"\hline", *rows, r"\hline", r"\end{tabular}"]
         return "\n".join([*(f"% {note}" for note in self.notes), *body]) + "\n"
+
+
+def no_formula(cell: str) -> str:
+    """A cell of CSV; one that a spreadsheet would run as a formula is quoted with `'`."""
+    return f"'{cell}" if _FORMULA.match(cell) else cell
 
 
 def metric_name(key: str) -> str:

@@ -83,7 +83,7 @@ def measure(run: RunFolder, recipe: Recipe) -> Result:
     result: Result = {
         "seed": recipe.seed,
         "metric": task.metric,
-        **{key: value for key, value in last.items() if key.startswith("val_")},
+        **{key: value for key, value in run.kept_row().items() if key.startswith("val_")},
         **{f"test_{key}": value for key, value in test.items()},
         **cost(model)._asdict(),
         "trained_params": last.get("trained_params", 0),

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 from tqdm import tqdm
 
-from vimoe.data.images import class_counts, class_weights, is_uneven
+from vimoe.data.images import ImageFiles, Images, class_counts, class_weights, fingerprint, is_uneven
 from vimoe.data.splits import Splits
 from vimoe.distributed import all_gather, barrier, is_network_error, process_group, rank
 from vimoe.errors import UserError, first_line
@@ -69,7 +69,8 @@ def train(recipe: Recipe, resume_changed: bool = False, say: Callable[[str], Non
                     groups = guide_routers(model, recipe, splits, task, run) if recipe.guides else {}
                     trainer = Trainer(model, splits, task, recipe, run)
                     best = best_key(recipe, splits, task.metric) if recipe.keep == "best" else ""
-                    _fit(trainer, stop, changed, groups, say and partial(_introduce, trainer, splits, say), best)
+                    introduce = say and partial(_introduce, trainer, splits, say)
+                    _fit(trainer, stop, changed, groups, introduce, best, splits.train)
                 return run
 
             if recipe.baseline == "ensemble":
@@ -116,6 +117,7 @@ def _fit(
     groups: SuperClasses,
     introduce: Introduce | None,
     best: str,
+    images: Images,
 ) -> None:
     """Train from where the run's folder stands to the end, and write the finished model, or that `best` by this key."""
     run, recipe = trainer.run, trainer.recipe
@@ -129,6 +131,8 @@ def _fit(
             run.write_recipe(recipe)
             if groups:
                 write_text(run.super_classes, dump_super_classes(groups))
+            if isinstance(images, ImageFiles):
+                run.write_train_images(fingerprint(images))
             if trainer.initial_routers and trainer.saved is None:
                 run.write_initial_routers({n: weight.float().numpy() for n, weight in trainer.initial_routers.items()})
             if introduce is not None:
@@ -198,6 +202,8 @@ def _take_best(trainer: Trainer, key: str, first: bool) -> bool:
     if first:
         row = max(trainer.rows, key=lambda row: row[key])
         tqdm.write(f"  kept: epoch {row['epoch']}, best by {key} {row[key]:.1f}", file=sys.stderr)
+        row["kept"] = True
+        trainer.run.write_rows(trainer.rows)
         os.replace(kept, trainer.run.model)
     return True
 

@@ -9,6 +9,7 @@
     made_by.json           what a verb other than `train` made the folder from
     changes.jsonl          one line each time the run went on with changed augmentation
     skipped.csv            broken images, where there were any
+    train_images.txt       what tells which files were learned from
     error.txt              the traceback of a step that failed
     model/                 the finished model: model.safetensors, config.json
     super_classes.yaml     by super-class its classes, where routing is guided
@@ -190,6 +191,21 @@ class RunFolder:
         if not all(isinstance(row, dict) and "epoch" in row for row in rows):
             raise UserError(f"{path} is damaged: not every line is an epoch's")
         return rows
+
+    def kept_row(self) -> Row:
+        """The row of the epoch that the finished model is of. Raises UserError if there is none, or it is damaged."""
+        if not (rows := self.read_rows()):
+            raise UserError(f"{self.path / 'metrics.jsonl'} holds no epoch")
+        return next((row for row in rows if row.get("kept")), rows[-1])
+
+    def write_train_images(self, fingerprint: str) -> None:
+        """Keep what tells which images were learned from (see `vimoe.data.images.fingerprint`)."""
+        write_text(self.path / "train_images.txt", fingerprint + "\n")
+
+    def read_train_images(self) -> str:
+        """What `write_train_images` kept, empty if nothing."""
+        path = self.path / "train_images.txt"
+        return path.read_text(errors="replace").strip() if path.is_file() else ""
 
     def write_initial_routers(self, weights: Mapping[int, NDArray[np.floating]]) -> None:
         """Keep the routers' weights `[E, D]` as they are before the first step, by block."""
