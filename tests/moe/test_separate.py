@@ -13,6 +13,7 @@ from vimoe.errors import UserError
 from vimoe.moe.experts import Experts
 from vimoe.moe.layer import moe_modules
 from vimoe.moe.separate import separate, stack
+from vimoe.vit.ffn_names import with_timm_names
 
 IMAGES, LABELS = torch.randn(8, 3, 32, 32, generator=torch.Generator().manual_seed(0)), torch.arange(8) % 4
 
@@ -148,3 +149,37 @@ def test_torchs_dynamic_quantisation_reaches_every_expert() -> None:
     assert kinds.count(torch.ao.nn.quantized.dynamic.Linear) == 2 * 4
     assert nn.Linear not in kinds
     assert 0 < (quantised(x) - expected).abs().max() < 0.05 * expected.abs().max()
+
+
+def test_the_way_back_keeps_the_backend_and_optimisers_decay_the_same_weights() -> None:
+    model = make(routing="token", backend="dense")
+    for _ in range(2):
+        held_back = [name for name in model.no_weight_decay() if ".experts." in name]
+        assert held_back
+        assert all(name.endswith("bias") for name in held_back)
+        separate(model) if isinstance(next(iter(moe_modules(model).values())).experts, Experts) else None
+    stack(model)
+    assert {layer.experts.backend for layer in moe_modules(model).values()} == {"dense"}
+
+
+class TheirFFN(nn.Module):
+    """An FFN with transformers' names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.up_proj, self.act_fn, self.down_proj = nn.Linear(8, 16), nn.GELU(), nn.Linear(16, 8)
+
+
+def test_an_ffn_under_timms_names_drops_what_experts_drop() -> None:
+    ffn = with_timm_names(TheirFFN())
+    ffn.drop1 = nn.Dropout(1.0)
+    x = torch.randn(3, 8)
+    assert ffn.train()(x).equal(ffn.fc2.bias.expand(3, 8))
+    assert not ffn.eval()(x).equal(ffn.fc2.bias.expand(3, 8))
+
+
+def test_experts_that_were_taken_apart_are_not_pruned() -> None:
+    model = separate(make())
+    for keep in ([], [0, 1]):
+        with pytest.raises(UserError, match=r"are separate: call vimoe\.stack first"):
+            vimoe.prune(model, {2: keep})

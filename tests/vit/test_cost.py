@@ -241,3 +241,14 @@ def test_removed_experts_are_no_longer_stored_and_the_activated_ones_stay() -> N
     assert full.stored_params - fewer.stored_params == 4 * (FFN + router)
     assert full.activated_params - fewer.activated_params == 4 * router
     assert full.macs - fewer.macs == 4 * router
+
+
+@pytest.mark.parametrize("slots", [1, 4, 200])
+def test_slots_activate_what_they_compute(slots: int) -> None:
+    model = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=2, num_classes=3)
+    moe = vimoe.upcycle(model, last=1, num_experts=4, router="soft", routing="token", slots=slots, shared_expert=False)
+    layer = moe.blocks[1].mlp
+    expert = sum(parameter.numel() for parameter in layer.experts.parameters()) // 4
+    found = vimoe.cost(moe)
+    used = min(4.0, 4 * slots / 5)  # five tokens
+    assert found.stored_params - found.activated_params == round((4 - used) * expert)

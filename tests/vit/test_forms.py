@@ -297,3 +297,8 @@ def test_settings_that_exclude_each_other_are_refused(settings: dict[str, Any], 
     with pytest.raises(UserError, match=line.replace("?", r"\?")):
         vimoe.upcycle(model, **settings)
     assert_same_state(model.state_dict(), before)
+
+
+def test_merged_experts_keep_their_dropout() -> None:
+    model = vimoe.merge(vimoe.upcycle(make(), last=2, init="residual", expert_rank=4, expert_dropout=0.5))
+    assert [layer.experts.drop1.p for layer in moe_layers(model).values()] == [0.5] * len(moe_layers(model))

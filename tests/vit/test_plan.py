@@ -1,6 +1,7 @@
 import copy
 import json
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -253,3 +254,10 @@ def test_whatever_is_edited_in_a_plan_it_is_read_to_the_same_again_or_refused(
         plan.check(CONFIG)
         plan.save(path)
         assert repr(Plan.load(path)) == repr(plan)  # nan is not equal to itself
+
+
+def test_layers_that_follow_one_router_keep_their_experts_in_one_order() -> None:
+    one = replace(CONFIG, num_experts=(4, 4), routing="image", router_scope="model")
+    Plan((LayerPlan(1, (2, 0)), LayerPlan(2, (2, 0)))).check(one)
+    with pytest.raises(UserError, match="the same experts in each, in the same order"):
+        Plan((LayerPlan(1, (0, 2)), LayerPlan(2, (2, 0)))).check(one)

@@ -1,3 +1,4 @@
+import pytest
 import torch
 from torch.nn import functional as F
 
@@ -48,3 +49,23 @@ def test_the_same_seed_starts_them_alike() -> None:
         weights.append(moe_layers(model)[2].router.weight.detach())
     assert torch.equal(weights[0], weights[1])
     assert not torch.equal(weights[0], weights[2])
+
+
+@pytest.mark.parametrize(("top_k", "rows"), [(2, 4), (4, 1)])
+def test_slices_of_one_ffn_get_a_centroid_each_or_stay_alike_where_all_are_chosen(top_k: int, rows: int) -> None:
+    model = vimoe.upcycle(make(), last=1, num_experts=4, init="split", top_k=top_k, routing="token")
+    images = make_images(model, 16)
+    before = run(model, images)
+    start_routers_at_centroids(model, images, generator())
+    assert len(moe_layers(model)[2].router.weight.unique(dim=0)) == rows
+    if top_k == 4:
+        torch.testing.assert_close(run(model, images), before, rtol=0, atol=1e-5)
+
+
+def test_slices_of_a_copy_share_its_centroid() -> None:
+    model = vimoe.upcycle(make(), last=1, num_experts=3, granularity=2, routing="token")
+    start_routers_at_centroids(model, make_images(model, 16), generator())
+    weight = moe_layers(model)[2].router.weight
+    assert len(weight) == 6
+    assert weight[::2].equal(weight[1::2])
+    assert len(weight.unique(dim=0)) == 3

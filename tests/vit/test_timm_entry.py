@@ -148,3 +148,10 @@ def test_a_mistake_is_said(arguments: dict[str, str], line: str) -> None:
 def test_a_dense_folder_is_a_model_by_name_too(tmp_path: Path) -> None:
     vimoe.save(vit(), tmp_path, model_args={"img_size": SIZE, "depth": 3})
     assert timm.create_model("vimoe", folder=str(tmp_path))(images()).shape == (4, 5)
+
+
+def test_a_model_that_chooses_nothing_trains_without_a_balance_loss(tmp_path: Path) -> None:
+    folder = write_classifier(tmp_path, routing="token", router="soft", shared_expert=False)
+    model = timm.create_model("vimoe", folder=str(folder)).train()
+    model(images()).sum().backward()
+    assert model.head.weight.grad is not None

@@ -259,6 +259,8 @@ class Experts(nn.Module):
                 values = module.dense() if isinstance(module, LowRank) else dict(module.named_parameters())
                 for part, value in values.items():
                     experts.get_submodule(name).get_parameter(part).copy_(value)
+        if "drop1" in self._modules:
+            experts.drop1 = copy.deepcopy(self.drop1)
         return experts.train(self.training)
 
     def extra_repr(self) -> str:

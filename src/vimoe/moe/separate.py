@@ -1,12 +1,13 @@
 """Routed experts as modules of their own, for tools that go by module type: PEFT's `target_modules`, quantisation."""
 
 import copy
+from collections.abc import Iterable
 
 import torch
 from torch import Tensor, nn
 
 from vimoe.errors import UserError
-from vimoe.moe.compute import rows_by_expert
+from vimoe.moe.compute import Backend, rows_by_expert
 from vimoe.moe.dispatch import combine
 from vimoe.moe.experts import Experts, Stacked
 from vimoe.moe.layer import moe_modules
@@ -15,7 +16,14 @@ from vimoe.moe.layer import moe_modules
 
 
 class SeparateExperts(nn.ModuleList):
-    """E plain FFNs, `experts.0.fc1` to `experts.7.fc2`, computed one after the other."""
+    """E plain FFNs, `experts.0.fc1` to `experts.7.fc2`, computed one after the other.
+
+    `backend` is that of the stacked experts that they were.
+    """
+
+    def __init__(self, ffns: Iterable[nn.Module] = (), backend: Backend = "auto") -> None:
+        super().__init__(ffns)
+        self.backend: Backend = backend
 
     @property
     def num_experts(self) -> int:
@@ -51,7 +59,7 @@ def separate(model: nn.Module) -> nn.Module:
         ffns = [experts.to_ffn(weights) for weights in one_hot]
         for ffn in ffns if "drop1" in experts._modules else []:
             ffn.drop1 = copy.deepcopy(experts.drop1)
-        layer.experts = SeparateExperts(ffns).train(layer.training)  # type: ignore[assignment]
+        layer.experts = SeparateExperts(ffns, experts.backend).train(layer.training)  # type: ignore[assignment]
     return model
 
 
@@ -67,7 +75,7 @@ def stack(model: nn.Module) -> nn.Module:
     for layer in moe_modules(model).values():
         if isinstance(layer.experts, SeparateExperts):
             ffns = list(layer.experts)
-            experts = Experts(ffns[0], len(ffns))
+            experts = Experts(ffns[0], len(ffns), backend=layer.experts.backend)
             for name, value in experts.named_parameters():
                 value.copy_(torch.stack([ffn.get_parameter(name) for ffn in ffns]))
             layer.experts = experts.train(layer.training)

@@ -55,7 +55,7 @@ class SoftRouter(Router):
         return (routed.combine.to(answers.dtype) @ answers).view_as(rows)
 
     def assignments(self, rows: int) -> int:
-        return rows  # of slots, each of which is one expert's
+        return len(self.weight)  # slots, each of which is one expert's
 
     def keep(self, experts: Sequence[int]) -> None:
         kept = self.weight.detach().unflatten(0, (-1, self.slots))[list(experts)].flatten(0, 1)

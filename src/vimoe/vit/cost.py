@@ -48,22 +48,24 @@ def cost(model: nn.Module, image_size: int | tuple[int, int] | None = None) -> C
         return Cost(*map(sum, zip(*(cost(member, image_size) for member in members), strict=True)))
     layers, idle = moe_layers(model).values(), 0
     stored = sum(parameter.numel() for parameter in model.parameters())
-    macs, rows = _count_macs(model, image_size)
-    for layer, brought in zip(layers, rows, strict=True):
+    macs, tokens = _count_macs(model, image_size)
+    for layer, number in zip(layers, tokens, strict=True):
         per_expert = sum(parameter.numel() for parameter in layer.experts.parameters()) // layer.experts.num_experts
-        idle += round((layer.experts.num_experts - layer.router.assignments(brought) / brought) * per_expert)
+        used = min(layer.router.assignments(number) / number, layer.experts.num_experts)
+        idle += round((layer.experts.num_experts - used) * per_expert)
     return Cost(stored, stored - idle, macs)
 
 
 def _count_macs(model: nn.Module, image_size: int | tuple[int, int] | None) -> tuple[int, list[int]]:
-    """Multiply-adds for one image, and the rows that it brings to the experts of each MoE layer."""
+    """Multiply-adds for one image, and its tokens in each MoE layer."""
     clone = meta_clone(model)
     vit: Any = find_backbone(clone).vit
     channels, *made_for = input_shape(vit)
     size = tuple(made_for) if image_size is None else height_and_width("image_size", image_size)
-    rows: dict[nn.Module, int] = {}
+    rows, tokens = dict[nn.Module, int](), dict[nn.Module, int]()
     layers = [module for module in clone.modules() if isinstance(module, MoELayer)]
     for layer in layers:
+        layer.register_forward_pre_hook(lambda layer, given: tokens.__setitem__(layer, given[0].shape[1]))
         layer.experts.register_forward_pre_hook(
             lambda experts, given: rows.__setitem__(experts, given[0].shape[0] * given[0].shape[1])
         )
@@ -84,7 +86,7 @@ def _count_macs(model: nn.Module, image_size: int | tuple[int, int] | None) -> t
             brought = rows[module.experts]
             each = for_all // (module.experts.num_experts * brought)
             flops -= for_all - each * module.router.assignments(brought)
-    return flops // 2, [rows[layer.experts] for layer in layers]
+    return flops // 2, [tokens[layer] for layer in layers]
 
 
 def millions(count: int) -> str:

@@ -17,6 +17,7 @@ class RenamedFFN(nn.Module):
     fc1: nn.Module
     fc1_g: nn.Module
     fc1_x: nn.Module
+    drop1: nn.Module
     fc2: nn.Module
 
     def __init__(self, ffn: nn.Module, names: dict[str, str]) -> None:
@@ -34,7 +35,7 @@ class RenamedFFN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         hidden = self.act(self.fc1_g(x)) * self.fc1_x(x) if hasattr(self, "fc1_g") else self.act(self.fc1(x))
-        return self.fc2(hidden)
+        return self.fc2(self.drop1(hidden) if "drop1" in self._modules else hidden)
 
 
 def with_timm_names(ffn: nn.Module) -> nn.Module:

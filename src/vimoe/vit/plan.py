@@ -101,12 +101,12 @@ class Plan:
 
         if config.router_scope == "model":
             kept = {layer: list(range(experts)) for layer, experts in sizes.items()}
-            kept |= {part.layer: sorted(part.experts) for part in self.layers}
+            kept |= {part.layer: list(part.experts) for part in self.layers}
             left = {layer: experts for layer, experts in kept.items() if experts}
             if left and (min(left) != config.layers[0] or any(each != left[min(left)] for each in left.values())):
                 raise UserError(
                     f"the router of block {config.layers[0]} decides for all MoE layers (router_scope 'model'): keep "
-                    "it as long as another is left, and the same experts in each"
+                    "it as long as another is left, and the same experts in each, in the same order"
                 )
 
     def to_dict(self) -> dict[str, Any]:

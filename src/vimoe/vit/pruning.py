@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from vimoe.errors import UserError
 from vimoe.moe.config import MoEConfig
+from vimoe.moe.experts import Experts
 from vimoe.moe.layer import MoELayer
 from vimoe.vit.blocks import find_backbone, moe_layers
 from vimoe.vit.ffn_names import with_own_names
@@ -122,6 +123,8 @@ def prune(model: Model, plan: Plan | Mapping[int, Sequence[int]]) -> Model:
     plan.check(config)
     blocks, layers = find_backbone(model).blocks, moe_layers(model)
     sizes, expert_of = config.sizes, config.expert_of
+    if not all(isinstance(layer.experts, Experts) for layer in layers.values()):
+        raise UserError("the experts of this model are separate: call vimoe.stack first")
     for part in plan.layers:
         if part.pruned:
             layers[part.layer].experts.check_whole()

@@ -40,11 +40,15 @@ def start_routers_at_centroids(model: nn.Module, images: Tensor, generator: torc
     for number, layer in layers.items():
         rows = torch.cat(seen[number]).flatten(0, 1).float().cpu()
         rows = rows[torch.randperm(len(rows), generator=generator)[:MOST_ROWS]]
-        # The slices of a copy have the same row.
-        copies = -(-layer.experts.num_experts // layer.experts.granularity)
-        centroids = spherical_kmeans(rows, copies, generator).repeat_interleave(layer.experts.granularity, 0)
+        weight, number_of_rows = layer.router.weight, len(layer.router.weight)
+        if not weight.any():  # all experts are chosen, and have to count alike
+            continue
+        # The slices of a copy have the same row, those of a cut FFN have not.
+        leaders = torch.arange(number_of_rows) // layer.experts.granularity * layer.experts.granularity
+        tied = layer.experts.granularity if weight.equal(weight[leaders]) else 1
+        centroids = spherical_kmeans(rows, -(-number_of_rows // tied), generator).repeat_interleave(tied, 0)
         with torch.no_grad():
-            layer.router.weight.copy_(centroids * (LOGIT / rows.norm(dim=1).mean().clamp(min=1e-6)))
+            weight.copy_(centroids[:number_of_rows] * (LOGIT / rows.norm(dim=1).mean().clamp(min=1e-6)))
         layer.last_selection = None
 
 

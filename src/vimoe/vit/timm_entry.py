@@ -46,7 +46,7 @@ def vimoe(
     else:
         upcycling = {name: args.pop(name) for name in UPCYCLING if name in args}
         model = upcycle(timm.create_model(base, pretrained=pretrained, **args), **upcycling)
-    if balance_weight and moe_layers(model):
+    if balance_weight and any(layer.router.top_k for layer in moe_layers(model).values()):
         model.register_forward_hook(partial(_with_balance, balance_weight))
     # timm will add the arguments of this function, which its own function for the architecture does not take.
     model.__dict__[OWN_ARGS] = dict(model._model_args)  # type: ignore[arg-type]

@@ -11,7 +11,7 @@ from torch import nn
 from vimoe.errors import UserError, suggest
 from vimoe.moe.compute import Backend
 from vimoe.moe.config import Gate, GateInput, Init, MoEConfig, Routing, one_of, whole_number, whole_numbers
-from vimoe.moe.experts import check_ffn
+from vimoe.moe.experts import Experts, check_ffn
 from vimoe.moe.layer import MoELayer, moe_modules
 from vimoe.moe.router import Router
 from vimoe.vit.blocks import Backbone, find_backbone, moe_layers
@@ -188,7 +188,8 @@ def _no_weight_decay(vit: nn.Module) -> set[str]:
     names = set(own(vit)) if own else set()
     for path, layer in moe_modules(vit).items():
         names |= {f"{path}.router.{name}" for name, _ in layer.router.named_parameters()}
-        names |= {f"{path}.experts.{name}" for name, p in layer.experts.named_parameters() if p.ndim < 3}
+        matrices = 3 if isinstance(layer.experts, Experts) else 2  # dimensions, stacked or separate
+        names |= {f"{path}.experts.{name}" for name, p in layer.experts.named_parameters() if p.ndim < matrices}
     return names
 
 
