@@ -6,8 +6,10 @@ import pytest
 import yaml
 
 from tests.data.image_files import write_folder
+from tests.training.tiny import recipe
 from vimoe.cli import main
 from vimoe.training.defaults import finetune
+from vimoe.training.fit import train
 from vimoe.training.recipe import Recipe, dump_recipe, make_recipe
 
 
@@ -100,3 +102,11 @@ def test_what_is_given_wins_over_a_rule_and_a_recipe_file_says_everything_itself
     (tmp_path / "r.yaml").write_text("pretrained: true\n")
     assert "\nlr: 0.001\n" in printed(capsys, "-c", str(tmp_path / "r.yaml"), "--data-dir", folder)
     assert "\nlr: 0.0001\n" in printed(capsys, *flags, "--defaults", "paper")
+
+
+def test_a_rule_says_nothing_that_the_data_set_does_not_read(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start = train(recipe(tmp_path / "start", epochs=1))
+    shown = printed(capsys, "--dataset", "digits", "--initial-checkpoint", str(start.model))
+    assert {"lr: 0.001", "scale: 0.08"} & set(shown.splitlines()) == {"scale: 0.08"}

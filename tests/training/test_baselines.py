@@ -1,5 +1,6 @@
 """The baselines that an MoE is held against: how large they are, what learns, and everything a run can do."""
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ import torch
 from torch import nn
 
 import vimoe
+from tests.data.image_files import write_folder
 from tests.training.tiny import ARGS, recipe, whole_and_resumed
 from tests.training.together import run_together
 from vimoe.analysis.evaluate_run import evaluate
@@ -269,3 +271,11 @@ def test_two_processes_train_like_one(baseline: str, fsdp: bool, tmp_path: Path)
     expected, found = vimoe.load(one.model).state_dict(), vimoe.load(tmp_path / "two").state_dict()
     for name, value in expected.items():
         assert torch.allclose(value, found[name], atol=1e-3), name
+
+
+def test_an_ensembles_images_are_known_where_they_lie_now(tmp_path: Path) -> None:
+    data = write_folder(tmp_path / "data", {"": 8}, size=16)
+    files = {"dataset": "folder", "data_dir": str(data), "img_size": 16, "batch_size": 8, "workers": 0, "epochs": 1}
+    run = train(recipe(tmp_path / "run", **files, **MOE, baseline="ensemble", members=2))
+    moved = shutil.copytree(data, tmp_path / "moved")
+    assert evaluate(run.path, data_dir=str(moved), workers=0, device="cpu").own

@@ -204,3 +204,10 @@ def test_a_cache_that_does_not_fit_is_refused_before_it_is_begun(
 def test_what_would_reach_into_the_trunk_is_refused(tmp_path: Path, images: Path, changes: dict[str, Any]) -> None:
     with pytest.raises(UserError, match="cache_features"):
         frozen(tmp_path, images, cache_features="memory", **changes)
+
+
+def test_tokens_of_another_precision_are_other_tokens_in_evaluation_too(tmp_path: Path, images: Path) -> None:
+    cache = str(tmp_path / "cache")
+    for amp in (True, False):
+        train(frozen(tmp_path / f"amp-{amp}", images, cache_features=cache, amp=amp))
+    assert len(list((tmp_path / "cache").glob("*.npy"))) == 4

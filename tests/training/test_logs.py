@@ -46,7 +46,13 @@ def test_rows_reach_weights_and_biases_under_a_name_that_survives_a_resume(
     monkeypatch.setitem(sys.modules, "wandb", SimpleNamespace(init=init))
     with open_logs(tmp_path, recipe(tmp_path, log_wandb=True)) as add:
         add(ROW)
-    assert told == [(tmp_path.name, "allow"), ({"loss": 0.5, "routing/11/max_load": 0.25}, 3), 0]
+    (name, resume), *rest = told
+    assert name.startswith(f"{tmp_path.name}-")
+    assert (resume, rest) == ("allow", [({"loss": 0.5, "routing/11/max_load": 0.25}, 3), 0])
+    for folder in (tmp_path, tmp_path / "other" / tmp_path.name):
+        with open_logs(folder, recipe(folder, log_wandb=True)):
+            pass
+    assert [told[i][0] == name for i in (3, 5)] == [True, False], "two folders of one name are two runs"
 
 
 def test_rows_reach_tensorboard(tmp_path: Path) -> None:

@@ -1,3 +1,4 @@
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ from PIL import Image
 from tests.data.image_files import write_folder
 from tests.training.tiny import recipe
 from vimoe.data.images import is_uneven
+from vimoe.data.loaders import Batch, training_batches
 from vimoe.training.fit import train
 from vimoe.training.health import RoutingHealth
 from vimoe.training.run_summary import data_words
@@ -53,3 +55,24 @@ def test_a_collapsed_router_is_named_once_and_in_the_end(
     monkeypatch.setattr(RoutingHealth, "metrics", lambda self: {"1": {"max_load": 0.5}, "2": {"max_load": 0.95}})
     train(recipe(tmp_path / "run", **settings))
     assert capsys.readouterr().err.count("by block the share of the epoch that one expert got: 2 95%; ") == 2
+
+
+def test_the_routing_of_a_start_is_its_own(tmp_path: Path) -> None:
+    start = train(recipe(tmp_path / "start", last=1, num_experts=3, routing="token", epochs=1))
+    said: list[str] = []
+    train(recipe(tmp_path / "run", initial_checkpoint=str(start.model), epochs=1), say=said.append)
+    assert "3 experts, token routing" in said[0]
+
+
+def test_the_first_images_are_those_that_a_sampler_draws(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[dict[str, object]] = []
+
+    def noted(*arguments: object, **settings: object) -> Iterator[Batch]:
+        asked.append(settings)
+        return training_batches(*arguments, **settings)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("vimoe.training.run_summary.training_batches", noted)
+    wanted = recipe(tmp_path / "run", balance_classes="sampler", aug_repeats=2, epochs=1)
+    train(wanted, say=lambda _: None)
+    assert asked[0]["repeats"] == 2
+    assert isinstance(asked[0]["weights"], torch.Tensor)

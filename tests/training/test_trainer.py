@@ -334,3 +334,12 @@ def test_the_losses_of_the_routers_are_learned_by_their_weights_and_shown_apart_
     assert shown[0] == shown[1] == learned[0]
     assert (learned[1] - learned[0]).item() == pytest.approx(expected.item(), rel=1e-4)
     assert expected.item() > 1
+
+
+def test_mixed_labels_are_smoothed_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer, seen = begun(tmp_path, mixup=0.2, smoothing=0.1), list[Tensor]()
+    loss = trainer.task.loss
+    monkeypatch.setattr(trainer.task, "loss", lambda outputs, targets: seen.append(targets) or loss(outputs, targets))
+    images, labels = next(training_batches(trainer.splits.train, 128, 0, 0))
+    trainer.train_batch(images, torch.zeros_like(labels))
+    torch.testing.assert_close(seen[0], torch.eye(10)[:1].expand(128, 10))  # the loss smooths them

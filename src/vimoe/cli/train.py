@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from vimoe.cli.arguments import Parser, mapping
 from vimoe.data.listing import TABLES, mask_layout, scan
+from vimoe.training.data_keys import ignored_keys
 from vimoe.training.defaults import KINDS, PAPER, finetune
 from vimoe.training.interrupt import listening
 from vimoe.training.recipe import GROUPS, Recipe, dump_recipe, make_recipe
@@ -86,7 +87,8 @@ def _with_defaults(kind: str, values: dict[str, Any], note: Callable[[str], None
         splits = open_recipe_data(replace(recipe, augment=False, in_memory=False))
         images, width = len(splits.train), model_width(recipe, splits)
         given = {key: getattr(recipe, key) for key in values}
-        chosen = finetune(images, width, given, recipe.task == "segmentation")
+        rule = finetune(images, width, given, recipe.task == "segmentation")
+        chosen = {key: value for key, value in rule.items() if key not in ignored_keys(recipe)}
         kind = f"finetune for {images} training images and a model of width {width}"
     if chosen and os.environ.get("RANK", "0") == "0":
         listed = ", ".join(f"{key} {value}" for key, value in chosen.items())

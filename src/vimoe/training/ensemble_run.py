@@ -7,6 +7,7 @@ from dataclasses import replace
 from statistics import mean
 from typing import Any
 
+from vimoe.data.images import ImageFiles, fingerprint
 from vimoe.data.splits import Splits
 from vimoe.distributed import barrier, rank
 from vimoe.tasks.task import Task
@@ -42,6 +43,8 @@ def train_ensemble(
             if changed:
                 run.note_change(changed, 1, 0)
             run.write_recipe(recipe)
+            if isinstance(splits.train, ImageFiles):
+                run.write_train_images(fingerprint(splits.train))
         runs = [
             train_one(
                 replace(

@@ -102,7 +102,7 @@ class _Trunk:
 
     def features(self, images: Images, splits: Splits, views: int = 0, augment: Augment | None = None) -> Features:
         """Of one split: so many views as in training, or, with 0, one as in evaluation."""
-        said = {key: getattr(self.recipe, key) for key in _KEYS} if views else {}
+        said = {key: getattr(self.recipe, key) for key in (_KEYS if views else ("amp", "amp_dtype"))}
         of = [self.weights, self.cut, views, said, splits.form, torch.__version__, timm.__version__, _identity(images)]
         key = hashlib.sha256(json.dumps(of, sort_keys=True, default=str).encode()).hexdigest()[:24]
         with torch.no_grad():

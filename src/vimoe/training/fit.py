@@ -162,7 +162,7 @@ def _fit(
 def _introduce(trainer: Trainer, splits: Splits, say: Callable[[str], None]) -> None:
     say(run_summary(trainer, splits))
     if not (sheet := trainer.run.path / "first_batch.jpg").exists():
-        write_first_batch(splits, trainer.recipe, sheet)
+        write_first_batch(splits, trainer.recipe, sheet, trainer.image_weights)
 
 
 def _one_epoch(trainer: Trainer, stop: StopRequest) -> Row:

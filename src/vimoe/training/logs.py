@@ -1,5 +1,6 @@
 """Where a run's rows go besides its own files: TensorBoard and Weights & Biases, when the recipe asks for them."""
 
+import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
@@ -34,9 +35,14 @@ def open_logs(folder: Path, recipe: Recipe) -> Iterator[Callable[[dict[str, Any]
             writer = _logger("torch.utils.tensorboard", "tensorboard").SummaryWriter(str(folder / "tensorboard"))
             stack.callback(writer.close)
         if recipe.log_wandb:
-            name = folder.name
+            place = hashlib.sha256(str(folder.resolve()).encode()).hexdigest()[:8]  # folders may share a name
             session = _logger("wandb", "wandb").init(
-                project="vimoe", name=name, id=name, resume="allow", dir=folder, config=asdict(recipe)
+                project="vimoe",
+                name=folder.name,
+                id=f"{folder.name}-{place}",
+                resume="allow",
+                dir=folder,
+                config=asdict(recipe),
             )
             stack.push(lambda kind, *_: session.finish(exit_code=0 if kind is None else 1))
 

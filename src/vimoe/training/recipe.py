@@ -177,7 +177,9 @@ class Recipe:
     epochs: int = _key(20, "Passes over the training data", 1)
     batch_size: int = _key(64, "Images a step, over all processes", 1)
     lr: float = _key(1e-3, "Peak learning rate", 0)
-    weight_decay: float = _key(0.05, "Weight decay of matrices; biases, norms, tokens and routers have none", 0)
+    weight_decay: float = _key(
+        0.05, "Weight decay of matrices; biases, norms, class token, positions and routers have none", 0
+    )
     layer_decay: float = _key(1.0, "Factor on the learning rate from each block to the one before it; 1 for none", 0, 1)
     opt: str = _key("adamw", "Name of a timm optimiser")
     sched: str = _key("cosine", "Name of a timm schedule")

@@ -3,6 +3,8 @@
 import io
 from pathlib import Path
 
+from torch import Tensor
+
 from vimoe.data.contact_sheet import contact_sheet, to_pixels
 from vimoe.data.epoch_order import generator
 from vimoe.data.images import class_counts, is_uneven
@@ -33,7 +35,7 @@ def run_summary(trainer: Trainer, splits: Splits) -> str:
     kind = "dense"
     if layers:
         experts = next(iter(layers.values())).experts.num_experts
-        kind = f"MoE in {blocks(layers)}, {experts} experts, {recipe.routing} routing"
+        kind = f"MoE in {blocks(layers)}, {experts} experts, {next(iter(layers.values())).routing} routing"
     batch = f"{recipe.batch_size}{f' x {recipe.accumulate}' if recipe.accumulate > 1 else ''}"
     lines = {
         "data": data_words(splits),
@@ -72,12 +74,15 @@ def data_words(splits: Splits) -> str:
     return words
 
 
-def write_first_batch(splits: Splits, recipe: Recipe, path: Path) -> None:
+def write_first_batch(splits: Splits, recipe: Recipe, path: Path, weights: Tensor | None = None) -> None:
     """Write the first training images as the model sees them, with labels, or half covered by their masks.
 
-    Mixup and CutMix come later.
+    `weights` are those of the sampler, if there is one. Mixup and CutMix come later.
     """
-    images, targets = next(training_batches(splits.train, recipe.batch_size, recipe.seed, 0))
+    first = training_batches(
+        splits.train, recipe.batch_size, recipe.seed, 0, repeats=recipe.aug_repeats, weights=weights
+    )
+    images, targets = next(first)
     if splits.augment and recipe.augment:
         images = splits.augment(images, generator("augment", recipe.seed, 0))
     form = splits.form

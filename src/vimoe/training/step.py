@@ -116,7 +116,7 @@ def _mixup(recipe: Recipe, classes: int) -> Mixup | None:
         return None
     if (share := recipe.batch_size // world_size()) % 2:
         raise UserError(f"mixup and cutmix mix pairs of images: {share} in a batch of each process is odd")
-    return Mixup(recipe.mixup, recipe.cutmix, label_smoothing=recipe.smoothing, num_classes=classes)
+    return Mixup(recipe.mixup, recipe.cutmix, label_smoothing=0.0, num_classes=classes)  # the task's loss smooths
 
 
 def _routing_weights(recipe: Recipe, biased: bool) -> dict[str, float]:
