@@ -101,7 +101,8 @@ def evaluate(
 
     Args:
         dataset: The kind of other data; by default the run's, else `folder` or `ade20k`.
-        data_dir: Other data, or where the run's own files lie now: they are known by their names and labels.
+        data_dir: Other data, or where the run's own files lie now, which are known by their names and labels (not
+            those of a run with `in_memory`).
         split: By default `test`, or what there is.
         look: How a segmentation model looks at images, from how it was trained.
 
@@ -267,7 +268,7 @@ def _own_images(
     run, recipe = finished_run(path)
     split = split or "test"
     other = data_dir and (not recipe.data_dir or Path(data_dir).resolve() != Path(recipe.data_dir).resolve())
-    if split not in ("train", "val", "test"):
+    if split not in ("train", "val", "test") or (other and not run.read_train_images()):
         return None
     try:
         splits = run_images(run, recipe, data_dir=data_dir)
