@@ -20,6 +20,7 @@ from vimoe.tasks.classification import Classification
 from vimoe.tasks.segmentation import Segmentation
 from vimoe.training.fit import best_key, recipe_task, train
 from vimoe.training.recipe import Recipe
+from vimoe.training.run_folder import kept_row
 from vimoe.training.source import open_recipe_data
 from vimoe.vit.checkpoint import load
 
@@ -79,7 +80,7 @@ def test_the_best_epoch_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     assert all(torch.equal(kept[name], models[1][name]) for name in kept)
     assert not torch.equal(kept["head.weight"], models[2]["head.weight"])
     assert not run.checkpoints.exists()
-    assert run.kept_row()["epoch"] == 2
+    assert kept_row(run.read_rows())["epoch"] == 2
     assert "## Metrics of epoch 2" in make_card(run.path)[0]
 
 

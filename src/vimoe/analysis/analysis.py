@@ -15,9 +15,10 @@ from vimoe.analysis.expert_similarity import classes_of_expert, output_similarit
 from vimoe.analysis.held_out import HeldOut
 from vimoe.analysis.paired import mean_loss, mean_score
 from vimoe.analysis.planning import MAX_DROP, plan_layers, removal_order
-from vimoe.analysis.specialisation import specialisation
+from vimoe.analysis.specialisation import Specialisation, specialisation
 from vimoe.errors import UserError
 from vimoe.moe.config import MoEConfig
+from vimoe.moe.layer import MoELayer
 from vimoe.tasks.classification import evaluating
 from vimoe.vit.blocks import find_backbone, moe_layers
 from vimoe.vit.plan import Plan
@@ -64,7 +65,11 @@ def analyze(
     counts = behaviour.counts(tuple(class_names))
     if not counts.counts.any():
         raise UserError("no image has a class")
-    ablations = _ablations(model, config, behaviour, counts)
+    measures = {
+        number: specialisation(behaviour.observations(number, len(class_names)), shuffles, bool(config.guide))
+        for number in modules
+    }
+    ablations = _ablations(modules, config, behaviour, measures)
     singly = [{number: answer} for number, found in ablations.items() for answer in found.values()]
     left = leaving_one_out(model) if "ablation" in criteria else {}
     singly += [{number: without_experts(modules[number], kept)} for number, each in left.items() for kept in each]
@@ -75,7 +80,7 @@ def analyze(
     cheap = cheap_scores(model, criteria, seen, initial_routers or {}, device)
     layers = tuple(
         scored(
-            _measured(behaviour, counts, n, shuffles, before, after[n], at, bool(config.guide)),
+            _measured(behaviour, counts, n, measures[n], before, after[n], at),
             criteria,
             cheap[n],
             before,
@@ -137,13 +142,12 @@ def _watch(model: nn.Module, seen: HeldOut, device: str) -> tuple[Behaviour, Ten
 
 
 def _ablations(
-    model: nn.Module, config: MoEConfig, behaviour: Behaviour, counts: RoutingCounts
+    layers: Mapping[int, MoELayer], config: MoEConfig, behaviour: Behaviour, measures: Mapping[int, Specialisation]
 ) -> dict[int, dict[str, Answer]]:
     """Every ablation of every layer, by block and name."""
     found = {}
-    for number, layer in moe_layers(model).items():
-        chosen = behaviour.observations(number, len(counts.class_names)).load()
-        load = torch.tensor(chosen / chosen.sum(), dtype=torch.float32)
+    for number, layer in layers.items():
+        load = torch.tensor(measures[number].load, dtype=torch.float32)
         found[number] = layer_ablations(number, layer, config, load, behaviour.layers[number].mass)
     return found
 
@@ -152,14 +156,12 @@ def _measured(
     behaviour: Behaviour,
     counts: RoutingCounts,
     number: int,
-    shuffles: int,
+    measure: Specialisation,
     before: Tensor,
     after: Mapping[str, Tensor],
     places: Sequence[int],
-    guided: bool,
 ) -> LayerAnalysis:
     kept, table = behaviour.layers[number], counts.layer(number)
-    measure = specialisation(behaviour.observations(number, len(counts.class_names)), shuffles, guided)
 
     def named(images: Sequence[int]) -> tuple[int, ...]:
         return tuple(places[image] for image in images)

@@ -20,7 +20,7 @@ from vimoe.data.label_table import SEPARATOR
 from vimoe.data.listing import mask_layout
 from vimoe.data.loaders import Batch, batches
 from vimoe.data.registry import EMBEDDED, open_one_split
-from vimoe.data.splits import check_classes
+from vimoe.data.splits import Splits, check_classes
 from vimoe.errors import UserError
 from vimoe.tasks.classification import Classification
 from vimoe.tasks.confusion_matrix import ConfusionMatrix
@@ -34,7 +34,8 @@ from vimoe.tasks.segmenter_folder import holds_segmenter, read_segmentation
 from vimoe.tasks.task import Task
 from vimoe.tasks.windows import View
 from vimoe.training.parallel import pick_device
-from vimoe.training.recipe import load_recipe
+from vimoe.training.recipe import Recipe, load_recipe
+from vimoe.training.run_folder import RunFolder
 from vimoe.vit.model_config import model_folder, read_config
 
 # How many of the worst mistakes are kept: of labels, and of masks.
@@ -268,19 +269,25 @@ def _own_images(
     run, recipe = finished_run(path)
     split = split or "test"
     other = data_dir and (not recipe.data_dir or Path(data_dir).resolve() != Path(recipe.data_dir).resolve())
-    if split not in ("train", "val", "test") or (other and not run.read_train_images()):
+    if split not in ("train", "val", "test"):
         return None
-    try:
-        splits = run_images(run, recipe, data_dir=data_dir)
-    except UserError:
-        if not other:
-            raise
-        return None
-    if other and fingerprint(splits.train) != run.read_train_images():
+    splits = _moved_images(run, recipe, data_dir) if data_dir and other else run_images(run, recipe)
+    if splits is None:
         return None
     if split == "test" and splits.test is splits.val:
         split = "val (there is no test)"
     return getattr(splits, split.split()[0]), splits.class_names, f"{split} of the run's own data"
+
+
+def _moved_images(run: RunFolder, recipe: Recipe, data_dir: str) -> Splits | None:
+    """The run's own images where they lie now; None where other ones lie there."""
+    if not (known := run.read_train_images()):
+        return None
+    try:
+        splits = run_images(run, recipe, data_dir=data_dir)
+    except UserError:
+        return None
+    return splits if fingerprint(splits.train) == known else None
 
 
 def _other_images(

@@ -87,8 +87,8 @@ def _with_defaults(kind: str, values: dict[str, Any], note: Callable[[str], None
         splits = open_recipe_data(replace(recipe, augment=False, in_memory=False))
         images, width = len(splits.train), model_width(recipe, splits)
         given = {key: getattr(recipe, key) for key in values}
-        rule = finetune(images, width, given, recipe.task == "segmentation")
-        chosen = {key: value for key, value in rule.items() if key not in ignored_keys(recipe)}
+        rule, ignored = finetune(images, width, given, recipe.task == "segmentation"), ignored_keys(recipe)
+        chosen = {key: value for key, value in rule.items() if key not in ignored}
         kind = f"finetune for {images} training images and a model of width {width}"
     if chosen and os.environ.get("RANK", "0") == "0":
         listed = ", ".join(f"{key} {value}" for key, value in chosen.items())

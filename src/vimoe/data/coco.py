@@ -49,12 +49,15 @@ def find_coco(root: Path, wanted: Wanted = AS_USUAL) -> Found:
     """
     files = _files(root)
     notes, parts = list[str](), dict[str, list[tuple[Path, Shapes]]]()
-    for split in set(USUAL["test"]).intersection(files).difference(wanted):
-        if not _read(files[split]).get("annotations"):
-            notes.append(f"{files.pop(split)} holds no annotations and is not used")
+    tests = dict[str, dict[str, Any]]()
+    for split in USUAL["test"]:
+        if split not in wanted and split in wanted.choose(sorted(files), str(root)).values():
+            tests[split] = _read(files[split])
+            if not tests[split].get("annotations"):
+                notes.append(f"{files.pop(split)} holds no annotations and is not used")
     class_names: tuple[str, ...] = ()
     for role, split in wanted.choose(sorted(files), str(root)).items():
-        content = _read(files[split])
+        content = tests.pop(split, None) or _read(files[split])
         if split in USUAL["test"] and not content.get("annotations"):
             raise UserError(f"{files[split]} holds no annotations: name another split")
         try:

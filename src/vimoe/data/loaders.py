@@ -97,9 +97,9 @@ def batches(
 
 def _nobody(images: Images, number: int) -> Batch:
     """A batch of the next image that can be read, labelled `NOBODY`."""
-    size = len(images)
+    size, items = len(images), _Items(images)
     for following in range(number, number + min(size, _PATIENCE)):
-        item, _ = _Items(images)[size + following % size]
+        item, _ = items[size + following % size]
         if item is not None:
             image, label = stack([item])
             return image, label

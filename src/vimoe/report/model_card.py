@@ -21,7 +21,7 @@ from vimoe.report.saving import png
 from vimoe.report.tables import METRICS, Table, cost_rows
 from vimoe.tasks.model import load_model
 from vimoe.training.recipe import Recipe, load_recipe
-from vimoe.training.run_folder import Row, RunFolder
+from vimoe.training.run_folder import Row, RunFolder, kept_row
 from vimoe.vit.cost import cost
 from vimoe.vit.hub_folder import ANYWHERE
 from vimoe.vit.model_config import model_folder
@@ -57,7 +57,8 @@ def make_card(path: Path, license_name: str | None = None) -> tuple[str, bytes |
     run, folder = RunFolder(path), model_folder(path)
     facts, model = read_facts(folder, (), "fp32"), load_model(folder)
     recipe = load_recipe(path / "recipe.yaml") if (path / "recipe.yaml").exists() else None
-    row = run.kept_row() if recipe and run.read_rows() else {}
+    rows = run.read_rows() if recipe else []
+    row = kept_row(rows) if rows else {}
     name = path.resolve().name if path.resolve() != folder.resolve() or path.name != "model" else facts.architecture
     lines = [f"# {_plain(name)}", _summary(facts, recipe), "## Load", _loading(facts)]
     if pruned := Evidence.load(path / "pruning.json") if (path / "pruning.json").exists() else None:

@@ -20,7 +20,7 @@ from vimoe.tasks.model import load_model
 from vimoe.training.fit import recipe_task
 from vimoe.training.parallel import pick_device
 from vimoe.training.recipe import Recipe
-from vimoe.training.run_folder import RunFolder
+from vimoe.training.run_folder import RunFolder, kept_row
 from vimoe.training.source import open_recipe_data
 from vimoe.vit.cost import cost
 from vimoe.vit.upcycle import get_config
@@ -66,7 +66,8 @@ def measure(run: RunFolder, recipe: Recipe) -> Result:
     splits = open_recipe_data(recipe)
     task = recipe_task(recipe, splits)
     model = load_model(run.model, device)
-    last = run.read_rows()[-1]
+    rows = run.read_rows()
+    last = rows[-1]
     broken, right = list[str](), list[Tensor]()
 
     def watch(outputs: Tensor, targets: Tensor) -> None:
@@ -83,7 +84,7 @@ def measure(run: RunFolder, recipe: Recipe) -> Result:
     result: Result = {
         "seed": recipe.seed,
         "metric": task.metric,
-        **{key: value for key, value in run.kept_row().items() if key.startswith("val_")},
+        **{key: value for key, value in kept_row(rows).items() if key.startswith("val_")},
         **{f"test_{key}": value for key, value in test.items()},
         **cost(model)._asdict(),
         "trained_params": last.get("trained_params", 0),

@@ -7,7 +7,6 @@ from dataclasses import replace
 from statistics import mean
 from typing import Any
 
-from vimoe.data.images import ImageFiles, fingerprint
 from vimoe.data.splits import Splits
 from vimoe.distributed import barrier, rank
 from vimoe.tasks.task import Task
@@ -43,8 +42,7 @@ def train_ensemble(
             if changed:
                 run.note_change(changed, 1, 0)
             run.write_recipe(recipe)
-            if isinstance(splits.train, ImageFiles):
-                run.write_train_images(fingerprint(splits.train))
+            run.write_train_images(splits.train)
         runs = [
             train_one(
                 replace(

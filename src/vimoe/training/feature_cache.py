@@ -41,7 +41,8 @@ MEMORY = "memory"
 # Tokens, labels and broken images, batch by batch.
 Made = Iterator[tuple[NDArray[np.float16], list[int], dict[str, str]]]
 # What decides how a training view looks and in what precision it is computed, apart from images and weights.
-_KEYS = ("augment", "scale", "hflip", "color_jitter", "aa", "reprob", "in_memory", "amp", "amp_dtype")
+_PRECISION = ("amp", "amp_dtype")
+_KEYS = ("augment", "scale", "hflip", "color_jitter", "aa", "reprob", "in_memory", *_PRECISION)
 # By key, the features of this process's last runs; two are of one run.
 _held: dict[str, "Features"] = {}
 
@@ -102,7 +103,7 @@ class _Trunk:
 
     def features(self, images: Images, splits: Splits, views: int = 0, augment: Augment | None = None) -> Features:
         """Of one split: so many views as in training, or, with 0, one as in evaluation."""
-        said = {key: getattr(self.recipe, key) for key in (_KEYS if views else ("amp", "amp_dtype"))}
+        said = {key: getattr(self.recipe, key) for key in (_KEYS if views else _PRECISION)}
         of = [self.weights, self.cut, views, said, splits.form, torch.__version__, timm.__version__, _identity(images)]
         key = hashlib.sha256(json.dumps(of, sort_keys=True, default=str).encode()).hexdigest()[:24]
         with torch.no_grad():

@@ -13,7 +13,7 @@ from typing import Any
 from torch import Tensor
 from tqdm import tqdm
 
-from vimoe.data.images import ImageFiles, Images, class_counts, class_weights, fingerprint, is_uneven
+from vimoe.data.images import Images, class_counts, class_weights, is_uneven
 from vimoe.data.splits import Splits
 from vimoe.distributed import all_gather, barrier, is_network_error, process_group, rank
 from vimoe.errors import UserError, first_line
@@ -131,8 +131,7 @@ def _fit(
             run.write_recipe(recipe)
             if groups:
                 write_text(run.super_classes, dump_super_classes(groups))
-            if isinstance(images, ImageFiles):
-                run.write_train_images(fingerprint(images))
+            run.write_train_images(images)
             if trainer.initial_routers and trainer.saved is None:
                 run.write_initial_routers({n: weight.float().numpy() for n, weight in trainer.initial_routers.items()})
             if introduce is not None:

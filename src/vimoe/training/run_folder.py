@@ -37,6 +37,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from vimoe.data.images import ImageFiles, Images, fingerprint
 from vimoe.errors import UserError, first_line
 from vimoe.files import write_arrays, write_text
 from vimoe.training.recipe import MAY_DIFFER, Recipe, dump_recipe, load_recipe
@@ -47,6 +48,11 @@ Row = dict[str, Any]
 _OF_A_RUN = ("recipe.yaml", "metrics.jsonl", "checkpoints", "start", "model", "analysis.json", "plan.json")
 # What may differ where the user says so.
 _AUGMENTATION = ("augment", "scale", "hflip", "color_jitter", "aa", "reprob", "mixup", "cutmix")
+
+
+def kept_row(rows: Sequence[Row]) -> Row:
+    """Of a run's rows that of the epoch that the finished model is of."""
+    return next((row for row in rows if row.get("kept")), rows[-1])
 
 
 @dataclass(frozen=True)
@@ -192,18 +198,13 @@ class RunFolder:
             raise UserError(f"{path} is damaged: not every line is an epoch's")
         return rows
 
-    def kept_row(self) -> Row:
-        """The row of the epoch that the finished model is of. Raises UserError if there is none, or it is damaged."""
-        if not (rows := self.read_rows()):
-            raise UserError(f"{self.path / 'metrics.jsonl'} holds no epoch")
-        return next((row for row in rows if row.get("kept")), rows[-1])
-
-    def write_train_images(self, fingerprint: str) -> None:
-        """Keep what tells which images were learned from (see `vimoe.data.images.fingerprint`)."""
-        write_text(self.path / "train_images.txt", fingerprint + "\n")
+    def write_train_images(self, images: Images) -> None:
+        """Keep what tells which files are learned from (see `vimoe.data.images.fingerprint`); nothing without files."""
+        if isinstance(images, ImageFiles):
+            write_text(self.path / "train_images.txt", fingerprint(images) + "\n")
 
     def read_train_images(self) -> str:
-        """What `write_train_images` kept, empty if nothing."""
+        """The fingerprint that `write_train_images` kept, empty if none."""
         path = self.path / "train_images.txt"
         return path.read_text(errors="replace").strip() if path.is_file() else ""
 

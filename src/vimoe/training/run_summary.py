@@ -34,8 +34,8 @@ def run_summary(trainer: Trainer, splits: Splits) -> str:
         start += "; --pretrained learns far more from few images"
     kind = "dense"
     if layers:
-        experts = next(iter(layers.values())).experts.num_experts
-        kind = f"MoE in {blocks(layers)}, {experts} experts, {next(iter(layers.values())).routing} routing"
+        layer = next(iter(layers.values()))
+        kind = f"MoE in {blocks(layers)}, {layer.experts.num_experts} experts, {layer.routing} routing"
     batch = f"{recipe.batch_size}{f' x {recipe.accumulate}' if recipe.accumulate > 1 else ''}"
     lines = {
         "data": data_words(splits),

@@ -35,7 +35,7 @@ class RenamedFFN(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         hidden = self.act(self.fc1_g(x)) * self.fc1_x(x) if hasattr(self, "fc1_g") else self.act(self.fc1(x))
-        return self.fc2(self.drop1(hidden) if "drop1" in self._modules else hidden)
+        return self.fc2(self.drop1(hidden) if hasattr(self, "drop1") else hidden)
 
 
 def with_timm_names(ffn: nn.Module) -> nn.Module:

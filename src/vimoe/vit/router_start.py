@@ -21,7 +21,9 @@ def start_routers_at_centroids(model: nn.Module, images: Tensor, generator: torc
     generator decides where the clusters begin. The model is left in the mode it came in.
     """
     layers = {
-        number: layer for number, layer in moe_layers(model).items() if layer.router.top_k and layer.router.decides
+        number: layer
+        for number, layer in moe_layers(model).items()
+        if layer.router.top_k and layer.router.decides and layer.router.weight.any()  # at 0 all are chosen, and alike
     }
     seen: dict[int, list[Tensor]] = {number: [] for number in layers}
     handles = [
@@ -40,15 +42,12 @@ def start_routers_at_centroids(model: nn.Module, images: Tensor, generator: torc
     for number, layer in layers.items():
         rows = torch.cat(seen[number]).flatten(0, 1).float().cpu()
         rows = rows[torch.randperm(len(rows), generator=generator)[:MOST_ROWS]]
-        weight, number_of_rows = layer.router.weight, len(layer.router.weight)
-        if not weight.any():  # all experts are chosen, and have to count alike
-            continue
+        weight, m = layer.router.weight, layer.experts.granularity
         # The slices of a copy have the same row, those of a cut FFN have not.
-        leaders = torch.arange(number_of_rows) // layer.experts.granularity * layer.experts.granularity
-        tied = layer.experts.granularity if weight.equal(weight[leaders]) else 1
-        centroids = spherical_kmeans(rows, -(-number_of_rows // tied), generator).repeat_interleave(tied, 0)
+        tied = m if weight.equal(weight[torch.arange(len(weight)) // m * m]) else 1
+        centroids = spherical_kmeans(rows, -(-len(weight) // tied), generator).repeat_interleave(tied, 0)
         with torch.no_grad():
-            weight.copy_(centroids[:number_of_rows] * (LOGIT / rows.norm(dim=1).mean().clamp(min=1e-6)))
+            weight.copy_(centroids[: len(weight)] * (LOGIT / rows.norm(dim=1).mean().clamp(min=1e-6)))
         layer.last_selection = None
 
 
