@@ -9,6 +9,7 @@ from vimoe.errors import UserError
 from vimoe.study.grid import StudyRun
 from vimoe.study.run_result import RIGHT_FILE, measure, read_result
 from vimoe.study.study_table import gather, read_table
+from vimoe.training import feature_cache
 from vimoe.training.fit import train
 
 
@@ -30,6 +31,30 @@ def test_broken_test_images_are_left_out_counted_and_listed_and_too_many_stop_th
     assert "grass/000.jpg" in (run.path / "skipped-test.csv").read_text()
     with pytest.raises(UserError, match=r"1 of the 9 images to evaluate on are broken, .* 0\.1 allows: .*000\.jpg"):
         measure(run, recipe(tmp_path / "run", **settings, max_broken=0.1))
+
+
+@pytest.mark.parametrize("routing", ["image", "token"])
+def test_results_on_kept_features_are_those_of_the_whole_model_and_the_trunk_runs_once(
+    tmp_path: Path, routing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    images = write_folder(tmp_path / "images", {"train": 8, "val": 4, "test": 4})
+    (images / "test" / "grass" / "000.jpg").write_bytes(b"")
+    settings = {"data_dir": str(images), "img_size": 16, "epochs": 1, "batch_size": 8, "workers": 0, "amp": True}
+    settings |= {"last": 1, "num_experts": 3, "routing": routing, "freeze": "trunk", "max_broken": 0.5}
+    cached = recipe(tmp_path / "run", **settings, cache_features=str(tmp_path / "cache"))
+    run = train(cached)
+    whole = measure(run, recipe(tmp_path / "run", **settings))
+    right, skipped = np.load(run.path / RIGHT_FILE)["right"], (run.path / "skipped-test.csv").read_text()
+    routed = (run.path / "routing" / "val.npz").read_bytes()
+    result = measure(run, cached)
+    assert result.pop("test_nll") == pytest.approx(whole.pop("test_nll"), abs=1e-5)
+    assert result.pop("test_ece") == pytest.approx(whole.pop("test_ece"), abs=1e-3)
+    assert result == whole
+    assert (np.load(run.path / RIGHT_FILE)["right"] == right).all()
+    assert (run.path / "routing" / "val.npz").read_bytes() == routed
+    assert (run.path / "skipped-test.csv").read_text() == skipped
+    monkeypatch.setattr(feature_cache, "_write", lambda *_: pytest.fail("computed again"))
+    assert measure(run, cached)["test_top1"] == whole["test_top1"]
 
 
 def test_a_soft_router_has_a_result_and_a_row_of_the_study_without_choices(tmp_path: Path) -> None:

@@ -152,17 +152,19 @@ class Behaviour:
         return {n: sum(int((part > 0).sum()) for part in kept.used) / self.images for n, kept in self.layers.items()}
 
 
-def count_routing(model: nn.Module, seen: HeldOut, device: str = "cpu") -> Behaviour:
+def count_routing(model: nn.Module, seen: HeldOut, device: str = "cpu", through: nn.Module | None = None) -> Behaviour:
     """Send labelled images through the model, once and as they are, and note every choice.
+
+    `through` is the part of the model that takes them, by default all of it; see `tail`.
 
     Under `token` routing every patch counts, for its image's class or its own; prefix tokens are left out.
 
     Raises UserError if the model has no MoE layer.
     """
-    behaviour = Behaviour(model)
-    with evaluating(model):
+    behaviour, part = Behaviour(model), model if through is None else through
+    with evaluating(part):
         for images, targets in seen.batches():
-            model(images.to(device))
+            part(images.to(device))
             behaviour.note(seen.classes(targets))
     return behaviour
 

@@ -17,12 +17,15 @@ from vimoe.files import write_arrays, write_text
 from vimoe.study.effort import training_steps
 from vimoe.tasks.classification import Classification
 from vimoe.tasks.model import load_model
+from vimoe.training.feature_cache import MEMORY, held_out_features
 from vimoe.training.fit import recipe_task
+from vimoe.training.optimizer import first_trained_block
 from vimoe.training.parallel import pick_device
 from vimoe.training.recipe import Recipe
 from vimoe.training.run_folder import RunFolder, kept_row
 from vimoe.training.source import open_recipe_data
 from vimoe.vit.cost import cost
+from vimoe.vit.trunk import tail
 from vimoe.vit.upcycle import get_config
 
 Result = dict[str, Any]
@@ -66,6 +69,10 @@ def measure(run: RunFolder, recipe: Recipe) -> Result:
     splits = open_recipe_data(recipe)
     task = recipe_task(recipe, splits)
     model = load_model(run.model, device)
+    running, seen = model, splits
+    if recipe.cache_features not in ("", MEMORY):  # the trunk is the same in all runs of a study, so that this pays
+        cut = first_trained_block(model, recipe)
+        running, seen = tail(model, cut), held_out_features(splits, model, cut, recipe, device)
     rows = run.read_rows()
     last = rows[-1]
     broken, right = list[str](), list[Tensor]()
@@ -75,7 +82,7 @@ def measure(run: RunFolder, recipe: Recipe) -> Result:
             right.append(share_of_right_labels(outputs, targets))
 
     try:
-        test = task.evaluate(model, splits.test, device, recipe.workers, broken.append, recipe.max_broken, watch)
+        test = task.evaluate(running, seen.test, device, recipe.workers, broken.append, recipe.max_broken, watch)
     finally:
         run.write_skipped(broken, "test")
     if right:
@@ -95,8 +102,8 @@ def measure(run: RunFolder, recipe: Recipe) -> Result:
     config = get_config(model)
     if config is not None and config.router != "soft":  # which makes no choices to count
         names = splits.class_names
-        seen = held_out(model, splits.val, len(names), recipe.workers, recipe.short_side, 256)
-        routing = count_routing(model, seen, device)
+        images = held_out(model, seen.val, len(names), recipe.workers, recipe.short_side, 256)
+        routing = count_routing(model, images, device, running)
         counts = replace(routing.counts(names), super_classes=splits.super_classes)
         counts.save(run.path / "routing" / "val.npz")
         touched = routing.experts_touched()

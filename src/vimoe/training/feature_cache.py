@@ -1,6 +1,6 @@
 """The frozen trunk computed once: the tokens that it makes of every image, kept on disk or in memory.
 
-    DIR/KEY.npy     fp16 tokens [views, images, T, D], read where they lie (memory-mapped)
+    DIR/KEY.npy     tokens [views, images, T, D], read where they lie (memory-mapped); fp16, for a study's results fp32
     DIR/KEY.json    their labels, their check sum, and which images are broken; written last
 
 KEY stands for all that the tokens depend on: the trunk's weights and where it is cut, the images and how they are
@@ -10,7 +10,6 @@ augmented, the number of views, the versions of torch and timm. Runs that agree 
 import fcntl
 import hashlib
 import json
-import math
 import os
 import shutil
 import sys
@@ -18,7 +17,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import timm
@@ -38,8 +37,9 @@ from vimoe.training.recipe import Recipe
 from vimoe.vit.trunk import trunk_features, trunk_state
 
 MEMORY = "memory"
+Tokens = NDArray[np.float16] | NDArray[np.float32]
 # Tokens, labels and broken images, batch by batch.
-Made = Iterator[tuple[NDArray[np.float16], list[int], dict[str, str]]]
+Made = Iterator[tuple[Tokens, list[int], dict[str, str]]]
 # What decides how a training view looks and in what precision it is computed, apart from images and weights.
 _PRECISION = ("amp", "amp_dtype")
 _KEYS = ("augment", "scale", "hflip", "color_jitter", "aa", "reprob", "in_memory", *_PRECISION)
@@ -50,7 +50,7 @@ _held: dict[str, "Features"] = {}
 class Features(NamedTuple):
     """What the trunk made of a split."""
 
-    tokens: NDArray[np.float16]  # `[views, images, T, D]` fp16
+    tokens: Tokens  # `[views, images, T, D]`
     labels: list[list[int]]  # `[views, images]`; a broken training image has become the next one, with its label
     # What is wrong with images that could not be read: by number, and by any other key in training.
     broken: dict[str, str]
@@ -90,11 +90,27 @@ def cached_features(
     return replace(splits, train=FeatureViews(train, {}), val=FeatureViews(val, broken), augment=None)
 
 
-class _Trunk:
-    """The part of a model that is frozen, and where a recipe keeps what it makes of images."""
+def held_out_features(splits: Splits, model: nn.Module, cut: int, recipe: Recipe, device: str) -> Splits:
+    """The same validation and test images as the trunk sees them in fp32, whatever precision the training had.
 
-    def __init__(self, model: nn.Module, cut: int, recipe: Recipe, device: str) -> None:
+    What comes behind the trunk answers to them as the whole model does. Arguments and errors are those of
+    `cached_features`; `cache_features` must be a folder.
+    """
+    trunk = _Trunk(model, cut, recipe, device, exact=True)
+    found = [trunk.features(images, splits) for images in (splits.val, splits.test)]
+    val, test = (FeatureViews(each, {int(number): line for number, line in each.broken.items()}) for each in found)
+    return replace(splits, val=val, test=test)
+
+
+class _Trunk:
+    """The part of a model that is frozen, and where a recipe keeps what it makes of images.
+
+    Tokens are the recipe's and kept in fp16, or `exact`: computed and kept in fp32.
+    """
+
+    def __init__(self, model: nn.Module, cut: int, recipe: Recipe, device: str, exact: bool = False) -> None:
         self.model, self.cut, self.recipe, self.device = model, cut, recipe, device
+        self.amp, self.dtype = recipe.amp and not exact, torch.float32 if exact else torch.float16
         digest = hashlib.sha256()
         for name, tensor in sorted(trunk_state(model, cut).items()):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
@@ -104,25 +120,27 @@ class _Trunk:
     def features(self, images: Images, splits: Splits, views: int = 0, augment: Augment | None = None) -> Features:
         """Of one split: so many views as in training, or, with 0, one as in evaluation."""
         said = {key: getattr(self.recipe, key) for key in (_KEYS if views else _PRECISION)}
+        if self.dtype == torch.float32:
+            said = {"tokens": "fp32"}
         of = [self.weights, self.cut, views, said, splits.form, torch.__version__, timm.__version__, _identity(images)]
         key = hashlib.sha256(json.dumps(of, sort_keys=True, default=str).encode()).hexdigest()[:24]
         with torch.no_grad():
             one = self._compute(torch.zeros(1, *splits.form.input_size, device=self.device))
-        shape = (max(1, views), len(images), *one.shape[1:])
+        like = cast(Tokens, np.broadcast_to(one, (max(1, views), len(images), *one.shape[1:])))  # takes no memory
         made = self._batches(images, views, augment)
         if self.recipe.cache_features == MEMORY:
             if key not in _held:
-                found = _gather(made, shape)
+                found = _gather(made, like)
                 while len(_held) > 1:
                     _held.pop(next(iter(_held)))
                 _held[key] = found
             return _held[key]
-        return _on_disk(Path(self.recipe.cache_features), key, shape, made)
+        return _on_disk(Path(self.recipe.cache_features), key, like, made)
 
-    def _compute(self, images: Tensor) -> NDArray[np.float16]:
+    def _compute(self, images: Tensor) -> Tokens:
         kind, dtype = self.device.split(":")[0], getattr(torch, self.recipe.amp_dtype)
-        with torch.autocast(kind, dtype, enabled=self.recipe.amp), evaluating(self.model):
-            tokens = trunk_features(self.model, images.to(self.device), self.cut).half().cpu()
+        with torch.autocast(kind, dtype, enabled=self.amp), evaluating(self.model):
+            tokens = trunk_features(self.model, images.to(self.device), self.cut).to(self.dtype).cpu()
         if not tokens.isfinite().all():
             raise UserError("the trunk's tokens do not fit into fp16: leave cache_features out for this model")
         return tokens.numpy()
@@ -161,27 +179,27 @@ def _identity(images: Images) -> Any:
     return len(images), digest.hexdigest()
 
 
-def _gather(made: Made, shape: tuple[int, ...]) -> Features:
-    tokens, labels, broken, place = np.empty(shape, np.float16), list[int](), dict[str, str](), 0
-    rows = tokens.reshape(-1, *shape[2:])
-    _say_size(shape, "memory")
+def _gather(made: Made, like: Tokens) -> Features:
+    tokens, labels, broken, place = np.empty(like.shape, like.dtype), list[int](), dict[str, str](), 0
+    rows = tokens.reshape(-1, *like.shape[2:])
+    _say_size(like, "memory")
     for batch, targets, odd in made:
         rows[place : place + len(batch)] = batch
         place += len(batch)
         labels += targets
         broken |= odd
-    return Features(tokens, np.array(labels).reshape(shape[:2]).tolist(), broken)
+    return Features(tokens, np.array(labels).reshape(like.shape[:2]).tolist(), broken)
 
 
-def _on_disk(folder: Path, key: str, shape: tuple[int, ...], made: Made) -> Features:
+def _on_disk(folder: Path, key: str, like: Tokens, made: Made) -> Features:
     """Features from their files, which are written first where they are missing or damaged."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with _locked(folder / f"{key}.lock"):
-            if (found := _read(folder, key, shape)) is None:
-                _say_size(shape, str(folder))
-                _write(folder, key, shape, made)
-                found = _read(folder, key, shape)
+            if (found := _read(folder, key, like)) is None:
+                _say_size(like, str(folder))
+                _write(folder, key, like, made)
+                found = _read(folder, key, like)
     except OSError as error:
         raise UserError(f"cannot keep features in {folder}: {error.strerror or error}") from error
     if found is None:
@@ -189,17 +207,18 @@ def _on_disk(folder: Path, key: str, shape: tuple[int, ...], made: Made) -> Feat
     return found
 
 
-def _write(folder: Path, key: str, shape: tuple[int, ...], made: Made) -> None:
-    wanted, free = 2 * math.prod(shape), shutil.disk_usage(folder).free
+def _write(folder: Path, key: str, like: Tokens, made: Made) -> None:
+    wanted, free = like.nbytes, shutil.disk_usage(folder).free
     if wanted > free:
         raise UserError(f"features of {wanted / 1e9:.2f} GB do not fit into {folder}: {free / 1e9:.2f} GB are free")
     scratch, digest = folder / f".{key}.npy.writing", hashlib.sha256()
     labels, broken = list[int](), dict[str, str]()
     try:
         with scratch.open("wb") as file:
-            np.lib.format.write_array_header_1_0(file, {"descr": "<f2", "fortran_order": False, "shape": shape})
+            descr = like.dtype.newbyteorder("<").str
+            np.lib.format.write_array_header_1_0(file, {"descr": descr, "fortran_order": False, "shape": like.shape})
             for batch, targets, odd in made:
-                data = np.ascontiguousarray(batch, "<f2").tobytes()
+                data = np.ascontiguousarray(batch, descr).tobytes()
                 file.write(data)
                 digest.update(data)
                 labels += targets
@@ -207,16 +226,20 @@ def _write(folder: Path, key: str, shape: tuple[int, ...], made: Made) -> None:
         os.replace(scratch, folder / f"{key}.npy")
     finally:
         scratch.unlink(missing_ok=True)
-    facts = {"sha256": digest.hexdigest(), "labels": np.array(labels).reshape(shape[:2]).tolist(), "broken": broken}
+    facts = {
+        "sha256": digest.hexdigest(),
+        "labels": np.array(labels).reshape(like.shape[:2]).tolist(),
+        "broken": broken,
+    }
     write_text(folder / f"{key}.json", json.dumps(facts))
 
 
-def _read(folder: Path, key: str, shape: tuple[int, ...]) -> Features | None:
+def _read(folder: Path, key: str, like: Tokens) -> Features | None:
     """What was written, None where it is missing or damaged."""
     try:
         facts = json.loads((folder / f"{key}.json").read_text())
         tokens = np.load(folder / f"{key}.npy", mmap_mode="c", allow_pickle=False)
-        whole = tokens.shape == shape and tokens.dtype == np.float16
+        whole = tokens.shape == like.shape and tokens.dtype == like.dtype
         if whole and hashlib.sha256(np.asarray(tokens).data).hexdigest() == facts["sha256"]:
             return Features(tokens, facts["labels"], facts["broken"])
     except FileNotFoundError:
@@ -238,10 +261,10 @@ def _locked(path: Path) -> Iterator[None]:
         yield
 
 
-def _say_size(shape: tuple[int, ...], where: str) -> None:
-    views, images, tokens, width = shape
-    size = 2 * math.prod(shape) / 1e9
+def _say_size(like: Tokens, where: str) -> None:
+    views, images, tokens, width = like.shape
     print(
-        f"features of {images:,} images in {views} views of {tokens} tokens of {width}: {size:.2f} GB in {where}",
+        f"features of {images:,} images in {views} views of {tokens} tokens of {width}: {like.nbytes / 1e9:.2f} GB in "
+        f"{where}",
         file=sys.stderr,
     )
