@@ -121,6 +121,16 @@ def test_a_question_asked_of_several_settings_is_asked_of_their_mean() -> None:
     assert [(c.one, c.differences) for c in many] == [("mean of 2", {0: 1.5, 1: 0.5})]
 
 
+def test_a_mean_over_settings_holds_the_seeds_that_all_of_them_have_by_image_too() -> None:
+    rows = [*DENSE, *seeds("N8-L2", 81.0, 83.0), *seeds("N8-L4", 82.0)]
+    right = {row.run: np.array([row.seed == 1 and row.setting == "N8-L2", True]) for row in rows}
+    right["seed0/N8-L4"] = np.array([True, True])
+    mean = next(c for c in comparisons(rows, right) if c.of_many)
+    assert list(mean.differences) == [0]
+    assert mean.right is not None
+    assert mean.right.tolist() == [[0.5, 1.0], [0.0, 1.0]]
+
+
 def test_the_best_number_of_layers_is_chosen_on_the_validation_split() -> None:
     rows = [
         *seeds("N8-L1", 99.0, 99.0, val=50.0),  # best on the test split, which must not choose

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -139,28 +139,29 @@ def sweeps(settings: Mapping[str, Sequence[StudyRow]]) -> Iterator[tuple[str, di
 def _ask(
     question: str, settings: Mapping[str, Sequence[StudyRow]], pairs: Iterable[tuple[str, str]], right: Right
 ) -> Iterator[Comparison]:
-    asked = []
+    asked, runs = [], list[dict[int, tuple[StudyRow, StudyRow]]]()
     for one, other in pairs:
         theirs = {row.seed: row for row in settings[other]}
-        seeds = [(row, theirs[row.seed]) for row in settings[one] if row.seed in theirs]
-        if seeds:
-            differences = {row.seed: row.test - control.test for row, control in seeds}
-            images = _mean([[right.get(row.run) for row in pair] for pair in seeds])
-            asked.append(Comparison(question, one, other, differences, images))
+        both = {row.seed: (row, theirs[row.seed]) for row in settings[one] if row.seed in theirs}
+        if both:
+            differences = {seed: row.test - control.test for seed, (row, control) in both.items()}
+            asked.append(Comparison(question, one, other, differences, _images(both.values(), right)))
+            runs.append(both)
     yield from asked
-    complete = [seed for seed in asked[0].differences if all(seed in c.differences for c in asked)] if asked else []
+    complete = [seed for seed in runs[0] if all(seed in both for both in runs)] if runs else []
     if len(asked) > 1 and complete:
         means = {seed: sum(c.differences[seed] for c in asked) / len(asked) for seed in complete}
-        images = _mean([[None] * 2 if c.right is None else c.right for c in asked])
+        images = _images((both[seed] for both in runs for seed in complete), right)
         yield Comparison(question, f"mean of {len(asked)}", "their controls", means, images, of_many=True)
 
 
-def _mean(pairs: Sequence[Iterable[NDArray[Any] | None]]) -> NDArray[np.float64] | None:
-    """The mean of pairs of `[N]`, as `[2, N]`; None where one is missing or they are not of the same images."""
-    known = [images for pair in pairs for images in pair if images is not None]
-    if len(known) < 2 * len(pairs) or len({len(images) for images in known}) > 1:
+def _images(runs: Iterable[tuple[StudyRow, StudyRow]], right: Right) -> NDArray[np.float64] | None:
+    """How often each image is right, `[2, N]`, mean over pairs of runs; None unless it is known of the same images."""
+    known = [[right.get(row.run) for row in pair] for pair in runs]
+    found = [images for pair in known for images in pair if images is not None]
+    if len(found) < 2 * len(known) or len({len(images) for images in found}) > 1:
         return None
-    return np.mean(np.reshape(known, (len(pairs), 2, -1)), axis=0)
+    return np.mean(np.reshape(found, (len(known), 2, -1)), axis=0)
 
 
 def _against(
