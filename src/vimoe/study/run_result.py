@@ -2,17 +2,20 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from vimoe.analysis.ablation_scores import share_of_right_labels
 from vimoe.analysis.behaviour import count_routing
 from vimoe.analysis.held_out import held_out
 from vimoe.analysis.specialisation import specialisation
+from vimoe.data.images import Images
+from vimoe.data.splits import Splits
 from vimoe.files import write_arrays, write_text
 from vimoe.study.effort import training_steps
 from vimoe.tasks.classification import Classification
@@ -69,11 +72,8 @@ def measure(run: RunFolder, recipe: Recipe) -> Result:
     splits = open_recipe_data(recipe)
     task = recipe_task(recipe, splits)
     model = load_model(run.model, device)
-    running, seen = model, splits
-    if recipe.cache_features not in ("", MEMORY):  # the trunk is the same in all runs of a study, so that this pays
-        cut = first_trained_block(model, recipe)
-        running, seen = tail(model, cut), held_out_features(splits, model, cut, recipe, device)
-    rows = run.read_rows()
+    running, seen = _running(model, splits, recipe, device)
+    images, rows = seen(splits.test), run.read_rows()
     last = rows[-1]
     broken, right = list[str](), list[Tensor]()
 
@@ -82,7 +82,7 @@ def measure(run: RunFolder, recipe: Recipe) -> Result:
             right.append(share_of_right_labels(outputs, targets))
 
     try:
-        test = task.evaluate(running, seen.test, device, recipe.workers, broken.append, recipe.max_broken, watch)
+        test = task.evaluate(running, images, device, recipe.workers, broken.append, recipe.max_broken, watch)
     finally:
         run.write_skipped(broken, "test")
     if right:
@@ -102,8 +102,8 @@ def measure(run: RunFolder, recipe: Recipe) -> Result:
     config = get_config(model)
     if config is not None and config.router != "soft":  # which makes no choices to count
         names = splits.class_names
-        images = held_out(model, seen.val, len(names), recipe.workers, recipe.short_side, 256)
-        routing = count_routing(model, images, device, running)
+        val = held_out(model, seen(splits.val), len(names), recipe.workers, recipe.short_side, 256)
+        routing = count_routing(model, val, device, running)
         counts = replace(routing.counts(names), super_classes=splits.super_classes)
         counts.save(run.path / "routing" / "val.npz")
         touched = routing.experts_touched()
@@ -114,3 +114,13 @@ def measure(run: RunFolder, recipe: Recipe) -> Result:
             for layer in routing.layers
         }
     return result
+
+
+def _running(
+    model: nn.Module, splits: Splits, recipe: Recipe, device: str
+) -> tuple[nn.Module, Callable[[Images], Images]]:
+    """The part of the model that runs, and what gives images the form that it takes: tokens where these are kept."""
+    if recipe.cache_features in ("", MEMORY):  # what memory holds is no other run's
+        return model, lambda images: images
+    cut = first_trained_block(model, recipe)
+    return tail(model, cut), held_out_features(splits, model, cut, recipe, device)

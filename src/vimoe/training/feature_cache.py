@@ -13,9 +13,10 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
@@ -85,21 +86,18 @@ def cached_features(
     train = trunk.features(splits.train, splits, recipe.feature_views, augment)
     for line in train.broken.values():
         on_broken(line)
-    val = trunk.features(splits.val, splits)
-    broken = {int(number): line for number, line in val.broken.items()}
-    return replace(splits, train=FeatureViews(train, {}), val=FeatureViews(val, broken), augment=None)
+    return replace(splits, train=FeatureViews(train, {}), val=trunk.held_out(splits.val, splits), augment=None)
 
 
-def held_out_features(splits: Splits, model: nn.Module, cut: int, recipe: Recipe, device: str) -> Splits:
-    """The same validation and test images as the trunk sees them in fp32, whatever precision the training had.
+def held_out_features(
+    splits: Splits, model: nn.Module, cut: int, recipe: Recipe, device: str
+) -> Callable[[Images], Images]:
+    """What gives the images of a split as the trunk sees them in fp32, whatever precision the training had.
 
     What comes behind the trunk answers to them as the whole model does. Arguments and errors are those of
     `cached_features`; `cache_features` must be a folder.
     """
-    trunk = _Trunk(model, cut, recipe, device, exact=True)
-    found = [trunk.features(images, splits) for images in (splits.val, splits.test)]
-    val, test = (FeatureViews(each, {int(number): line for number, line in each.broken.items()}) for each in found)
-    return replace(splits, val=val, test=test)
+    return partial(_Trunk(model, cut, recipe, device, exact=True).held_out, splits=splits)
 
 
 class _Trunk:
@@ -110,18 +108,22 @@ class _Trunk:
 
     def __init__(self, model: nn.Module, cut: int, recipe: Recipe, device: str, exact: bool = False) -> None:
         self.model, self.cut, self.recipe, self.device = model, cut, recipe, device
-        self.amp, self.dtype = recipe.amp and not exact, torch.float32 if exact else torch.float16
+        self.exact, self.amp = exact, recipe.amp and not exact
         digest = hashlib.sha256()
         for name, tensor in sorted(trunk_state(model, cut).items()):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
             digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
         self.weights = digest.hexdigest()
 
+    def held_out(self, images: Images, splits: Splits) -> FeatureViews:
+        """Of one split, as evaluation sees it; images that could not be read stay broken."""
+        found = self.features(images, splits)
+        return FeatureViews(found, {int(number): line for number, line in found.broken.items()})
+
     def features(self, images: Images, splits: Splits, views: int = 0, augment: Augment | None = None) -> Features:
         """Of one split: so many views as in training, or, with 0, one as in evaluation."""
-        said = {key: getattr(self.recipe, key) for key in (_KEYS if views else _PRECISION)}
-        if self.dtype == torch.float32:
-            said = {"tokens": "fp32"}
+        keys = _KEYS if views else _PRECISION
+        said = {"tokens": "fp32"} if self.exact else {key: getattr(self.recipe, key) for key in keys}
         of = [self.weights, self.cut, views, said, splits.form, torch.__version__, timm.__version__, _identity(images)]
         key = hashlib.sha256(json.dumps(of, sort_keys=True, default=str).encode()).hexdigest()[:24]
         with torch.no_grad():
@@ -140,7 +142,8 @@ class _Trunk:
     def _compute(self, images: Tensor) -> Tokens:
         kind, dtype = self.device.split(":")[0], getattr(torch, self.recipe.amp_dtype)
         with torch.autocast(kind, dtype, enabled=self.amp), evaluating(self.model):
-            tokens = trunk_features(self.model, images.to(self.device), self.cut).to(self.dtype).cpu()
+            tokens = trunk_features(self.model, images.to(self.device), self.cut)
+        tokens = (tokens.float() if self.exact else tokens.half()).cpu()
         if not tokens.isfinite().all():
             raise UserError("the trunk's tokens do not fit into fp16: leave cache_features out for this model")
         return tokens.numpy()
